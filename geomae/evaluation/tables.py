@@ -1,0 +1,240 @@
+"""Reading test sets, predictions and training coordinates from CSV and parquet, with every row checked on the way in."""
+
+import difflib
+import hashlib
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet
+from numpy.typing import NDArray
+
+from geomae.errors import CoordinateError, GeoMAEError, PredictionError, SourceError
+from geomae.evaluation.metrics import check_predictions
+from geomae.geography import check_coordinates
+
+__all__ = ["Predictions", "TestSet", "read_predictions", "read_test_set", "read_training_coordinates"]
+
+# The names under which the field's files keep their columns, compared without regard to case; ours come first.
+COLUMN_ALIASES = {
+    "id": ("id", "img_id", "image_id", "photo_id", "img_file", "file"),
+    "latitude": ("latitude", "lat"),
+    "longitude": ("longitude", "lon", "lng", "long"),
+    "author": ("author", "user", "user_id"),
+}
+
+
+@dataclass(frozen=True)
+class TestSet:
+    """Photos with true coordinates, one row each, in the order of their file."""
+
+    __test__ = False  # pytest would take the class for a test
+
+    name: str  # of the file or folder
+    ids: list[str]  # n unique names
+    coordinates_deg: NDArray[np.float64]  # (n, 2) latitude and longitude
+    authors: list[str] | None = None  # n photographers; None where the file does not say
+
+    @property
+    def ids_sha256(self) -> str:
+        """Digest of the sorted ids: equal for equal sets of photos, whatever their order."""
+        return hashlib.sha256("\n".join(sorted(self.ids)).encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """One answer for each id; photos without an answer are simply not here."""
+
+    ids: list[str]  # n unique names
+    coordinates_deg: NDArray[np.float64]  # (n, 2) latitude and longitude
+
+
+def read_test_set(path: str | Path, *, split: str = "test", swap_lat_lon: bool = False) -> TestSet:
+    """The ids, truths and authors of a test set.
+
+    Args:
+        path: a packed folder, or a CSV or parquet file with an id, latitude and longitude (`COLUMN_ALIASES`).
+        split: which split of a packed folder; files have none.
+        swap_lat_lon: read the latitude column as longitude and the other way round.
+
+    Raises:
+        SourceError: the path, a column or the split is missing, an id is empty or stands in two rows.
+        CoordinateError: a row is not on Earth; the message says so when the columns look swapped.
+    """
+    path = Path(path)
+    table = _read_columns(path, split, required=("id", "latitude", "longitude"), optional=("author",), error=SourceError)
+    ids = [str(value) for value in table["id"].to_pylist()]
+    _refuse_bad_ids(ids, path.name, SourceError)
+    coordinates_deg = _coordinates(table, swap_lat_lon)
+    check_coordinates(coordinates_deg[:, 0], coordinates_deg[:, 1], ids, path.name)
+    authors = None
+    if "author" in table.column_names and table["author"].null_count < len(table):
+        # A photo of an unknown author is its own cluster.
+        authors = [photo if author is None else str(author) for photo, author in zip(ids, table["author"].to_pylist(), strict=True)]
+    return TestSet(path.name, ids, coordinates_deg, authors)
+
+
+def read_predictions(path: str | Path, *, swap_lat_lon: bool = False) -> Predictions:
+    """Predictions from a CSV or parquet file with `id`, `latitude` and `longitude`.
+
+    Raises:
+        PredictionError: the file or a column is missing, an id is empty or stands in two rows, or a prediction is
+            not finite or not on Earth.
+    """
+    path = Path(path)
+    table = _read_columns(path, None, required=("id", "latitude", "longitude"), error=PredictionError)
+    ids = [str(value) for value in table["id"].to_pylist()]
+    _refuse_bad_ids(ids, path.name, PredictionError)
+    coordinates_deg = _coordinates(table, swap_lat_lon)
+    check_predictions(coordinates_deg, ids, path.name)
+    return Predictions(ids, coordinates_deg)
+
+
+def read_training_coordinates(path: str | Path, *, split: str = "train", swap_lat_lon: bool = False) -> NDArray[np.float64]:
+    """The coordinates `(n, 2)`, in degrees, that constants and random guesses are fitted on.
+
+    Args:
+        path: a packed folder, or a CSV or parquet file with latitude and longitude; it needs no ids.
+        split: which split of a packed folder.
+        swap_lat_lon: read the latitude column as longitude and the other way round.
+
+    Raises:
+        SourceError: the path, a column or the split is missing, or no row has coordinates.
+        CoordinateError: a row is not on Earth.
+    """
+    path = Path(path)
+    table = _read_columns(path, split, required=("latitude", "longitude"), error=SourceError)
+    coordinates_deg = _coordinates(table, swap_lat_lon)
+    if path.is_dir():  # packed photos without labels carry nulls
+        coordinates_deg = coordinates_deg[~np.isnan(coordinates_deg).all(axis=1)]
+    if len(coordinates_deg) == 0:
+        raise SourceError(f"{path} has no row with coordinates; the baselines need a labelled training set")
+    check_coordinates(coordinates_deg[:, 0], coordinates_deg[:, 1], range(2, len(coordinates_deg) + 2), path.name)
+    return coordinates_deg
+
+
+def _coordinates(table: pa.Table, swap_lat_lon: bool) -> NDArray[np.float64]:
+    names = ("longitude", "latitude") if swap_lat_lon else ("latitude", "longitude")
+    columns = [table[name].to_numpy() for name in names]
+    return np.stack(columns, axis=1).astype(np.float64) if len(table) else np.empty((0, 2))
+
+
+def _read_columns(
+    path: Path,
+    split: str | None,
+    *,
+    required: Sequence[str],
+    optional: Sequence[str] = (),
+    error: type[GeoMAEError],
+) -> pa.Table:
+    """The named columns of a file or of a packed folder's split, under our names, coordinates as float64."""
+    files = _find_files(path, split, error)
+    available = _read_header(files[0])
+    chosen = {}
+    for name in (*required, *optional):
+        match = _match_column(name, available)
+        if match is not None:
+            chosen[name] = match
+        elif name in required:
+            raise error(
+                f"{path} has no column for the {name}; its columns are {', '.join(available)}.\n"
+                f"  Accepted names: {', '.join(COLUMN_ALIASES[name])}."
+            )
+    tables = [_read_file(file, list(chosen.values()), error) for file in files]
+    table = pa.concat_tables([_with_our_names(table, chosen, path, error) for table in tables])
+    if len(table) == 0:
+        raise error(f"{path} has a header but no rows")
+    return table
+
+
+def _find_files(path: Path, split: str | None, error: type[GeoMAEError]) -> list[Path]:
+    if path.is_dir():
+        files = sorted(path.glob(f"{split}-*.parquet"))
+        if files:
+            return files
+        splits = sorted({file.name.rsplit("-", 3)[0] for file in path.glob("*-of-*.parquet")})
+        raise error(
+            f"the folder {path} has no {split}-*.parquet; "
+            + (f"its splits are {', '.join(splits)}: pass one with --split" if splits else "give a packed folder or a CSV file")
+        )
+    if not path.is_file():
+        raise error(f"there is no file or folder {path}")
+    if path.suffix.lower() not in {".csv", ".parquet"}:
+        raise error(f"{path} must end in .csv or .parquet, or be a packed folder")
+    return [path]
+
+
+def _read_header(file: Path) -> list[str]:
+    if file.suffix.lower() == ".parquet":
+        return list(pa.parquet.read_schema(file).names)
+    with file.open(encoding="utf-8-sig") as lines:
+        return [name.strip().strip('"') for name in lines.readline().rstrip("\r\n").split(",")]
+
+
+def _match_column(name: str, available: list[str]) -> str | None:
+    lower = {column.lower(): column for column in reversed(available)}
+    return next((lower[alias] for alias in COLUMN_ALIASES[name] if alias in lower), None)
+
+
+def _read_file(file: Path, columns: list[str], error: type[GeoMAEError]) -> pa.Table:
+    """The columns as strings (CSV) or as they are (parquet)."""
+    try:
+        if file.suffix.lower() == ".parquet":
+            return pa.parquet.read_table(file, columns=columns)
+        names = _read_header(file)
+        return pa.csv.read_csv(
+            file,
+            read_options=pa.csv.ReadOptions(column_names=names, skip_rows=1),
+            convert_options=pa.csv.ConvertOptions(
+                include_columns=columns, column_types=dict.fromkeys(columns, pa.string()), strings_can_be_null=False
+            ),
+        )
+    except pa.ArrowException as problem:
+        raise error(f"{file} cannot be read as a table: {problem}") from problem
+
+
+def _with_our_names(table: pa.Table, chosen: dict[str, str], path: Path, error: type[GeoMAEError]) -> pa.Table:
+    columns = {}
+    for name, original in chosen.items():
+        column = table[original].combine_chunks()
+        if name in ("latitude", "longitude"):
+            columns[name] = pa.array(_as_degrees(column, original, path, error))
+        else:
+            columns[name] = column.cast(pa.string())
+    return pa.table(columns)
+
+
+def _as_degrees(column: pa.Array, name: str, path: Path, error: type[GeoMAEError]) -> NDArray[np.float64]:
+    """Float64 values; empty cells become NaN, which the checks of coordinates then refuse by id."""
+    if not pa.types.is_string(column.type):
+        return np.asarray(column.cast(pa.float64()).to_numpy(zero_copy_only=False), dtype=np.float64)
+    values = np.empty(len(column))
+    for row, text in enumerate(column.to_pylist()):
+        try:
+            values[row] = float(text) if text and text.strip() else np.nan
+        except ValueError as problem:
+            wrong = CoordinateError if error is SourceError else error
+            raise wrong(f"row {row + 2} of {path}: {name}={text!r} is not a number of degrees") from problem
+    return values
+
+
+def _refuse_bad_ids(ids: list[str], source: str, error: type[GeoMAEError]) -> None:
+    """Ids must be there and be unique: a photo counted twice is the fault this project began with."""
+    empty = [row for row, name in enumerate(ids) if name in ("", "None")]
+    if empty:
+        raise error(f"{len(empty)} of {len(ids)} rows of {source} have no id; the first is row {empty[0] + 2}")
+    repeated = [name for name, count in Counter(ids).items() if count > 1]
+    if repeated:
+        raise error(
+            f"{len(repeated)} ids of {source} stand in more than one row; the first is id {repeated[0]}. "
+            "Every photo counts once: remove the repeated rows."
+        )
+
+
+def nearest_ids(name: str, ids: Sequence[str]) -> str:
+    """A hint for an unknown id: the most similar known one, or any known one."""
+    return next(iter(difflib.get_close_matches(name, ids[:5000], n=1)), ids[0])
