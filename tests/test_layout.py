@@ -41,7 +41,7 @@ def relative_imports(path: Path) -> list[ast.ImportFrom]:
 
 
 def text_files() -> list[Path]:
-    """Every text file that is or could be committed; outside a git checkout, every one neither hidden nor in outputs/."""
+    """Every text file that is or could be committed; without git, every one neither hidden nor in outputs/."""
     if (ROOT / ".git").exists():
         command = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
         names = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout.splitlines()
