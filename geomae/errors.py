@@ -1,0 +1,44 @@
+"""Everything that a user can cause, by name. All are `ValueError`s, so `except ValueError` catches the lot."""
+
+__all__ = [
+    "ConfigError",
+    "CoordinateError",
+    "DamagedPhotoError",
+    "GeoMAEError",
+    "NonFiniteLossError",
+    "PredictionError",
+    "SourceError",
+    "TooManyDamagedPhotosError",
+]
+
+
+class GeoMAEError(ValueError):
+    """Base class: the message says what was given, what was expected and what to do."""
+
+
+class ConfigError(GeoMAEError):
+    """A configuration file or a command line cannot work."""
+
+
+class CoordinateError(GeoMAEError):
+    """A latitude or a longitude is missing, not finite or not on Earth."""
+
+
+class SourceError(GeoMAEError):
+    """Photos, shards or tables are not where or what they were said to be."""
+
+
+class DamagedPhotoError(GeoMAEError):
+    """One photo cannot be decoded. Callers count it, name it in the log and go on."""
+
+
+class TooManyDamagedPhotosError(GeoMAEError):
+    """More than the allowed share of the photos cannot be decoded."""
+
+
+class PredictionError(GeoMAEError):
+    """Predictions do not fit their test set: missing, unknown, duplicate, not finite or not on Earth."""
+
+
+class NonFiniteLossError(GeoMAEError):
+    """The training loss or its gradient is not a finite number."""

@@ -1,0 +1,185 @@
+"""Weights in and out: whatever the public calls a ViT checkpoint -> our encoder, and our encoder -> timm."""
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import snapshot_download
+from safetensors.torch import load_file, save_file
+from timm.layers import resample_abs_pos_embed
+from torch import Tensor
+from transformers import AutoModelForImageClassification, PreTrainedModel
+
+__all__ = ["LoadReport", "export_encoder", "load_encoder_weights", "load_geolocator", "to_timm_names"]
+
+WEIGHT_FILES = ("model.safetensors", "open_clip_model.safetensors", "pytorch_model.bin")
+
+# transformers has written two dialects of the same ViT: `encoder.layer.0.attention.attention.query` on disk, and
+# `layers.0.attention.q_proj` in the modules of release 5.
+TRANSFORMERS_TO_TIMM = (
+    (r"^(?:vit\.)?embeddings\.cls_token$", "cls_token"),
+    (r"^(?:vit\.)?embeddings\.position_embeddings$", "pos_embed"),
+    (r"^(?:vit\.)?embeddings\.patch_embeddings\.projection\.", "patch_embed.proj."),
+    (r"^(?:vit\.)?(?:encoder\.layer|layers)\.(\d+)\.layernorm_before\.", r"blocks.\1.norm1."),
+    (r"^(?:vit\.)?(?:encoder\.layer|layers)\.(\d+)\.layernorm_after\.", r"blocks.\1.norm2."),
+    (r"^(?:vit\.)?(?:encoder\.layer|layers)\.(\d+)\.attention\.(?:attention\.query|q_proj)\.", r"blocks.\1.attn.q."),
+    (r"^(?:vit\.)?(?:encoder\.layer|layers)\.(\d+)\.attention\.(?:attention\.key|k_proj)\.", r"blocks.\1.attn.k."),
+    (r"^(?:vit\.)?(?:encoder\.layer|layers)\.(\d+)\.attention\.(?:attention\.value|v_proj)\.", r"blocks.\1.attn.v."),
+    (r"^(?:vit\.)?(?:encoder\.layer|layers)\.(\d+)\.attention\.(?:output\.dense|o_proj)\.", r"blocks.\1.attn.proj."),
+    (r"^(?:vit\.)?(?:encoder\.layer|layers)\.(\d+)\.(?:intermediate\.dense|mlp\.fc1)\.", r"blocks.\1.mlp.fc1."),
+    (r"^(?:vit\.)?(?:encoder\.layer|layers)\.(\d+)\.(?:output\.dense|mlp\.fc2)\.", r"blocks.\1.mlp.fc2."),
+    (r"^(?:vit\.)?layernorm\.", "norm."),
+)
+
+
+@dataclass(frozen=True)
+class LoadReport:
+    """What became of every tensor; `str()` is for people."""
+
+    source: str
+    loaded: tuple[str, ...]
+    """Backbone tensors that the checkpoint filled, by timm name."""
+    new: tuple[str, ...]
+    """Tensors of the model that keep their fresh values: the head, and whatever the checkpoint lacks."""
+    unused: tuple[str, ...]
+    """Tensors of the checkpoint that the backbone has no place for, such as a decoder or a classifier."""
+    resized: tuple[str, ...] = ()
+    """Position embeddings that were interpolated to another grid."""
+
+    def __str__(self) -> str:
+        lines = [f"Loaded {len(self.loaded)} tensors of the backbone from {self.source}."]
+        for name, words in (
+            ("new", "Fresh in the model"),
+            ("unused", "Unused in the checkpoint"),
+            ("resized", "Resized"),
+        ):
+            names = getattr(self, name)
+            if names:
+                shown = ", ".join(names[:6]) + (f", ... ({len(names)} in all)" if len(names) > 6 else "")
+                lines.append(f"  {words}: {shown}")
+        return "\n".join(lines)
+
+
+def load_encoder_weights(model: PreTrainedModel, source: str | Path) -> LoadReport:
+    """Start a model's backbone from a checkpoint, wherever it comes from.
+
+    Args:
+        model: any model here; its `backbone` is filled, everything else stays.
+        source: a folder of GeoMAE, transformers `ViTMAE` / `ViT` or timm; a `.pth`, `.bin` or `.safetensors` file with
+            timm's names (facebookresearch's MAE has them); or the id of such a repository on the Hub.
+
+    Returns:
+        What was loaded, what is new and what was not used.
+
+    Raises:
+        ValueError: the weights do not fit: nothing of the backbone is in them, a tensor has another shape, or part of
+            the backbone is missing. The model is left as it was.
+    """
+    offered = to_timm_names(read_state_dict(Path(source)))
+    backbone = model.backbone
+    wanted = backbone.state_dict()
+    resized = resize_position_embedding(offered, wanted, backbone)
+    missing = sorted(wanted.keys() - offered.keys())
+    if missing:
+        raise ValueError(
+            f"{source} has {len(wanted) - len(missing)} of the backbone's {len(wanted)} tensors; missing are "
+            f"{', '.join(missing[:4])}{', ...' if len(missing) > 4 else ''}. Is it another architecture? "
+            f"The checkpoint's names begin with {', '.join(sorted(offered)[:4])}."
+        )
+    misfits = [name for name, tensor in wanted.items() if offered[name].shape != tensor.shape]
+    if misfits:
+        shapes = "; ".join(f"{n} {tuple(offered[n].shape)} for {tuple(wanted[n].shape)}" for n in misfits[:4])
+        raise ValueError(
+            f"{source} does not fit the model in {len(misfits)} tensors: {shapes}. Adapt the model's sizes."
+        )
+    backbone.load_state_dict({name: offered[name] for name in wanted})
+    inside = {id(tensor) for tensor in backbone.state_dict(keep_vars=True).values()}
+    new = (name for name, tensor in model.state_dict(keep_vars=True).items() if id(tensor) not in inside)
+    unused = sorted(offered.keys() - wanted.keys())
+    return LoadReport(str(source), tuple(wanted), tuple(new), tuple(unused), tuple(resized))
+
+
+def read_state_dict(source: Path) -> dict[str, Tensor]:
+    """Tensors of a file, a folder or a Hub repository, by the names they have there; pickles are read weights-only."""
+    if not source.exists() and re.fullmatch(r"[\w.-]+/[\w.-]+", str(source)):
+        source = Path(snapshot_download(str(source), allow_patterns=["*.json", *WEIGHT_FILES]))
+    if source.is_dir():
+        index = source / "model.safetensors.index.json"
+        if index.is_file():
+            shards = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+            return {name: tensor for shard in shards for name, tensor in load_file(source / shard).items()}
+        present = [source / name for name in WEIGHT_FILES if (source / name).is_file()]
+        if not present:
+            raise ValueError(f"no weights in {source}: looked for {', '.join(WEIGHT_FILES)}.")
+        source = present[0]
+    if not source.is_file():
+        raise ValueError(
+            f"{source} does not exist: give a checkpoint folder, a weight file or a Hub id such as owner/name."
+        )
+    if source.suffix == ".safetensors":
+        return load_file(source)
+    content = torch.load(source, map_location="cpu", weights_only=True)
+    return content.get("model", content.get("state_dict", content))
+
+
+def to_timm_names(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Rename an encoder's tensors to timm's names; separate queries, keys and values become one `qkv`.
+
+    Understands our own prefixes (`geomae.encoder.`, `encoder.`, `backbone.`), transformers' ViT and ViTMAE in both
+    dialects, and leaves timm's own names, which facebookresearch's MAE shares, alone.
+    """
+    renamed: dict[str, Tensor] = {}
+    for name, tensor in state_dict.items():
+        name = re.sub(r"^(?:module\.)?(?:(?:geomae\.)?encoder\.(?!layer\.)|backbone\.)?", "", name)
+        for pattern, replacement in TRANSFORMERS_TO_TIMM:
+            name = re.sub(pattern, replacement, name)
+        renamed[name] = tensor
+    for name in [name for name in renamed if re.fullmatch(r"blocks\.\d+\.attn\.q\.(weight|bias)", name)]:
+        parts = [name.replace(".attn.q.", f".attn.{part}.") for part in "qkv"]
+        renamed[name.replace(".attn.q.", ".attn.qkv.")] = torch.cat([renamed.pop(part) for part in parts])
+    return renamed
+
+
+def resize_position_embedding(offered: dict[str, Tensor], wanted: Mapping[str, Tensor], backbone: Any) -> list[str]:
+    """Interpolate `pos_embed` of another photo size in place; the names of what was interpolated."""
+    old, new = offered.get("pos_embed"), wanted.get("pos_embed")
+    if old is None or new is None or old.shape == new.shape or old.shape[-1] != new.shape[-1]:
+        return []
+    grid = list(backbone.patch_embed.grid_size)
+    offered["pos_embed"] = resample_abs_pos_embed(old, new_size=grid, num_prefix_tokens=backbone.num_prefix_tokens)
+    return ["pos_embed"]
+
+
+def export_encoder(model: PreTrainedModel, path: str | Path) -> Path:
+    """Write the backbone under timm's names, for `timm.create_model(..., num_classes=0, checkpoint_path=path)`.
+
+    Args:
+        model: any model here.
+        path: the `.safetensors` file to write; its folder is made.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_file({name: tensor.contiguous() for name, tensor in model.backbone.state_dict().items()}, path)
+    return path
+
+
+def load_geolocator(path: str | Path) -> PreTrainedModel:
+    """The fine-tuned model in a checkpoint folder, GeoMAE or baseline, in evaluation mode.
+
+    Raises:
+        ValueError: the folder holds no model, or one that was not fine-tuned to coordinates yet.
+    """
+    config_file = Path(path) / "config.json"
+    if not config_file.is_file():
+        raise ValueError(f"{path} is not a checkpoint: it has no config.json. Give the folder that training wrote.")
+    architectures = json.loads(config_file.read_text()).get("architectures") or ["unknown"]
+    if not architectures[0].endswith("ForGeolocation"):
+        raise ValueError(
+            f"{path} holds a {architectures[0]}, which answers no coordinates: fine-tune it first, "
+            f"with run_finetune_geo.py ... --init_from {path}."
+        )
+    return AutoModelForImageClassification.from_pretrained(path).eval()

@@ -1,0 +1,94 @@
+"""The baselines: any timm backbone under a geolocation head, plugged into transformers."""
+
+from typing import Any
+
+import timm
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers import initialization as init
+
+from .configuration_geobaseline import GeoBaselineConfig
+from .geolocation_head import GeolocationHead, GeolocationOutput, build_head
+from .patches import PixelNormalizer
+from .step_flops import count_step_flops
+
+__all__ = ["GeoBaselineForGeolocation"]
+
+
+def build_backbone(config: GeoBaselineConfig) -> nn.Module:
+    """The timm model that the configuration names, without classifier.
+
+    Raises:
+        ValueError: timm does not know the name; the message lists near ones.
+    """
+    if not timm.is_model(config.backbone):
+        near = timm.list_models(f"*{config.backbone.split('_')[0]}*")[:5]
+        raise ValueError(
+            f"backbone={config.backbone!r} is not a model of timm {timm.__version__}. Near names: {', '.join(near)}."
+        )
+    arguments: dict[str, Any] = {"drop_path_rate": config.drop_path_rate} if config.drop_path_rate else {}
+    if timm.get_pretrained_cfg(config.backbone, allow_unregistered=True).fixed_input_size:
+        arguments["img_size"] = config.image_size
+    return timm.create_model(
+        config.backbone, num_classes=0, in_chans=config.num_channels, **(arguments | config.backbone_kwargs)
+    )
+
+
+class GeoBaselineForGeolocation(PreTrainedModel):
+    """Photos -> coordinates: a timm backbone, its own pooling, and a head."""
+
+    config_class = GeoBaselineConfig
+    main_input_name = "pixel_values"
+    input_modalities = "image"
+    supports_gradient_checkpointing = True
+    _keep_in_fp32_modules_strict = {"head"}
+
+    def __init__(self, config: GeoBaselineConfig) -> None:
+        super().__init__(config)
+        self.pixel_normalizer = PixelNormalizer(config.image_mean, config.image_std)
+        self.backbone = build_backbone(config)
+        self.head = build_head(
+            config.head_type, self.backbone.num_features, config.head_hidden_sizes, config.head_dropout_prob
+        )
+        self._keep_timm_initialization()
+        self.post_init()
+
+    def forward(self, pixel_values: Tensor, coordinates_deg: Tensor | None = None) -> GeolocationOutput:
+        """Locate photos.
+
+        Args:
+            pixel_values: `(B, C, H, W)`, uint8 0..255 or normalised floats.
+            coordinates_deg: `(B, 2)` true latitude and longitude, degrees; gives `loss` and `error_km`.
+        """
+        pixels = self.pixel_normalizer(pixel_values).to(next(self.backbone.parameters()).dtype)
+        return self.head(self.backbone(pixels), coordinates_deg)  # (B, C, H, W) -> (B, num_features)
+
+    def flops_per_photo(self) -> float:
+        """Floating point operations of one training step for one photo, forward and backward."""
+        return count_step_flops(self)
+
+    def _keep_timm_initialization(self) -> None:
+        """Mark what timm has initialised: transformers would redraw every convolution from N(0, 0.02)."""
+        for tensor in (*self.backbone.parameters(), *self.backbone.buffers()):
+            tensor._is_hf_initialized = not tensor.is_meta  # type: ignore[attr-defined]  # transformers' own flag
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        """Fill what no checkpoint and no timm constructor has filled; `init` leaves everything marked alone."""
+        if isinstance(module, PixelNormalizer):
+            module.reset_buffers()
+        elif isinstance(module, GeolocationHead):
+            for layer in module.layers:
+                if isinstance(layer, nn.Linear):
+                    init.xavier_uniform_(layer.weight)
+                    init.zeros_(layer.bias)
+        elif hasattr(module, "init_non_persistent_buffers"):  # timm: transformers 5 leaves such buffers uninitialised
+            module.init_non_persistent_buffers()
+
+    def _set_gradient_checkpointing(self, enable: bool = True, *args: Any, **kwargs: Any) -> None:
+        """Let timm recompute its own stages; its models that cannot say so."""
+        self.backbone.set_grad_checkpointing(enable)
+
+
+GeoBaselineForGeolocation.register_for_auto_class("AutoModelForImageClassification")
