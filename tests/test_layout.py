@@ -16,6 +16,10 @@ MODELING = sorted((ROOT / "modeling").glob("*.py"))
 GEOMAE = sorted((ROOT / "geomae").rglob("*.py"))
 DOCUMENTS = [path.name for path in sorted(ROOT.glob("*.md"))]
 
+# Distributions whose module has another name, and those that a dependency imports on our behalf.
+OTHER_NAMES = {"PIL": "pillow", "cv2": "opencv-python-headless", "huggingface_hub": "huggingface-hub", "yaml": "pyyaml"}
+IMPORTED_BY_OTHERS = {"torchvision"}
+
 # What the documents name and a run writes, or a reader brings.
 NOT_IN_THE_CHECKOUT = ("outputs/", "data/my", "my_photos", ".venv/")
 
@@ -71,7 +75,8 @@ def paths_named_in(document: Path) -> Iterator[str]:
 
 @pytest.mark.parametrize("path", MODELING, ids=lambda path: path.name)
 def test_modeling_imports_nothing_that_a_checkpoint_folder_lacks(path: Path) -> None:
-    allowed = {"torch", "transformers", "timm", *sys.stdlib_module_names}
+    with_transformers = {"huggingface_hub", "numpy", "safetensors"}  # transformers cannot be installed without them
+    allowed = {"torch", "transformers", "timm", *with_transformers, *sys.stdlib_module_names}
     assert top_level(path) <= allowed, f"{path.name} imports {sorted(top_level(path) - allowed)}"
 
 
@@ -111,6 +116,19 @@ def test_every_package_is_typed_and_listed_in_the_wheel() -> None:
     assert sorted(listed) == sorted(packages | {"geomae.modeling"})
     assert (ROOT / "geomae" / "py.typed").is_file()
     assert (ROOT / "modeling" / "py.typed").is_file()
+
+
+def test_what_is_imported_is_declared_and_what_is_declared_is_imported() -> None:
+    """`pip install geomae[report]` must bring everything that its code and the scripts import, and nothing else."""
+    imported = set().union(*map(top_level, [*GEOMAE, *MODELING, *ROOT.glob("*.py")]))
+    imported -= {"", "geomae", "modeling", *sys.stdlib_module_names}
+    distributions = {OTHER_NAMES.get(module, module) for module in imported}
+    with (ROOT / "pyproject.toml").open("rb") as file:
+        project = tomllib.load(file)["project"]
+    requirements = project["dependencies"] + project["optional-dependencies"]["report"]
+    declared = {re.split(r"[<>=!~\[; ]", requirement)[0] for requirement in requirements}
+    assert distributions <= declared
+    assert declared - distributions <= IMPORTED_BY_OTHERS
 
 
 @pytest.mark.parametrize(
