@@ -1,4 +1,4 @@
-"""The sphere in numpy: distances, unit vectors, checks and centres, in float64. Its twin in torch is `modeling/geodesy.py`."""
+"""The sphere in numpy and float64: distances, checks and centres. Its twin in torch is `modeling/geodesy.py`."""
 
 from collections.abc import Sequence
 
@@ -74,7 +74,14 @@ def find_off_earth(latitude: ArrayLike, longitude: ArrayLike) -> NDArray[np.bool
         return ~((np.abs(latitude) <= 90.0) & (np.abs(longitude) <= 180.0))
 
 
-def check_coordinates(latitude: ArrayLike, longitude: ArrayLike, ids: Sequence[object], source: str) -> None:
+def check_coordinates(
+    latitude: ArrayLike,
+    longitude: ArrayLike,
+    ids: Sequence[object],
+    source: str,
+    *,
+    swap_flag: str = "--swap_lat_lon",
+) -> None:
     """Refuses coordinates that are missing, not finite or not on Earth.
 
     Args:
@@ -82,6 +89,7 @@ def check_coordinates(latitude: ArrayLike, longitude: ArrayLike, ids: Sequence[o
         longitude: `(n,)` degrees.
         ids: n names, for the message.
         source: the file or data set that they came from, for the message.
+        swap_flag: the option that would read the two columns the other way round, for the message.
 
     Raises:
         CoordinateError: names how many rows are bad, the first of them, and whether the two columns look swapped.
@@ -99,7 +107,7 @@ def check_coordinates(latitude: ArrayLike, longitude: ArrayLike, ids: Sequence[o
     if not np.isfinite(np.stack([latitude[off_earth], longitude[off_earth]])).all():
         message += " Remove the rows whose coordinates are missing or not finite."
     elif not find_off_earth(longitude, latitude).any():
-        message += " Are the columns swapped? Pass --swap_lat_lon to read them the other way round."
+        message += f" Are the columns swapped? Pass {swap_flag} to read them the other way round."
     raise CoordinateError(message)
 
 

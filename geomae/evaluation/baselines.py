@@ -1,4 +1,4 @@
-"""Answers without looking at the photo, fitted on training coordinates: what a model must beat to have seen anything."""
+"""Answers that look at no photo, fitted on training coordinates: what a model must beat to have seen anything."""
 
 from collections.abc import Callable
 from typing import Any
@@ -78,7 +78,9 @@ def judge_baselines(
         judge_constant("geometric_median", geometric_median(known_deg))
         judge_constant("densest_200km", densest_point(known_deg, radius_km=200.0))
         judge_random("random_training_photo", lambda: known_deg[rng.integers(0, len(known_deg), num_photos)])
-        judge_random("random_guess", lambda: draw_from_clusters(*fit_clusters(known_deg, NUM_CLUSTERS, rng), num_photos, rng))
+        judge_random(
+            "random_guess", lambda: draw_from_clusters(*fit_clusters(known_deg, NUM_CLUSTERS, rng), num_photos, rng)
+        )
     judge_random("uniform_on_sphere", lambda: draw_uniform(num_photos, rng))
     return results, pa.table(columns)
 
@@ -101,7 +103,7 @@ def densest_point(coordinates_deg: Points, *, radius_km: float) -> Points:
     fine = (best[:, None] + around).reshape(-1, 2)
     fine = fine[np.abs(fine[:, 0]) <= 90.0]
     fine[:, 1] = _wrap_longitude(fine[:, 1])
-    return np.asarray(fine[np.argmax(num_near(fine))])
+    return np.round(fine[np.argmax(num_near(fine))], 1)  # 0.1 degrees, without the digits of adding offsets
 
 
 def fit_clusters(coordinates_deg: Points, num_clusters: int, rng: np.random.Generator) -> tuple[Points, Points]:

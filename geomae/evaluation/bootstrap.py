@@ -79,6 +79,8 @@ def _weighted_medians(sorted_km: NDArray[np.float64], weights: NDArray[np.float6
     """The median `(resamples,)` of errors repeated `weights` times, halfway between the two middle ones if even."""
     cumulative = np.cumsum(weights, axis=1)
     total = cumulative[:, -1]
-    lower = [np.searchsorted(row, np.floor((n - 1) / 2), side="right") for row, n in zip(cumulative, total, strict=True)]
+    lower = [
+        np.searchsorted(row, np.floor((n - 1) / 2), side="right") for row, n in zip(cumulative, total, strict=True)
+    ]
     upper = [np.searchsorted(row, np.floor(n / 2), side="right") for row, n in zip(cumulative, total, strict=True)]
     return (sorted_km[lower] + sorted_km[upper]) / 2.0

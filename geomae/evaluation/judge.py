@@ -30,8 +30,9 @@ def match_predictions(predictions: Predictions, test_set: TestSet) -> NDArray[np
     unknown = [name for name in predictions.ids if name not in position]
     if unknown:
         raise PredictionError(
-            f"{len(unknown)} of {len(predictions.ids)} predicted ids are not in {test_set.name}; the first is id {unknown[0]}"
-            f" (the test set has ids such as {nearest_ids(unknown[0], test_set.ids)}). Is it the right test set?"
+            f"{len(unknown)} of {len(predictions.ids)} predicted ids are not in {test_set.name}; the first is id "
+            f"{unknown[0]} (the test set has ids such as {nearest_ids(unknown[0], test_set.ids)}). "
+            "Is it the right test set?"
         )
     if len(set(predictions.ids)) < len(predictions.ids):
         first = next(name for row, name in enumerate(predictions.ids) if name in predictions.ids[:row])
@@ -68,7 +69,7 @@ def judge_predictions(
         PredictionError: as `match_predictions`.
     """
     matched = match_predictions(predictions, test_set)
-    is_missing = np.isnan(matched).any(axis=1)
+    is_missing: NDArray[np.bool_] = np.isnan(matched[:, 0])
     error_km = np.full(len(matched), LARGEST_ERROR_KM)
     error_km[~is_missing] = great_circle_km(matched[~is_missing], test_set.coordinates_deg[~is_missing])
     metrics = judge_errors(error_km, test_set, num_resamples=num_resamples, seed=seed)

@@ -118,5 +118,6 @@ def check_predictions(predicted_deg: NDArray[np.float64], ids: Sequence[object],
         raise PredictionError(
             f"{int(off_earth.sum())} of {len(predicted_deg)} rows of {source} cannot be judged; the first is id "
             f"{ids[first]}, which is {kind}: latitude={latitude:g}, longitude={longitude:g}.\n"
-            "  Latitude runs from -90 to 90 degrees, longitude from -180 to 180. Leave a photo out to let it count as a miss."
+            "  Latitude runs from -90 to 90 degrees, longitude from -180 to 180. "
+            "Leave a photo out to let it count as a miss."
         )

@@ -1,11 +1,12 @@
-"""Reading test sets, predictions and training coordinates from CSV and parquet, with every row checked on the way in."""
+"""Test sets, predictions and training coordinates from CSV and parquet, with every row checked on the way in."""
 
 import difflib
 import hashlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Self
 
 import numpy as np
 import pyarrow as pa
@@ -38,6 +39,31 @@ class TestSet:
     ids: list[str]  # n unique names
     coordinates_deg: NDArray[np.float64]  # (n, 2) latitude and longitude
     authors: list[str] | None = None  # n photographers; None where the file does not say
+    split: str | None = None  # of a packed folder; None for files
+
+    @classmethod
+    def from_columns(cls, name: str, columns: Mapping[str, Any], *, split: str | None = None) -> Self:
+        """A test set from its columns, checked.
+
+        Args:
+            name: for messages and records.
+            columns: `id`, `latitude`, `longitude` and perhaps `author`: a `datasets.Dataset` or lists.
+            split: which split of a packed folder this is.
+
+        Raises:
+            SourceError: an id is empty or stands in two rows.
+            CoordinateError: a row is not on Earth; the message says so when the columns look swapped.
+        """
+        ids = ["" if value is None else str(value) for value in columns["id"]]
+        _refuse_bad_ids(ids, name, SourceError)
+        pairs = [np.array(list(columns[key]), dtype=np.float64) for key in ("latitude", "longitude")]
+        check_coordinates(pairs[0], pairs[1], ids, name)
+        authors = list(columns["author"]) if "author" in _column_names(columns) else [None]
+        if not any(authors):
+            return cls(name, ids, np.stack(pairs, axis=1), split=split)
+        # A photo of an unknown author is a cluster of its own.
+        known = [str(author) if author else photo for photo, author in zip(ids, authors, strict=True)]
+        return cls(name, ids, np.stack(pairs, axis=1), known, split)
 
     @property
     def ids_sha256(self) -> str:
@@ -66,16 +92,13 @@ def read_test_set(path: str | Path, *, split: str = "test", swap_lat_lon: bool =
         CoordinateError: a row is not on Earth; the message says so when the columns look swapped.
     """
     path = Path(path)
-    table = _read_columns(path, split, required=("id", "latitude", "longitude"), optional=("author",), error=SourceError)
-    ids = [str(value) for value in table["id"].to_pylist()]
-    _refuse_bad_ids(ids, path.name, SourceError)
-    coordinates_deg = _coordinates(table, swap_lat_lon)
-    check_coordinates(coordinates_deg[:, 0], coordinates_deg[:, 1], ids, path.name)
-    authors = None
-    if "author" in table.column_names and table["author"].null_count < len(table):
-        # A photo of an unknown author is its own cluster.
-        authors = [photo if author is None else str(author) for photo, author in zip(ids, table["author"].to_pylist(), strict=True)]
-    return TestSet(path.name, ids, coordinates_deg, authors)
+    table = _read_columns(
+        path, split, required=("id", "latitude", "longitude"), optional=("author",), error=SourceError
+    )
+    columns = table.to_pydict()
+    if swap_lat_lon:
+        columns["latitude"], columns["longitude"] = columns["longitude"], columns["latitude"]
+    return TestSet.from_columns(path.name, columns, split=split if path.is_dir() else None)
 
 
 def read_predictions(path: str | Path, *, swap_lat_lon: bool = False) -> Predictions:
@@ -94,7 +117,9 @@ def read_predictions(path: str | Path, *, swap_lat_lon: bool = False) -> Predict
     return Predictions(ids, coordinates_deg)
 
 
-def read_training_coordinates(path: str | Path, *, split: str = "train", swap_lat_lon: bool = False) -> NDArray[np.float64]:
+def read_training_coordinates(
+    path: str | Path, *, split: str = "train", swap_lat_lon: bool = False
+) -> NDArray[np.float64]:
     """The coordinates `(n, 2)`, in degrees, that constants and random guesses are fitted on.
 
     Args:
@@ -113,8 +138,18 @@ def read_training_coordinates(path: str | Path, *, split: str = "train", swap_la
         coordinates_deg = coordinates_deg[~np.isnan(coordinates_deg).all(axis=1)]
     if len(coordinates_deg) == 0:
         raise SourceError(f"{path} has no row with coordinates; the baselines need a labelled training set")
-    check_coordinates(coordinates_deg[:, 0], coordinates_deg[:, 1], range(2, len(coordinates_deg) + 2), path.name)
+    check_coordinates(
+        coordinates_deg[:, 0],
+        coordinates_deg[:, 1],
+        [f"row {row + 2}" for row in range(len(coordinates_deg))],
+        path.name,
+        swap_flag="--swap_train_lat_lon",
+    )
     return coordinates_deg
+
+
+def _column_names(columns: Any) -> Sequence[str]:
+    return columns.column_names if hasattr(columns, "column_names") else list(columns)
 
 
 def _coordinates(table: pa.Table, swap_lat_lon: bool) -> NDArray[np.float64]:
@@ -159,7 +194,11 @@ def _find_files(path: Path, split: str | None, error: type[GeoMAEError]) -> list
         splits = sorted({file.name.rsplit("-", 3)[0] for file in path.glob("*-of-*.parquet")})
         raise error(
             f"the folder {path} has no {split}-*.parquet; "
-            + (f"its splits are {', '.join(splits)}: pass one with --split" if splits else "give a packed folder or a CSV file")
+            + (
+                f"its splits are {', '.join(splits)}: pass one with --split"
+                if splits
+                else "give a packed folder or a CSV file"
+            )
         )
     if not path.is_file():
         raise error(f"there is no file or folder {path}")

@@ -1,0 +1,40 @@
+"""Predictions in, numbers with intervals out, beside answers that never saw a photo.
+
+`geomae.evaluation.predict` needs torch and is imported by its full name; everything listed here does without.
+"""
+
+from geomae.evaluation.arguments import EvaluationArguments
+from geomae.evaluation.baselines import BASELINES, judge_baselines
+from geomae.evaluation.bootstrap import bootstrap_intervals
+from geomae.evaluation.judge import judge_errors, judge_predictions, match_predictions
+from geomae.evaluation.metrics import THRESHOLDS_KM, compute_metrics, geoscores, summarise_errors
+from geomae.evaluation.records import describe_run, describe_test_set, read_metrics, shown_path, write_evaluation
+from geomae.evaluation.summary import best_constant, format_summary, format_table
+from geomae.evaluation.tables import Predictions, TestSet, read_predictions, read_test_set, read_training_coordinates
+
+__all__ = [
+    "BASELINES",
+    "THRESHOLDS_KM",
+    "EvaluationArguments",
+    "Predictions",
+    "TestSet",
+    "best_constant",
+    "bootstrap_intervals",
+    "compute_metrics",
+    "describe_run",
+    "describe_test_set",
+    "format_summary",
+    "format_table",
+    "geoscores",
+    "judge_baselines",
+    "judge_errors",
+    "judge_predictions",
+    "match_predictions",
+    "read_metrics",
+    "read_predictions",
+    "read_test_set",
+    "read_training_coordinates",
+    "shown_path",
+    "summarise_errors",
+    "write_evaluation",
+]

@@ -1,0 +1,76 @@
+"""`python -m geomae.evaluation baselines`: what answers without a photo reach on a test set, as a `metrics.json`.
+
+python -m geomae.evaluation baselines --test_set im2gps3k_places365.csv --train_coordinates mp16_coordinates_100k.csv \
+    --output_dir results/baselines/im2gps3k
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from geomae.errors import GeoMAEError
+from geomae.evaluation import (
+    describe_run,
+    describe_test_set,
+    format_table,
+    judge_baselines,
+    read_test_set,
+    read_training_coordinates,
+    shown_path,
+    write_evaluation,
+)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Fit the baselines on training coordinates, judge them, write and print the result."""
+    parser = argparse.ArgumentParser(prog="python -m geomae.evaluation", description=__doc__.splitlines()[0])
+    commands = parser.add_subparsers(dest="command", required=True)
+    baselines = commands.add_parser("baselines", help="judge constants and random guesses on a test set")
+    baselines.add_argument("--test_set", required=True, help="packed folder, CSV or parquet file")
+    baselines.add_argument("--split", default="test", help="split of a packed folder (default: test)")
+    baselines.add_argument(
+        "--train_coordinates", required=True, help="packed folder or file with latitude and longitude"
+    )
+    baselines.add_argument("--output_dir", required=True, help="folder for metrics.json; it is created")
+    baselines.add_argument("--num_repeats", type=int, default=20, help="runs of each random baseline (default: 20)")
+    baselines.add_argument(
+        "--num_resamples", type=int, default=2000, help="resamples behind the intervals (default: 2000)"
+    )
+    baselines.add_argument(
+        "--swap_lat_lon", action="store_true", help="read the test set's columns the other way round"
+    )
+    baselines.add_argument("--swap_train_lat_lon", action="store_true", help="the same for the training coordinates")
+    baselines.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args(argv)
+
+    words = list(sys.argv[1:] if argv is None else argv)
+    test_set = read_test_set(arguments.test_set, split=arguments.split, swap_lat_lon=arguments.swap_lat_lon)
+    training_deg = read_training_coordinates(arguments.train_coordinates, swap_lat_lon=arguments.swap_train_lat_lon)
+    results, _ = judge_baselines(
+        test_set,
+        training_deg,
+        num_repeats=arguments.num_repeats,
+        num_resamples=arguments.num_resamples,
+        seed=arguments.seed,
+    )
+    record = {
+        "num_photos": len(test_set.ids),
+        "baselines": results,
+        "test_set": describe_test_set(test_set),
+        "train_coordinates": {
+            "name": shown_path(arguments.train_coordinates).rsplit("/", 1)[-1],
+            "num": len(training_deg),
+        },
+        **describe_run(["-m", "geomae.evaluation", *words]),
+    }
+    written = write_evaluation(arguments.output_dir, record)
+    print(f"{test_set.name}: {len(test_set.ids):,} photos, {len(training_deg):,} training coordinates\n")
+    print(format_table(results))
+    print(f"\nwrote {shown_path(written[-1])}")
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except GeoMAEError as problem:
+        sys.exit(f"{type(problem).__name__}: {problem}")

@@ -1,0 +1,89 @@
+"""What `run_evaluate_geo.py` can be told, in a YAML file or on the command line."""
+
+from dataclasses import dataclass, field
+
+from geomae.errors import ConfigError
+
+__all__ = ["EvaluationArguments"]
+
+
+@dataclass
+class EvaluationArguments:
+    """One evaluation: predictions, from a checkpoint or a file, against one test set."""
+
+    test_set: str | None = field(
+        default=None,
+        metadata={
+            "help": "What to judge by: a packed folder (see split), or a CSV or parquet file with an id, latitude and "
+            "longitude, such as im2gps3k_places365.csv. An author column makes the intervals clustered by author."
+        },
+    )
+    output_dir: str | None = field(
+        default=None,
+        metadata={"help": "Folder for predictions.parquet, baselines.parquet and metrics.json; it is created."},
+    )
+    checkpoint: str | None = field(
+        default=None, metadata={"help": "Folder of a fine-tuned model. Give either this or predictions."}
+    )
+    predictions: str | None = field(
+        default=None,
+        metadata={"help": "CSV or parquet file with id, latitude, longitude. Needs neither a model nor photos."},
+    )
+    split: str = field(
+        default="test", metadata={"help": "Which split of a packed folder is the test set; files have none."}
+    )
+    photos: str | None = field(
+        default=None,
+        metadata={
+            "help": "Folder of the photos, where test_set is a CSV file and checkpoint is given; ids are paths in it."
+        },
+    )
+    train_coordinates: str | None = field(
+        default=None,
+        metadata={
+            "help": "Training coordinates that the constants and random guesses are fitted on: a packed folder (its "
+            "train split) or a file with latitude and longitude. Without them only the uniform guess is compared."
+        },
+    )
+    swap_lat_lon: bool = field(
+        default=False, metadata={"help": "Read the test set's latitude column as longitude and the other way round."}
+    )
+    swap_train_lat_lon: bool = field(default=False, metadata={"help": "The same for the columns of train_coordinates."})
+    per_device_eval_batch_size: int = field(
+        default=64,
+        metadata={"help": "Photos in a forward pass. The same size gives the same digits on any number of devices."},
+    )
+    dataloader_num_workers: int = field(
+        default=0, metadata={"help": "Processes that decode photos, for each device; 0 decodes between forward passes."}
+    )
+    bf16: bool = field(
+        default=False, metadata={"help": "Run the backbone in bfloat16; heads and distances stay in full precision."}
+    )
+    max_damaged_share: float = field(
+        default=0.1,
+        metadata={
+            "help": "Share of photos, 0 to 1, that may be damaged before the run stops; damaged ones count as misses."
+        },
+    )
+    num_resamples: int = field(
+        default=2000, metadata={"help": "Resamples behind the 95 % intervals, at least 100; 10000 takes seconds."}
+    )
+    seed: int = field(default=0, metadata={"help": "Seed of the resamples and of the random baselines."})
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot work."""
+        for name in ("test_set", "output_dir"):
+            if not getattr(self, name):
+                raise ConfigError(f"{name} is missing: give --{name} PATH, or a line `{name}: PATH` in the YAML file")
+        if bool(self.checkpoint) == bool(self.predictions):
+            given = "both" if self.checkpoint else "neither"
+            raise ConfigError(f"give either checkpoint or predictions; {given} of them was given")
+        if self.per_device_eval_batch_size < 1 or self.dataloader_num_workers < 0:
+            raise ConfigError(
+                "per_device_eval_batch_size must be at least 1 and dataloader_num_workers at least 0; got "
+                f"{self.per_device_eval_batch_size} and {self.dataloader_num_workers}"
+            )
+        if not 0.0 <= self.max_damaged_share <= 1.0:
+            raise ConfigError(f"max_damaged_share is a share from 0 to 1; got {self.max_damaged_share}")
+        if self.num_resamples < 100:
+            raise ConfigError(f"num_resamples must be at least 100 for a 95 % interval; got {self.num_resamples}")

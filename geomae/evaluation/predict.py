@@ -1,0 +1,138 @@
+"""From photos to coordinates: every photo exactly once, on any number of processes, with the same digits."""
+
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from accelerate import PartialState
+from accelerate.utils import gather_object
+from torch import Tensor
+from torch.utils.data import DataLoader
+from tqdm.auto import tqdm
+from transformers import PreTrainedModel
+
+from geomae.errors import DamagedPhotoError, SourceError, TooManyDamagedPhotosError
+from geomae.evaluation.tables import Predictions
+
+__all__ = ["is_main_process", "predict_coordinates"]
+
+logger = logging.getLogger(__name__)
+
+
+class PhotoDataset(Protocol):
+    """A map-style data set of photos with an `id` column, such as `datasets.Dataset`."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, key: Any) -> Any: ...
+
+
+class TolerantCollator:
+    """A collator that gives an empty batch where every photo of it is damaged, instead of ending the evaluation."""
+
+    def __init__(self, collator: Callable[[list[Any]], dict[str, Any]]) -> None:
+        self.collator = collator
+
+    def __call__(self, samples: list[Any]) -> dict[str, Any]:
+        """Collate; an all-damaged batch has no `ids`, so its photos end among the missing."""
+        try:
+            return self.collator(samples)
+        except (DamagedPhotoError, TooManyDamagedPhotosError) as problem:
+            logger.warning("a whole batch is damaged: %s", problem)
+            return {"pixel_values": None, "ids": []}
+
+
+def is_main_process() -> bool:
+    """Whether this is the process that writes files and prints."""
+    return bool(PartialState().is_main_process)
+
+
+def predict_coordinates(
+    model: PreTrainedModel,
+    dataset: PhotoDataset,
+    collator: Callable[[list[Any]], dict[str, Any]],
+    *,
+    batch_size: int,
+    num_workers: int = 0,
+    bf16: bool = False,
+    device: torch.device | str | None = None,
+    max_damaged_share: float = 0.1,
+) -> Predictions:
+    """Predict every photo of a data set once.
+
+    Batches are cut from the data set in order and whole batches are dealt to the processes, so that a photo is computed
+    beside the same neighbours however many processes there are, and its digits do not depend on their number.
+
+    Args:
+        model: its `forward(pixel_values)` returns `coordinates_deg` `(B, 2)`.
+        dataset: map-style, with unique ids in its column `id`.
+        collator: samples -> `pixel_values` `(B, 3, H, W)` and `ids`; it leaves damaged photos out.
+        batch_size: photos in a forward pass.
+        num_workers: decoding processes for each device.
+        bf16: run under bfloat16 autocast.
+        device: where the model runs; this process's device where None.
+        max_damaged_share: share of photos that may be damaged.
+
+    Returns:
+        Ids in the data set's order, without the damaged photos, and `(n, 2)` float64 degrees; on every process alike.
+
+    Raises:
+        SourceError: the data set is empty or repeats an id.
+        TooManyDamagedPhotosError: more photos are damaged than `max_damaged_share` allows.
+    """
+    state = PartialState()
+    device = torch.device(device) if device is not None else state.device
+    all_ids = [str(name) for name in dataset["id"]]
+    if not all_ids or len(set(all_ids)) < len(all_ids):
+        raise SourceError(f"a test set needs photos with unique ids; got {len(all_ids)} rows, {len(set(all_ids))} ids")
+    loader: DataLoader[Any] = DataLoader(
+        dataset,  # type: ignore[arg-type]  # the Protocol is what DataLoader needs of a Dataset
+        batch_sampler=_batches_of_rank(len(all_ids), batch_size, state.process_index, state.num_processes),
+        collate_fn=TolerantCollator(collator),
+        num_workers=num_workers,
+        pin_memory=device.type == "cuda",
+    )
+    model.to(device)  # type: ignore[arg-type]  # transformers wraps torch's method without its type
+    model.eval()
+    ids, batches = _predict_batches(model, loader, device, bf16=bf16, shows_progress=state.is_main_process)
+    rows = list(zip(ids, torch.cat(batches).tolist() if batches else [], strict=True))
+    return _in_order(gather_object(rows), all_ids, max_damaged_share)
+
+
+@torch.inference_mode()
+def _predict_batches(
+    model: PreTrainedModel, loader: DataLoader[Any], device: torch.device, *, bf16: bool, shows_progress: bool
+) -> tuple[list[str], list[Tensor]]:
+    """This process's ids and predictions `(B, 2)`; these stay on the device, so that no batch waits for a copy."""
+    ids: list[str] = []
+    batches: list[Tensor] = []
+    for batch in tqdm(loader, desc="Predicting", unit="batch", disable=not shows_progress):
+        if not batch["ids"]:
+            continue
+        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16):
+            output = model(pixel_values=batch["pixel_values"].to(device, non_blocking=True))
+        batches.append(output.coordinates_deg.double())
+        ids.extend(map(str, batch["ids"]))
+    return ids, batches
+
+
+def _batches_of_rank(num_photos: int, batch_size: int, rank: int, num_ranks: int) -> list[list[int]]:
+    starts = range(rank * batch_size, num_photos, num_ranks * batch_size)
+    return [list(range(start, min(start + batch_size, num_photos))) for start in starts]
+
+
+def _in_order(rows: Sequence[tuple[str, list[float]]], all_ids: list[str], max_damaged_share: float) -> Predictions:
+    """Gathered rows in the data set's order; asserts that every one is there once."""
+    answers = dict(rows)
+    assert len(answers) == len(rows), "a photo was predicted twice"
+    assert answers.keys() <= set(all_ids), "a photo was predicted that the data set does not have"
+    num_damaged = len(all_ids) - len(answers)
+    if num_damaged > max_damaged_share * len(all_ids):
+        raise TooManyDamagedPhotosError(
+            f"{num_damaged} of {len(all_ids)} photos are damaged, more than max_damaged_share={max_damaged_share:g} "
+            "allows; the log names each with its reason"
+        )
+    ids = [name for name in all_ids if name in answers]
+    return Predictions(ids, np.array([answers[name] for name in ids], dtype=np.float64).reshape(-1, 2))

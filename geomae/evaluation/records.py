@@ -1,0 +1,132 @@
+"""`metrics.json`: numbers together with the commit, the versions and the command that made them."""
+
+import json
+import platform
+import re
+import shlex
+import subprocess
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet
+
+from geomae.errors import SourceError
+from geomae.evaluation.tables import TestSet
+
+__all__ = ["describe_run", "describe_test_set", "read_metrics", "shown_path", "write_evaluation"]
+
+PACKAGES = ("geomae", "numpy", "scipy", "pyarrow", "torch", "transformers", "datasets", "accelerate", "timm")
+
+
+def describe_run(argv: Sequence[str]) -> dict[str, Any]:
+    """The `command`, `commit` and `versions` of the running program.
+
+    Args:
+        argv: `sys.argv`: the program and its arguments; absolute paths are shortened by `shown_path`.
+    """
+    return {
+        "command": shlex.join(["python", *map(_shown_word, argv)]),
+        "commit": _find_commit(),
+        "versions": _find_versions(),
+    }
+
+
+def describe_test_set(test_set: TestSet) -> dict[str, Any]:
+    """Which photos were judged: the file's name, and a digest of the sorted ids that tells other copies apart."""
+    return {
+        "name": test_set.name,
+        "split": test_set.split,
+        "num_photos": len(test_set.ids),
+        "ids_sha256": test_set.ids_sha256,
+    }
+
+
+def shown_path(path: str | Path) -> str:
+    """A path that means something on another machine: relative below the working directory, else the file's name."""
+    path = Path(path)
+    if not path.is_absolute():
+        return path.as_posix()
+    try:
+        return path.relative_to(Path.cwd()).as_posix()
+    except ValueError:
+        return path.name
+
+
+def write_evaluation(output_dir: str | Path, metrics: dict[str, Any], **tables: pa.Table) -> list[Path]:
+    """Write `metrics.json` and each table as `<name>.parquet`.
+
+    Args:
+        output_dir: folder; it is created.
+        metrics: anything that JSON can hold; NaN is refused.
+        tables: name -> table.
+
+    Returns:
+        The paths written, `metrics.json` last, so that its presence says the evaluation is complete.
+    """
+    folder = Path(output_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    written = []
+    for name, table in tables.items():
+        pa.parquet.write_table(table, folder / f"{name}.parquet")
+        written.append(folder / f"{name}.parquet")
+    text = json.dumps(metrics, indent=2, allow_nan=False, ensure_ascii=False)
+    text = re.sub(r"\[[^\[\]{}\"]+\]", lambda numbers: re.sub(r"\s+", "", numbers[0]).replace(",", ", "), text)
+    (folder / "metrics.json").write_text(text + "\n", encoding="utf-8")
+    return [*written, folder / "metrics.json"]
+
+
+def read_metrics(path: str | Path) -> dict[str, Any]:
+    """The content of a `metrics.json`, given by its path or its folder.
+
+    Raises:
+        SourceError: it is not there, or is not a JSON object.
+    """
+    path = Path(path)
+    file = path / "metrics.json" if path.is_dir() else path
+    try:
+        metrics = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as problem:
+        raise SourceError(f"cannot read {file}: {problem}. run_evaluate_geo.py writes it") from problem
+    if not isinstance(metrics, dict):
+        raise SourceError(f"{file} holds a {type(metrics).__name__}, not the metrics of an evaluation")
+    return metrics
+
+
+def _shown_word(word: str) -> str:
+    key, equals, value = word.partition("=")
+    if equals and value.startswith("/"):
+        return f"{key}={shown_path(value)}"
+    return shown_path(word) if word.startswith("/") else word
+
+
+def _find_versions() -> dict[str, str]:
+    versions = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return versions
+
+
+def _find_commit() -> str | None:
+    """The checkout's commit, with `+changes` if tracked code differs from it; None outside a checkout."""
+    root = Path(__file__).resolve().parents[2]
+    if not (root / ".git").exists():
+        return None
+    try:
+        commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True, check=True)
+        # Numbers and the pages filled from them change by being recorded: they are not code.
+        changes = subprocess.run(
+            ["git", "status", "--porcelain", "--untracked-files=no", "--", ".", ":!results", ":!*.md"],
+            cwd=root,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return commit.stdout.strip() + ("+changes" if changes.stdout.strip() else "")

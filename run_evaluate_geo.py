@@ -1,0 +1,90 @@
+"""Judge a geolocator, or anybody's predictions, on a test set: predictions.parquet -> metrics.json -> a table.
+
+    python run_evaluate_geo.py configs/evaluate/demo.yaml
+    python run_evaluate_geo.py --predictions predictions.csv --test_set im2gps3k_places365.csv \
+        --train_coordinates mp16_coordinates_100k.csv --output_dir outputs/judged
+
+The first runs a checkpoint on photos, also under `accelerate launch`. The second needs neither a model nor photos.
+"""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from geomae.errors import GeoMAEError
+from geomae.evaluation import (
+    EvaluationArguments,
+    TestSet,
+    describe_run,
+    describe_test_set,
+    format_summary,
+    judge_baselines,
+    judge_predictions,
+    read_predictions,
+    read_test_set,
+    read_training_coordinates,
+    shown_path,
+    write_evaluation,
+)
+from geomae.training.config_file import parse_config
+
+
+def main(argv: Sequence[str]) -> None:
+    """Read, predict where a checkpoint is given, judge, compare, write, print."""
+    (arguments,) = parse_config((EvaluationArguments,), argv)
+    training_deg = None
+    if arguments.train_coordinates:
+        training_deg = read_training_coordinates(arguments.train_coordinates, swap_lat_lon=arguments.swap_train_lat_lon)
+
+    if arguments.checkpoint:
+        # Only this branch needs torch: a file of predictions is judged without it.
+        from geomae.data import PhotoCollator, load_photos
+        from geomae.evaluation.predict import is_main_process, predict_coordinates
+        from modeling import load_geolocator
+
+        model = load_geolocator(arguments.checkpoint)
+        photos = load_photos(
+            arguments.photos or arguments.test_set,
+            arguments.split,
+            csv_file=arguments.test_set if arguments.photos else None,
+            swap_lat_lon=arguments.swap_lat_lon,
+        )
+        test_set = TestSet.from_columns(
+            Path(arguments.test_set).name, photos, split=None if arguments.photos else arguments.split
+        )
+        predictions = predict_coordinates(
+            model,
+            photos,
+            PhotoCollator(model.config.image_size, augment=False, labelled=False),
+            batch_size=arguments.per_device_eval_batch_size,
+            num_workers=arguments.dataloader_num_workers,
+            bf16=arguments.bf16,
+            max_damaged_share=arguments.max_damaged_share,
+        )
+        if not is_main_process():
+            return
+    else:
+        test_set = read_test_set(arguments.test_set, split=arguments.split, swap_lat_lon=arguments.swap_lat_lon)
+        predictions = read_predictions(arguments.predictions)
+
+    resampling = {"num_resamples": arguments.num_resamples, "seed": arguments.seed}
+    metrics, judged = judge_predictions(predictions, test_set, **resampling)
+    metrics["baselines"], baseline_errors = judge_baselines(test_set, training_deg, **resampling)
+    for key in ("checkpoint", "predictions", "train_coordinates"):
+        metrics[key] = shown_path(getattr(arguments, key)) if getattr(arguments, key) else None
+    if arguments.checkpoint:
+        batch_size = arguments.per_device_eval_batch_size
+        metrics["options"] = {"crop": "center", "bf16": arguments.bf16, "batch_size": batch_size}
+    metrics["test_set"] = describe_test_set(test_set)
+    metrics |= describe_run(sys.argv[:1] + list(argv))
+    written = write_evaluation(arguments.output_dir, metrics, predictions=judged, baselines=baseline_errors)
+
+    print(format_summary(metrics, label=shown_path(arguments.checkpoint or arguments.predictions)))
+    print("\n".join(["", *(f"wrote {path}" for path in written)]))
+
+
+if __name__ == "__main__":
+    try:
+        main(sys.argv[1:])
+    except GeoMAEError as problem:
+        sys.exit(f"{type(problem).__name__}: {problem}")
