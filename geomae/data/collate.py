@@ -1,0 +1,144 @@
+"""A list of undecoded samples -> one batch of uint8 pixels. Runs in the workers of the DataLoader."""
+
+import hashlib
+import logging
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+
+from geomae.data.photos import center_crop, decode_photo, evaluation_short_side, random_resized_crop
+from geomae.errors import ConfigError, CoordinateError, DamagedPhotoError
+
+__all__ = ["PhotoCollator"]
+
+logger = logging.getLogger(__name__)
+
+
+class PhotoCollator:
+    """Decodes, crops and stacks photos; damaged ones are left out, named in the log and counted.
+
+    Called with B samples `{image: {bytes, path}, latitude, longitude, id, augmentation_seed}`, it returns
+    - `pixel_values` (B, 3, image_size, image_size) uint8, 0 to 255, in channels_last memory order;
+    - `coordinates_deg` (B, 2) float32 latitude and longitude, where `labelled`;
+    - `ids`, B strings;
+    - `num_bad`, a scalar int64 tensor: photos left out of this batch;
+    - `noise` (B, num_patches) float32 in [0, 1), where `num_patches` is given and `augment` is not.
+    """
+
+    def __init__(
+        self,
+        image_size: int,
+        *,
+        augment: bool,
+        crop_scale: tuple[float, float] = (0.66, 1.0),
+        flip: bool = True,
+        num_patches: int | None = None,
+        labelled: bool = True,
+    ) -> None:
+        """Check the options; nothing is read yet.
+
+        Args:
+            image_size: pixels of a side of the square that the model sees.
+            augment: random crop and flip, a pure function of the sample's `augmentation_seed`; else the central crop.
+            crop_scale: smallest and largest share of the photo that a random crop covers, 0 to 1.
+            flip: whether half of the augmented photos are mirrored.
+            num_patches: with it, a photo not augmented gets masking noise that is a function of its id alone, so that a
+                validation loss of the masked autoencoder can be repeated.
+            labelled: whether coordinates are needed.
+
+        Raises:
+            ConfigError: the crop scale is not an interval within 0 to 1, or the image size is not positive.
+        """
+        low, high = crop_scale
+        if not 0 < low <= high <= 1:
+            raise ConfigError(f"crop_scale={list(crop_scale)}: expected 0 < smallest share <= largest share <= 1.")
+        if image_size < 1:
+            raise ConfigError(f"image_size={image_size}: expected at least 1 pixel.")
+        self.image_size, self.augment, self.flip = image_size, augment, flip
+        self.crop_scale = (low, high)
+        self.num_patches, self.labelled = num_patches, labelled
+
+    def __call__(self, samples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """Make a batch.
+
+        Raises:
+            DamagedPhotoError: not one photo of the batch can be decoded.
+            CoordinateError: `labelled`, and a photo has no coordinates.
+        """
+        cv2.setNumThreads(1)  # workers are the parallelism; OpenCV would start a thread per core in each
+        crops = np.empty((len(samples), self.image_size, self.image_size, 3), dtype=np.uint8)
+        kept: list[Mapping[str, Any]] = []
+        for sample in samples:
+            try:
+                crops[len(kept)] = self.crop(sample)
+            except (DamagedPhotoError, OSError) as error:
+                logger.warning("left out damaged photo %s: %s", sample["id"], error)
+                last_error = error
+            else:
+                kept.append(sample)
+        if not kept:
+            raise DamagedPhotoError(
+                f"all {len(samples)} photos of a batch are damaged; the last is {samples[-1]['id']}: {last_error}. "
+                "Look at the source of the photos, or pack it anew."
+            )
+        # (B, H, W, 3) -> (B, 3, H, W) without a copy
+        pixel_values = torch.from_numpy(crops[: len(kept)]).permute(0, 3, 1, 2)
+        batch: dict[str, Any] = {"pixel_values": pixel_values, "ids": [str(sample["id"]) for sample in kept]}
+        batch["num_bad"] = torch.tensor(len(samples) - len(kept))
+        if self.labelled:
+            batch["coordinates_deg"] = torch.tensor([_coordinates(sample) for sample in kept], dtype=torch.float32)
+        if self.num_patches is not None and not self.augment:
+            batch["noise"] = torch.from_numpy(np.stack([_noise(name, self.num_patches) for name in batch["ids"]]))
+        return batch
+
+    def crop(self, sample: Mapping[str, Any]) -> np.ndarray:
+        """The `(image_size, image_size, 3)` uint8 pixels of one sample.
+
+        Raises:
+            DamagedPhotoError: the photo cannot be decoded.
+            OSError: its file cannot be read.
+        """
+        photo = decode_photo(_read_bytes(sample["image"]), min_short_side=self._short_side_needed())
+        if not self.augment:
+            return center_crop(photo, self.image_size)
+        rng = np.random.default_rng(_augmentation_seed(sample))
+        cropped = random_resized_crop(photo, self.image_size, self.crop_scale, rng)
+        return cropped[:, ::-1] if self.flip and rng.random() < 0.5 else cropped  # flipped last: fewest pixels to move
+
+    def _short_side_needed(self) -> int:
+        """Pixels that the decoded photo must keep so that no crop has to be enlarged because of scaled decoding."""
+        if not self.augment:
+            return evaluation_short_side(self.image_size)
+        return math.ceil(self.image_size / math.sqrt(self.crop_scale[0] * 3 / 4))
+
+
+def _read_bytes(image: Mapping[str, Any]) -> bytes:
+    data = image["bytes"]
+    return Path(image["path"]).read_bytes() if data is None else bytes(data)
+
+
+def _augmentation_seed(sample: Mapping[str, Any]) -> int:
+    """A map-style data set gives none: torch's generator, which the DataLoader seeds in every worker, then does."""
+    seed = sample.get("augmentation_seed")
+    return int(torch.randint(2**62, ())) if seed is None else int(seed)
+
+
+def _coordinates(sample: Mapping[str, Any]) -> tuple[float, float]:
+    latitude, longitude = sample["latitude"], sample["longitude"]
+    if latitude is None or longitude is None or math.isnan(latitude) or math.isnan(longitude):
+        raise CoordinateError(
+            f"photo {sample['id']} has no coordinates: latitude={latitude}, longitude={longitude}. "
+            "Only pretraining takes unlabelled photos; train and test a geolocator on a labelled split."
+        )
+    return latitude, longitude
+
+
+def _noise(photo_id: str, num_patches: int) -> np.ndarray:
+    """`(num_patches,)` float32, the same for the same id on every machine."""
+    seed = int.from_bytes(hashlib.blake2b(photo_id.encode(), digest_size=8).digest(), "big")
+    return np.random.default_rng(seed).random(num_patches, dtype=np.float32)

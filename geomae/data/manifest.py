@@ -1,0 +1,109 @@
+"""`manifest.json`: what a packed folder holds, from what, how it was made, and which photos were left out."""
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from geomae.errors import SourceError
+
+__all__ = ["MAX_BAD_LISTED", "BadPhoto", "ShardReport", "forget_splits", "write_manifest"]
+
+MAX_BAD_LISTED = 1000  # names of damaged photos in the manifest; all of them are counted
+
+
+@dataclass(frozen=True)
+class BadPhoto:
+    """A photo that was left out, and why."""
+
+    file: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class ShardReport:
+    """One finished shard."""
+
+    file: str
+    split: str
+    num_photos: int
+    sha256: str
+    bad: tuple[BadPhoto, ...]
+
+
+def write_manifest(
+    output_dir: Path, reports: Sequence[ShardReport], *, source: str, options: dict[str, Any]
+) -> dict[str, Any]:
+    """Write `manifest.json`; splits that earlier runs packed into the same folder stay listed.
+
+    Args:
+        output_dir: the packed folder.
+        reports: the shards of this run.
+        source: where the photos came from, in words.
+        options: what the run was asked for.
+
+    Returns:
+        The manifest. `source` and `options` at its top are those of the latest run; each split keeps its own.
+    """
+    splits = _read_splits(output_dir)
+    for split in dict.fromkeys(report.split for report in reports):
+        own = [report for report in reports if report.split == split]
+        bad = [photo for report in own for photo in report.bad]
+        splits[split] = {
+            "num_photos": sum(report.num_photos for report in own),
+            "num_bad": len(bad),
+            "bad": [asdict(photo) for photo in bad[:MAX_BAD_LISTED]],
+            "shards": [{"file": r.file, "num_photos": r.num_photos, "sha256": r.sha256} for r in own],
+            "source": source,
+            "options": options,
+        }
+    manifest = {
+        "num_photos": sum(entry["num_photos"] for entry in splits.values()),
+        "num_bad": sum(entry["num_bad"] for entry in splits.values()),
+        "bad": [photo for entry in splits.values() for photo in entry["bad"]][:MAX_BAD_LISTED],
+        "source": source,
+        "options": options,
+        "versions": _versions(),
+        "splits": splits,
+    }
+    _write_json(output_dir / "manifest.json", manifest)
+    return manifest
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def _versions() -> dict[str, str]:
+    names = ("geomae", "numpy", "opencv-python-headless", "pillow", "pyarrow", "simplejpeg")
+    found = {}
+    for name in names:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:  # geomae run from a checkout that is not installed
+            found[name] = "not installed"
+    return found
+
+
+def _read_splits(output_dir: Path) -> dict[str, Any]:
+    path = output_dir / "manifest.json"
+    if not path.is_file():
+        return {}
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8"))["splits"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise SourceError(f"{path} is not a manifest of packed photos: {error!r}. Pack the folder anew.") from error
+
+
+def forget_splits(output_dir: Path, splits: set[str]) -> None:
+    """A manifest never lists a shard that is being rewritten: a killed run leaves the split unlisted."""
+    path = output_dir / "manifest.json"
+    if splits and path.is_file():
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+        manifest["splits"] = {name: entry for name, entry in _read_splits(output_dir).items() if name not in splits}
+        _write_json(path, manifest)

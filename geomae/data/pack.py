@@ -1,0 +1,181 @@
+"""Photos of any source -> shards: upright RGB JPEGs of a short side at most, split by author, damaged ones named."""
+
+import hashlib
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from geomae.data.manifest import BadPhoto, write_manifest
+from geomae.data.photos import (
+    can_keep_jpeg,
+    decode_photo,
+    encode_jpeg,
+    resize_short_side,
+    strip_metadata,
+)
+from geomae.data.shards import OPTIONAL_COLUMNS, PhotoRow, ShardTask, build_shards, digest_of, shard_name
+from geomae.data.sources import PhotoRecord, read_gps
+from geomae.errors import ConfigError, CoordinateError, DamagedPhotoError, SourceError
+
+__all__ = ["PhotoPacker", "choose_split", "pack_photos"]
+
+
+@dataclass(frozen=True)
+class PhotoPacker:
+    """Turns the records of one shard into rows."""
+
+    short_side: int = 256  # pixels; larger photos shrink to it, smaller ones stay
+    jpeg_quality: int = 85  # of photos that are re-encoded, 1 to 100
+
+    def __call__(self, records: Sequence[PhotoRecord]) -> Iterator[PhotoRow | BadPhoto]:
+        """A row or the reason why there is none, for each record in order."""
+        for record in records:
+            try:
+                yield self._pack(record)
+            except (DamagedPhotoError, CoordinateError) as error:
+                yield BadPhoto(record.id, str(error))
+            except OSError as error:
+                yield BadPhoto(record.id, f"cannot be read: {error.strerror or error}")
+
+    def _pack(self, record: PhotoRecord) -> PhotoRow:
+        data = record.read()
+        image = self.pack_bytes(data)
+        latitude, longitude = read_gps(data) if record.position_in_exif else (record.latitude, record.longitude)
+        optional = {name: getattr(record, name) for name in OPTIONAL_COLUMNS}
+        return PhotoRow(record.id, image, latitude, longitude, **optional)
+
+    def pack_bytes(self, data: bytes) -> bytes:
+        """The JPEG to store, without EXIF: the photo's own where it fits, else shrunk or encoded anew.
+
+        Raises:
+            DamagedPhotoError: the photo cannot be decoded.
+        """
+        if can_keep_jpeg(data, self.short_side):
+            stripped = strip_metadata(data)
+            decode_photo(stripped, min_short_side=0)
+            return stripped
+        photo = decode_photo(data, min_short_side=self.short_side)
+        if min(photo.shape[:2]) > self.short_side:
+            photo = resize_short_side(photo, self.short_side)
+        return encode_jpeg(photo, self.jpeg_quality)
+
+
+def pack_photos(
+    records: Iterable[PhotoRecord],
+    output_dir: Path,
+    *,
+    source: str,
+    short_side: int = 256,
+    jpeg_quality: int = 85,
+    split_name: str = "train",
+    validation_fraction: float = 0.0,
+    test_fraction: float = 0.0,
+    max_bad_fraction: float = 0.1,
+    photos_per_shard: int = 5000,
+    num_processes: int = 1,
+) -> dict[str, Any]:
+    """Pack photos into shards, resuming a run that was stopped, and write the manifest.
+
+    Args:
+        records: the photos; they are stored in an order that depends on their ids alone, well mixed.
+        output_dir: the packed folder; other splits in it stay.
+        source: where the photos came from, in words, for the manifest.
+        short_side: pixels; photos are never enlarged.
+        jpeg_quality: of photos that must be encoded anew, 1 to 100.
+        split_name: the split of all photos that the fractions do not take.
+        validation_fraction: share of the authors (of the photos, where there is no author) for validation.
+        test_fraction: the same for the test.
+        max_bad_fraction: the share of photos that cannot be used at which the run stops.
+        photos_per_shard: planned; a shard holds fewer where photos are damaged.
+        num_processes: the bytes do not depend on it.
+
+    Returns:
+        The manifest.
+
+    Raises:
+        ConfigError: an option is out of range.
+        SourceError: there are no photos, or an id comes twice.
+        TooManyDamagedPhotosError: more than `max_bad_fraction` of the photos cannot be used.
+    """
+    _check_options(short_side, jpeg_quality, validation_fraction, test_fraction, max_bad_fraction)
+    packer = PhotoPacker(short_side, jpeg_quality)
+    options = asdict(packer) | {
+        "split_name": split_name,
+        "validation_fraction": validation_fraction,
+        "test_fraction": test_fraction,
+        "photos_per_shard": photos_per_shard,
+    }
+    mixed = _mix(records)
+    known = [name for name in OPTIONAL_COLUMNS if any(getattr(record, name) for record in mixed)]
+    splits: dict[str, list[PhotoRecord]] = {}
+    for record in mixed:
+        name = choose_split(record, validation_fraction, test_fraction, split_name)
+        splits.setdefault(name, []).append(record)
+    tasks = [
+        task for name in sorted(splits) for task in _plan(name, splits[name], photos_per_shard, asdict(packer), known)
+    ]
+    reports = build_shards(
+        output_dir,
+        tasks,
+        packer,
+        optional_columns=known,
+        num_processes=num_processes,
+        max_bad_fraction=max_bad_fraction,
+        description="pack",
+    )
+    return write_manifest(output_dir, reports, source=source, options=options)
+
+
+def _check_options(
+    short_side: int, jpeg_quality: int, validation_fraction: float, test_fraction: float, max_bad_fraction: float
+) -> None:
+    if short_side < 16 or not 1 <= jpeg_quality <= 100:
+        raise ConfigError(
+            f"short_side={short_side}, jpeg_quality={jpeg_quality}: expected at least 16 pixels and "
+            "a quality of 1 to 100."
+        )
+    if min(validation_fraction, test_fraction) < 0 or validation_fraction + test_fraction > 1:
+        raise ConfigError(
+            f"validation_fraction={validation_fraction:g}, test_fraction={test_fraction:g}: expected shares from 0 "
+            "that leave something to train on."
+        )
+    if not 0 <= max_bad_fraction <= 1:
+        raise ConfigError(f"max_bad_fraction={max_bad_fraction:g}: expected a share from 0 to 1.")
+
+
+def _mix(records: Iterable[PhotoRecord]) -> list[PhotoRecord]:
+    """In the order of a hash of the ids: photos of one author or one folder do not stay neighbours."""
+    by_hash: dict[bytes, PhotoRecord] = {}
+    for record in records:
+        key = hashlib.blake2b(record.id.encode(), digest_size=16).digest()
+        if key in by_hash:
+            raise SourceError(f"the id {record.id} comes twice: {by_hash[key].file} and {record.file}.")
+        by_hash[key] = record
+    if not by_hash:
+        raise SourceError("there are no photos to pack.")
+    return [by_hash[key] for key in sorted(by_hash)]
+
+
+def choose_split(record: PhotoRecord, validation_fraction: float, test_fraction: float, split_name: str) -> str:
+    """The split of a photo: a pure function of its author (of its id where there is none): no author is in two."""
+    key = f"author {record.author}" if record.author else f"id {record.id}"
+    share = int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8, person=b"split").digest(), "big") / 2**64
+    if share < validation_fraction:
+        return "validation"
+    return "test" if share < validation_fraction + test_fraction else split_name
+
+
+def _plan(
+    split: str,
+    records: Sequence[PhotoRecord],
+    photos_per_shard: int,
+    options: dict[str, Any],
+    optional_columns: Sequence[str],
+) -> list[ShardTask]:
+    slices = [tuple(records[first : first + photos_per_shard]) for first in range(0, len(records), photos_per_shard)]
+    tasks = []
+    for index, part in enumerate(slices):
+        digest = digest_of(options, list(optional_columns), [asdict(record) for record in part])
+        tasks.append(ShardTask(shard_name(split, index, len(slices)), split, len(part), digest, part))
+    return tasks

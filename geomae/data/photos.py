@@ -1,0 +1,251 @@
+"""One photo: bytes -> upright RGB pixels -> crop. All decoding of the project happens here."""
+
+import io
+import math
+import warnings
+
+import cv2
+import numpy as np
+import simplejpeg
+from PIL import Image, ImageOps
+
+from geomae.errors import DamagedPhotoError
+
+__all__ = [
+    "MAX_PIXELS",
+    "can_keep_jpeg",
+    "center_crop",
+    "decode_photo",
+    "encode_jpeg",
+    "evaluation_short_side",
+    "random_resized_crop",
+    "read_orientation",
+    "resize_short_side",
+    "strip_metadata",
+]
+
+MAX_PIXELS = 100_000_000  # a decompression bomb of more is refused from its header, before any memory is taken
+
+_ORIENTATION_TAG = 0x0112
+_CROP_ATTEMPTS = 10
+_RESIZE_PER_CROP = 256 / 224  # the thesis resizes to 256 and cuts the central 224
+
+
+def decode_photo(data: bytes, *, min_short_side: int) -> np.ndarray:
+    """Decode any photo to upright RGB.
+
+    JPEGs are decoded at 1/2, 1/4 or 1/8 of their size where that still leaves `min_short_side` pixels.
+
+    Args:
+        data: an encoded photo in any format that Pillow reads.
+        min_short_side: pixels that the short side keeps, where the photo has them; 0 decodes at full size.
+
+    Returns:
+        `(H, W, 3)` uint8, EXIF orientation applied, transparency laid on white, first frame of an animation.
+
+    Raises:
+        DamagedPhotoError: the bytes are no photo, break off, or hold more than `MAX_PIXELS`.
+    """
+    if not data:
+        raise DamagedPhotoError("the file is empty")
+    if data[:2] == b"\xff\xd8":
+        photo = _decode_jpeg(data, min_short_side)
+        if photo is not None:
+            return photo
+    return _decode_other(data)
+
+
+def _decode_jpeg(data: bytes, min_short_side: int) -> np.ndarray | None:
+    """The fast path; None sends CMYK, and whatever libjpeg complains about, to Pillow."""
+    try:
+        height, width, colorspace, _ = simplejpeg.decode_jpeg_header(data)
+        _refuse_bomb(height, width)
+        if colorspace in ("CMYK", "YCCK"):
+            return None
+        photo = simplejpeg.decode_jpeg(
+            data,
+            colorspace="RGB",
+            fastdct=True,
+            fastupsample=True,
+            min_height=_side_to_keep(height, width, min_short_side),
+            min_width=_side_to_keep(height, width, min_short_side),
+        )
+    except DamagedPhotoError:
+        raise
+    except ValueError:
+        return None
+    return _turn_upright(photo, read_orientation(data))
+
+
+def _side_to_keep(height: int, width: int, min_short_side: int) -> int:
+    """libjpeg-turbo reads 0 as "any size will do"; a photo already too small must be decoded whole."""
+    return min(height, width, min_short_side) if min_short_side > 0 else min(height, width)
+
+
+def _decode_other(data: bytes) -> np.ndarray:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow warns of odd EXIF and of bombs; bombs are refused below
+            with Image.open(io.BytesIO(data)) as image:
+                _refuse_bomb(image.height, image.width)
+                image.load()
+                return np.ascontiguousarray(_to_rgb(ImageOps.exif_transpose(image)))
+    except DamagedPhotoError:
+        raise
+    except Image.DecompressionBombError as error:
+        raise DamagedPhotoError(f"more than {MAX_PIXELS:,} pixels: {error}") from error
+    except Exception as error:  # Pillow's plugins raise many types on broken bytes (struct.error, SyntaxError, ...)
+        raise DamagedPhotoError(f"cannot be decoded: {error}" if str(error) else "cannot be decoded") from error
+
+
+def _refuse_bomb(height: int, width: int) -> None:
+    if height * width > MAX_PIXELS:
+        raise DamagedPhotoError(f"{width} x {height} is more than {MAX_PIXELS:,} pixels")
+    if height < 1 or width < 1:
+        raise DamagedPhotoError(f"{width} x {height} holds no pixel")
+
+
+def _to_rgb(image: Image.Image) -> np.ndarray:
+    if image.mode.startswith("I"):  # Pillow's own conversion of 16-bit grey clips all above 255 to white
+        grey = np.asarray(image).astype(np.int64)
+        grey = grey >> 8 if grey.max(initial=0) > 255 or image.mode != "I" else grey
+        return np.repeat(np.clip(grey, 0, 255).astype(np.uint8)[..., None], 3, axis=2)
+    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
+        with_alpha = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", with_alpha.size, "white"), with_alpha)
+    return np.asarray(image.convert("RGB"))
+
+
+def read_orientation(data: bytes) -> int:
+    """The EXIF orientation of a JPEG, 1 to 8; 1 where it is absent, unreadable or out of range."""
+    if data.find(b"Exif\0\0", 0, 65536) < 0:
+        return 1
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with Image.open(io.BytesIO(data)) as image:
+                orientation = image.getexif().get(_ORIENTATION_TAG, 1)
+    except Exception:  # the pixels are good even where the EXIF block is not: the photo is kept as it lies
+        return 1
+    return orientation if orientation in range(1, 9) else 1
+
+
+def _turn_upright(photo: np.ndarray, orientation: int) -> np.ndarray:
+    if orientation in (5, 6, 7, 8):
+        photo = photo.transpose(1, 0, 2)
+    if orientation in (2, 3, 6, 7):
+        photo = photo[:, ::-1]
+    if orientation in (3, 4, 7, 8):
+        photo = photo[::-1]
+    return np.ascontiguousarray(photo)
+
+
+def encode_jpeg(photo: np.ndarray, quality: int) -> bytes:
+    """JPEG bytes of an `(H, W, 3)` uint8 RGB photo, chroma at half resolution."""
+    return simplejpeg.encode_jpeg(
+        np.ascontiguousarray(photo), quality=quality, colorspace="RGB", colorsubsampling="420"
+    )
+
+
+def can_keep_jpeg(data: bytes, short_side: int) -> bool:
+    """Whether the bytes are a colour JPEG that any reader shows upright, its short side no longer than `short_side`."""
+    if data[:2] != b"\xff\xd8":
+        return False
+    try:
+        height, width, colorspace, _ = simplejpeg.decode_jpeg_header(data)
+    except ValueError:
+        return False
+    return min(height, width) <= short_side and colorspace in ("YCbCr", "RGB") and read_orientation(data) == 1
+
+
+def strip_metadata(jpeg: bytes) -> bytes:
+    """The JPEG without EXIF, comments, previews and profiles: pixels untouched, no coordinates left in the file.
+
+    Source: ITU-T T.81 (1992), annex B: segments are 0xFF, a marker, and a two-byte length that counts itself.
+    """
+    kept = [jpeg[:2]]
+    position = 2
+    while position + 4 <= len(jpeg) and jpeg[position] == 0xFF:
+        marker = jpeg[position + 1]
+        if marker == 0xDA:  # start of scan: everything from here on is pixels
+            break
+        if marker == 0xFF:  # a fill byte
+            position += 1
+            continue
+        end = position + 2 + int.from_bytes(jpeg[position + 2 : position + 4], "big")
+        if not (0xE1 <= marker <= 0xED or marker in (0xEF, 0xFE)):  # APP0 and APP14 say how to read the colours
+            kept.append(jpeg[position:end])
+        position = end
+    return b"".join([*kept, jpeg[position:]])
+
+
+def resize_short_side(photo: np.ndarray, short_side: int) -> np.ndarray:
+    """`(H, W, 3)` -> the same picture with `min(H, W) == short_side`, aspect kept to the nearest pixel."""
+    height, width = photo.shape[:2]
+    scale = short_side / min(height, width)
+    return _resize(photo, max(round(height * scale), short_side), max(round(width * scale), short_side))
+
+
+def _resize(photo: np.ndarray, height: int, width: int) -> np.ndarray:
+    if photo.shape[:2] == (height, width):
+        return photo
+    shrinks_twice = photo.shape[0] >= 2 * height and photo.shape[1] >= 2 * width
+    # bilinear reads 4 pixels whatever the scale: it aliases beyond a factor of two, and is 1.5/255 off below it
+    return cv2.resize(photo, (width, height), interpolation=cv2.INTER_AREA if shrinks_twice else cv2.INTER_LINEAR)
+
+
+def evaluation_short_side(image_size: int) -> int:
+    """Pixels of the short side before the central `image_size` is cut: 256 for 224."""
+    return round(image_size * _RESIZE_PER_CROP)
+
+
+def center_crop(photo: np.ndarray, image_size: int) -> np.ndarray:
+    """The thesis's evaluation crop: short side to `image_size * 256 / 224`, then the central square.
+
+    Args:
+        photo: `(H, W, 3)` uint8.
+        image_size: pixels of a side.
+
+    Returns:
+        `(image_size, image_size, 3)` uint8.
+    """
+    resized = resize_short_side(photo, evaluation_short_side(image_size))
+    top = (resized.shape[0] - image_size) // 2
+    left = (resized.shape[1] - image_size) // 2
+    return resized[top : top + image_size, left : left + image_size]
+
+
+def random_resized_crop(
+    photo: np.ndarray, image_size: int, scale: tuple[float, float], rng: np.random.Generator
+) -> np.ndarray:
+    """A random part of the photo, stretched to a square.
+
+    Args:
+        photo: `(H, W, 3)` uint8.
+        image_size: pixels of a side of the result.
+        scale: smallest and largest share of the photo's area; the aspect is log-uniform in 3/4 to 4/3.
+        rng: the only source of chance.
+
+    Returns:
+        `(image_size, image_size, 3)` uint8.
+
+    Source: Szegedy et al. (2015), "Going deeper with convolutions", section 6, as torchvision's RandomResizedCrop.
+    """
+    top, left, height, width = _draw_box(photo.shape[0], photo.shape[1], scale, rng)
+    return _resize(photo[top : top + height, left : left + width], image_size, image_size)
+
+
+def _draw_box(
+    photo_height: int, photo_width: int, scale: tuple[float, float], rng: np.random.Generator
+) -> tuple[int, int, int, int]:
+    """Top, left, height, width. A photo too elongated for any draw gives its central square-ish part."""
+    for _ in range(_CROP_ATTEMPTS):
+        area = photo_height * photo_width * rng.uniform(*scale)
+        aspect = math.exp(rng.uniform(math.log(3 / 4), math.log(4 / 3)))
+        width, height = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+        if 0 < width <= photo_width and 0 < height <= photo_height:
+            top = int(rng.integers(photo_height - height + 1))
+            return top, int(rng.integers(photo_width - width + 1)), height, width
+    width = min(photo_width, round(photo_height * 4 / 3))
+    height = min(photo_height, round(photo_width * 4 / 3))
+    return (photo_height - height) // 2, (photo_width - width) // 2, height, width
