@@ -72,13 +72,34 @@ def test_wheel_holds_every_module_and_both_type_markers(wheel: Path) -> None:
     assert held == expected
 
 
-def test_installed_wheel_imports_both_halves_and_no_top_level_modeling(site: Path, tmp_path: Path) -> None:
+def test_installed_wheel_offers_both_halves_and_no_top_level_modeling(site: Path, tmp_path: Path) -> None:
     code = """
-import importlib.util, geomae, geomae.modeling
-print(geomae.__file__, geomae.modeling.__file__, importlib.util.find_spec("modeling"))
+from importlib.util import find_spec
+print(find_spec("geomae").origin, find_spec("geomae.modeling").origin, find_spec("modeling"))
 """
     printed = run_python(code, folder=tmp_path, on_path=site)
     assert printed == f"{site / 'geomae' / '__init__.py'} {site / 'geomae' / 'modeling' / '__init__.py'} None"
+
+
+def test_installed_wheel_saves_a_checkpoint_with_its_code_and_reloads_it_without_trusting_that_code(
+    site: Path, tmp_path: Path
+) -> None:
+    code = """
+import torch
+from geomae.modeling import GeoMAEConfig, GeoMAEForGeolocation
+from transformers import AutoModelForImageClassification
+sizes = dict(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, image_size=32)
+decoder = dict(decoder_hidden_size=16, decoder_num_hidden_layers=1, decoder_num_attention_heads=2)
+model = GeoMAEForGeolocation(GeoMAEConfig(**sizes, **decoder, decoder_intermediate_size=16)).eval()
+model.save_pretrained("checkpoint")
+loaded = AutoModelForImageClassification.from_pretrained("checkpoint").eval()
+photos = torch.zeros(1, 3, 32, 32, dtype=torch.uint8)
+print(type(loaded).__module__, torch.equal(loaded(photos).coordinates_deg, model(photos).coordinates_deg))
+"""
+    assert run_python(code, folder=tmp_path, on_path=site) == "geomae.modeling.modeling_geomae True"
+    copied = {path.name: path.read_bytes() for path in (tmp_path / "checkpoint").glob("*.py")}
+    assert "modeling_geomae.py" in copied
+    assert copied == {name: (ROOT / "modeling" / name).read_bytes() for name in copied}
 
 
 @pytest.mark.parametrize("mode", ["lenient", "strict"])
