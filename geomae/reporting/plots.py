@@ -1,0 +1,191 @@
+"""Figures that can be read in black and white, on a projector and by the colour-blind. None of them needs a network.
+
+Every function returns a `matplotlib` Figure that belongs to no global state; `save_figure` writes it.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from numpy.typing import ArrayLike, NDArray
+
+from geomae.evaluation.metrics import LARGEST_ERROR_KM, THRESHOLDS_KM
+
+__all__ = ["BASELINE_COLOURS", "COLOURS", "error_cdf", "loss_curves", "reconstruction_grid", "save_figure", "style"]
+
+# Okabe and Ito (2008), "Color universal design", without the yellow that vanishes on white.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
+BASELINE_COLOURS = ("#222222", "#666666", "#8c8c8c", "#b0b0b0")
+BASELINE_DASHES = ((0, (6, 2)), (0, (2, 2)), (0, (6, 2, 1, 2)), (0, (1, 1)))
+MAX_PHOTOS_IN_GRID = 12
+DOTS_PER_INCH = 130
+
+STYLE = {
+    "font.size": 11,
+    "axes.titlesize": 12,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": "#dddddd",
+    "grid.linewidth": 0.7,
+    "legend.frameon": False,
+    "lines.linewidth": 1.8,
+    "figure.facecolor": "white",
+}
+
+
+def style() -> Any:
+    """A context in which figures have our fonts, grids and line widths."""
+    return matplotlib.rc_context(STYLE)
+
+
+def save_figure(figure: Figure, path: str | Path) -> Path:
+    """Write a figure as a PNG, cut to what is drawn; the folder is created."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with style():
+        figure.savefig(path, dpi=DOTS_PER_INCH, bbox_inches="tight", pad_inches=0.12, metadata={"Software": "GeoMAE"})
+    return path
+
+
+def reconstruction_grid(original: ArrayLike, masked: ArrayLike, restored: ArrayLike, *, title: str = "") -> Figure:
+    """Photos in columns; under each other the original, what the encoder sees, and what the decoder restores.
+
+    Args:
+        original: `(B, 3, H, W)` uint8; the first 12 photos are shown.
+        masked: `(B, 3, H, W)` uint8, hidden patches greyed.
+        restored: `(B, 3, H, W)` uint8.
+        title: stands above the grid.
+
+    Raises:
+        ValueError: the three differ in shape, or are not `(B, 3, H, W)` uint8.
+    """
+    rows = {"original": original, "masked": masked, "restored": restored}
+    photos = {label: np.asarray(batch) for label, batch in rows.items()}
+    shape = photos["original"].shape
+    if len(shape) != 4 or shape[1] != 3 or any(p.shape != shape or p.dtype != np.uint8 for p in photos.values()):
+        described = ", ".join(f"{label} {p.shape} {p.dtype}" for label, p in photos.items())
+        raise ValueError(f"expected three arrays (B, 3, H, W) of uint8 with the same shape; got {described}")
+    num_photos = min(len(photos["original"]), MAX_PHOTOS_IN_GRID)
+    with style():
+        width, height = 1.5 * num_photos + 0.4, 4.5 * shape[2] / shape[3] + (0.5 if title else 0.1)
+        figure = Figure(figsize=(width, height), layout="constrained")
+        figure.get_layout_engine().set(w_pad=0.02, h_pad=0.02, wspace=0.0, hspace=0.0)  # type: ignore[union-attr]
+        axes = figure.subplots(3, num_photos, squeeze=False)
+        for row, (label, batch) in enumerate(photos.items()):
+            for column in range(num_photos):
+                _show_photo(axes[row, column], batch[column].transpose(1, 2, 0))
+            axes[row, 0].set_ylabel(label)
+        if title:
+            figure.suptitle(title, x=0.0, ha="left", fontsize=12, fontweight="bold")
+    return figure
+
+
+def _show_photo(axes: Axes, photo: NDArray[np.uint8]) -> None:
+    axes.imshow(photo, interpolation="nearest")
+    axes.set_xticks([])
+    axes.set_yticks([])
+    axes.grid(visible=False)
+    for spine in axes.spines.values():
+        spine.set_visible(False)
+
+
+def loss_curves(
+    histories: Mapping[str, Sequence[Mapping[str, Any]]],
+    metrics: Mapping[str, str],
+    *,
+    title: str,
+    unit: str,
+    log_scale: bool = False,
+) -> Figure:
+    """Logged metrics over training steps, each run in its colour, each metric in its dashes.
+
+    Args:
+        histories: run -> `log_history` of its `trainer_state.json`: entries with `step` and metrics.
+        metrics: metric's key -> its name in the legend; the first is drawn solid, evaluations get markers.
+        title: stands above the curves.
+        unit: label of the vertical axis.
+        log_scale: of the vertical axis.
+    """
+    with style():
+        figure = Figure(figsize=(8.2, 4.4), layout="constrained")
+        axes = figure.add_subplot()
+        for (run, history), colour in zip(histories.items(), _cycle(COLOURS, len(histories)), strict=True):
+            for number, (key, name) in enumerate(metrics.items()):
+                points = [(entry["step"], entry[key]) for entry in history if key in entry]
+                if not points:
+                    continue
+                steps, values = np.array(points, dtype=np.float64).T
+                label = name if len(histories) == 1 else f"{run}: {name}"
+                is_evaluation = key.startswith("eval_")
+                axes.plot(
+                    steps,
+                    values,
+                    color=colour if len(histories) > 1 else COLOURS[number % len(COLOURS)],
+                    linestyle="-" if number == 0 else BASELINE_DASHES[(number - 1) % len(BASELINE_DASHES)],
+                    marker="o" if is_evaluation or len(points) == 1 else None,
+                    markersize=4,
+                    label=f"{label} ({values[-1]:,.4g} at the end)",
+                )
+        axes.set(title=title, xlabel="optimiser step", ylabel=unit)
+        axes.xaxis.set_major_formatter(matplotlib.ticker.StrMethodFormatter("{x:,.0f}"))
+        if log_scale:
+            axes.set_yscale("log")
+            axes.yaxis.set_minor_formatter(matplotlib.ticker.FuncFormatter(_plain_number))
+        axes.yaxis.set_major_formatter(matplotlib.ticker.FuncFormatter(_plain_number))
+        if axes.lines:
+            axes.legend(loc="best")
+    return figure
+
+
+def _plain_number(value: float, _position: int | None) -> str:
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+
+
+def error_cdf(
+    models: Mapping[str, ArrayLike], baselines: Mapping[str, ArrayLike] | None = None, *, title: str
+) -> Figure:
+    """Which share of the photos lies within which error, models in colour against baselines in grey dashes.
+
+    Args:
+        models: name -> `(n,)` errors in km, every photo of the test set with one.
+        baselines: the same for answers that saw no photo.
+        title: stands above the curves; should say n.
+    """
+    with style():
+        figure = Figure(figsize=(8.2, 4.8), layout="constrained")
+        axes = figure.add_subplot()
+        for radius in THRESHOLDS_KM:
+            axes.axvline(radius, color="#dddddd", linewidth=0.9, zorder=0)
+        for number, (name, errors) in enumerate((baselines or {}).items()):
+            dashes = BASELINE_DASHES[number % len(BASELINE_DASHES)]
+            colour = BASELINE_COLOURS[number % len(BASELINE_COLOURS)]
+            _draw_cdf(axes, errors, name, color=colour, linestyle=dashes, linewidth=1.5)
+        for (name, errors), colour in zip(models.items(), _cycle(COLOURS, len(models)), strict=True):
+            _draw_cdf(axes, errors, name, color=colour, linewidth=2.4)
+        axes.set_xscale("log")
+        axes.set(xlim=(1, LARGEST_ERROR_KM), ylim=(0, 100), title=title)
+        axes.set(xlabel="great-circle error, km (logarithmic)", ylabel="share of photos within the error, %")
+        ticks = [*THRESHOLDS_KM, 10_000.0]
+        axes.set_xticks(ticks, [f"{tick:,.0f}" for tick in ticks])
+        axes.xaxis.set_minor_locator(matplotlib.ticker.NullLocator())
+        axes.grid(visible=False, axis="x")
+        axes.legend(loc="upper left", title="median error")
+    return figure
+
+
+def _draw_cdf(axes: Axes, errors: ArrayLike, name: str, **line: Any) -> None:
+    error_km = np.sort(np.asarray(errors, dtype=np.float64))
+    share = 100.0 * np.arange(1, error_km.size + 1) / error_km.size
+    label = f"{name}, {np.median(error_km):,.0f} km"
+    axes.step(np.concatenate([[1e-3], error_km]), np.concatenate([[0.0], share]), where="post", label=label, **line)
+
+
+def _cycle(colours: Sequence[str], length: int) -> list[str]:
+    return [colours[number % len(colours)] for number in range(length)]
