@@ -16,9 +16,8 @@ __all__ = ["HEADS", "GeolocationHead", "GeolocationOutput", "SphereHead", "TanhH
 
 def outside_autocast(device_type: str) -> AbstractContextManager[None]:
     """Full precision inside; the meta device, where models are only measured, knows no autocast to leave."""
-    if torch.amp.is_autocast_available(device_type):
-        return torch.autocast(device_type, enabled=False)
-    return nullcontext()
+    # Not torch.amp.is_autocast_available: torch 2.11 cannot trace it, which breaks fullgraph=True.
+    return nullcontext() if device_type == "meta" else torch.autocast(device_type, enabled=False)
 
 
 @dataclass
