@@ -1,0 +1,46 @@
+"""Arguments, trainers, optimisation, callbacks: configuration and photos in, a checkpoint folder out."""
+
+from geomae.training.arguments import (
+    DataArguments,
+    FinetuneArguments,
+    GeoBaselineArguments,
+    GeoMAEArguments,
+    GeoMAETrainingArguments,
+    PretrainArguments,
+    Variants,
+    given_keys,
+    parse_config,
+)
+from geomae.training.callbacks import PredictionMaps, ReconstructionPanels, RunRecord
+from geomae.training.optimization import build_parameter_groups, build_schedule, learning_rate_factor
+from geomae.training.run_folder import claim_output_dir, find_checkpoint
+from geomae.training.setup import build_collators, build_stream, inherit_encoder, load_validation, pick_panel
+from geomae.training.trainers import GeolocationTrainer, MAETrainer, StreamingTrainer
+
+__all__ = [
+    "DataArguments",
+    "FinetuneArguments",
+    "GeoBaselineArguments",
+    "GeoMAEArguments",
+    "GeoMAETrainingArguments",
+    "GeolocationTrainer",
+    "MAETrainer",
+    "PredictionMaps",
+    "PretrainArguments",
+    "ReconstructionPanels",
+    "RunRecord",
+    "StreamingTrainer",
+    "Variants",
+    "build_collators",
+    "build_parameter_groups",
+    "build_schedule",
+    "build_stream",
+    "claim_output_dir",
+    "find_checkpoint",
+    "given_keys",
+    "inherit_encoder",
+    "learning_rate_factor",
+    "load_validation",
+    "parse_config",
+    "pick_panel",
+]

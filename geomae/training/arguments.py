@@ -1,0 +1,266 @@
+# ruff: noqa: RUF009 (`option` calls `dataclasses.field`)
+"""Every key of a YAML file: data, architecture and training, with its meaning, unit and consequence.
+
+The architecture's fields repeat those of `modeling`'s configs, defaults included, so that `--help` lists them and a
+misspelt one is refused; a test holds the two together.
+"""
+
+import os
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from transformers import TrainingArguments
+from transformers.trainer_utils import IntervalStrategy, SaveStrategy
+
+from geomae.errors import ConfigError
+from geomae.training.config_file import Variants, given_keys, parse_config
+
+__all__ = [
+    "DataArguments",
+    "FinetuneArguments",
+    "GeoBaselineArguments",
+    "GeoMAEArguments",
+    "GeoMAETrainingArguments",
+    "PretrainArguments",
+    "Variants",
+    "given_keys",
+    "parse_config",
+]
+
+SCHEDULES = ("constant", "linear", "cosine", "step", "multistep")
+BASE_BATCH_SIZE = 256  # `base_learning_rate` is per 256 photos, as in He et al. (2021), appendix A.1
+
+
+def option(default: Any, explanation: str) -> Any:
+    """A dataclass field with the text that `--help` shows; lists and dicts are copied for each instance."""
+    metadata = {"help": explanation}
+    if isinstance(default, (list, dict)):
+        return field(default_factory=lambda: default.copy(), metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+@dataclass
+class DataArguments:
+    """Which photos, in what order, and what is done to them before the model."""
+
+    data_dirs: list[str] = option([], "Packed folders to train on (`python -m geomae.data pack`); mixed by size.")
+    train_split: str = option("train", "Split of `data_dirs` to train on.")
+    validation_split: str | None = option("validation", "Split to validate on; null: no validation.")
+    validation_dir: str | None = option(None, "Packed folder of `validation_split`; null: the first of `data_dirs`.")
+    max_validation_photos: int | None = option(None, "Validate on this many photos only, evenly spread; null: on all.")
+    shuffle_buffer: int = option(2048, "Photos shuffled together in one reader; memory grows with it, bytes undecoded.")
+    augment: bool = option(True, "Random crop and flip in training; false: the centre crop of evaluation.")
+    crop_scale: list[float] = option([0.66, 1.0], "Smallest and largest share of the area that a random crop keeps.")
+    flip: bool = option(True, "Mirror every second training photo left to right.")
+
+    def __post_init__(self) -> None:
+        if not self.data_dirs:
+            raise ConfigError("data_dirs is empty: name at least one folder that `python -m geomae.data` packed")
+        if self.shuffle_buffer < 1:
+            raise ConfigError(f"shuffle_buffer is {self.shuffle_buffer}; it must be at least 1 photo")
+        if len(self.crop_scale) != 2 or not 0 < self.crop_scale[0] <= self.crop_scale[1] <= 1:
+            raise ConfigError(f"crop_scale is {self.crop_scale}; it must be two shares of the area: [0.66, 1.0]")
+        if self.max_validation_photos is not None and self.max_validation_photos < 1:
+            raise ConfigError(f"max_validation_photos is {self.max_validation_photos}; it must be at least 1, or null")
+
+
+@dataclass
+class PretrainArguments:
+    """What a pretraining run starts from."""
+
+    init_from: str | None = option(
+        None, "Encoder weights to start from: a GeoMAE folder, timm or public MAE weights; null: fresh."
+    )
+
+
+@dataclass
+class FinetuneArguments:
+    """What is fine-tuned, and what it starts from."""
+
+    model_type: Literal["geomae", "geobaseline"] = option("geomae", "geomae, or geobaseline: any timm backbone.")
+    init_from: str | None = option(
+        None,
+        "Weights to start from: a GeoMAE folder, timm or public MAE weights; null: fresh. Encoder sizes that are not "
+        "given are taken from a GeoMAE folder.",
+    )
+
+
+@dataclass
+class GeoMAEArguments:
+    """The architecture of GeoMAE; defaults are the thesis's."""
+
+    hidden_size: int = option(768, "Width of the encoder's tokens.")
+    num_hidden_layers: int = option(12, "Transformer blocks of the encoder.")
+    num_attention_heads: int = option(12, "Attention heads of each encoder block.")
+    intermediate_size: int = option(3072, "Hidden width of each encoder block's MLP.")
+    qkv_bias: bool = option(True, "Whether queries, keys and values have a bias.")
+    layer_norm_eps: float = option(1e-6, "Added to the variance in every LayerNorm.")
+    initializer_range: float = option(0.02, "Standard deviation of fresh tokens and learned positions.")
+    image_size: int = option(224, "Side of the square photos, pixels; a multiple of patch_size.")
+    patch_size: int = option(16, "Side of a patch, pixels.")
+    num_channels: int = option(3, "Colour channels.")
+    image_mean: list[float] = option([0.485, 0.456, 0.406], "Per channel, subtracted from photos scaled to 0..1.")
+    image_std: list[float] = option([0.229, 0.224, 0.225], "Per channel, divides what image_mean leaves.")
+    position_embedding: str = option("learned", "learned, or sincos: fixed sines and cosines.")
+    hidden_dropout_prob: float = option(0.0, "Dropout of the encoder's tokens and MLPs.")
+    attention_probs_dropout_prob: float = option(0.0, "Dropout of the encoder's attention weights.")
+    drop_path_rate: float = option(0.0, "Stochastic depth: the last encoder block's drop rate.")
+    pooling: str = option("cls", "What stands for the photo: cls, the class token, or mean, of the patch tokens.")
+    mask_ratio: float = option(0.75, "Share of the patches hidden from the encoder in pretraining.")
+    norm_pix_loss: bool = option(False, "Predict pixels normalised within each patch.")
+    loss_reduction: str = option("mean", "mean over masked patches and batch, or sum over both (the thesis).")
+    decoder_hidden_size: int = option(384, "Width of the decoder's tokens.")
+    decoder_num_hidden_layers: int = option(4, "Transformer blocks of the decoder.")
+    decoder_num_attention_heads: int = option(12, "Attention heads of each decoder block.")
+    decoder_intermediate_size: int = option(1536, "Hidden width of each decoder block's MLP.")
+    head_type: str = option("tanh", "Geolocation head: tanh (the thesis) or sphere (unit vector).")
+    head_hidden_sizes: list[int] = option([512, 256], "Widths of the head's hidden layers.")
+    head_dropout_prob: float = option(0.0, "Dropout of the head's hidden units.")
+
+
+@dataclass
+class GeoBaselineArguments:
+    """The architecture of a baseline: a timm backbone under a geolocation head; defaults are the thesis's ResNet."""
+
+    backbone: str = option("resnet152", "Name of a timm model: resnet152, vit_base_patch16_224, ...")
+    backbone_kwargs: dict[str, Any] = option({}, "Passed to timm.create_model as they are.")
+    image_size: int = option(224, "Side of the square photos, pixels.")
+    num_channels: int = option(3, "Colour channels.")
+    image_mean: list[float] = option([0.485, 0.456, 0.406], "Per channel, subtracted from photos scaled to 0..1.")
+    image_std: list[float] = option([0.229, 0.224, 0.225], "Per channel, divides what image_mean leaves.")
+    drop_path_rate: float = option(0.0, "Stochastic depth of the backbone, where it knows it.")
+    head_type: str = option("tanh", "Geolocation head: tanh (the thesis) or sphere (unit vector).")
+    head_hidden_sizes: list[int] = option([512, 256], "Widths of the head's hidden layers.")
+    head_dropout_prob: float = option(0.0, "Dropout of the head's hidden units.")
+
+
+@dataclass
+class GeoMAETrainingArguments(TrainingArguments):
+    """transformers' `TrainingArguments` with defaults for streams, schedules in epochs, and our safeguards.
+
+    Raises:
+        ConfigError: a schedule lacks its epochs, or a value is out of its range.
+    """
+
+    exclusive_keys = (
+        ("learning_rate", "base_learning_rate"),
+        ("warmup_steps", "warmup_epochs"),
+        ("max_steps", "num_train_epochs"),
+        ("schedule", "lr_scheduler_type"),
+    )
+
+    output_dir: str = option("", "Folder of the run: checkpoints, logs, pictures, run.json; usually outputs/NAME.")
+
+    learning_rate: float = option(1e-4, "Highest learning rate, at any batch size.")
+    base_learning_rate: float | None = option(None, "Instead: the rate per 256 photos; x total batch / 256.")
+    layer_decay: float | None = option(None, "Learning rate factor from each backbone layer to the one below, 0 to 1.")
+    decays_all_parameters: bool = option(False, "Weight decay on biases, norms, positions and tokens too (the thesis).")
+
+    schedule: str = option("cosine", f"Learning rate over time: {', '.join(SCHEDULES)}.")
+    warmup_epochs: float | None = option(None, "Linear warm-up from 0, epochs; warmup_steps counts steps instead.")
+    min_learning_rate: float = option(0.0, "Where linear and cosine end; scaled like the rest by layer_decay.")
+    step_epochs: float | None = option(None, "schedule step: multiply the rate by gamma every so many epochs.")
+    milestone_epochs: list[float] | None = option(None, "schedule multistep: multiply by gamma after these epochs.")
+    gamma: float = option(0.1, "Factor of the schedules step and multistep.")
+
+    max_bad_fraction: float = option(0.01, "Stop when more than this share of the photos cannot be decoded.")
+    overwrite_output_dir: bool = option(False, "Remove an earlier run from output_dir instead of refusing to start.")
+    reconstruction_steps: int = option(0, "Draw reconstructions of validation photos every so many steps; 0: never.")
+    prediction_maps: bool = option(True, "Draw truths and answers of each evaluation on a world map.")
+    num_reconstructions: int = option(6, "Photos on each picture of reconstructions.")
+    peak_tflops: float | None = option(None, "Peak of one device, TFLOP/s, for mfu; null: by its name, or measured.")
+
+    remove_unused_columns: bool = option(False, "Ours: the collator takes undecoded columns, the model takes tensors.")
+    ignore_data_skip: bool = option(True, "Ours: a resumed stream jumps to its place; nothing is read twice.")
+    logging_nan_inf_filter: bool = option(False, "Ours: a non-finite loss stops the run; the filter syncs each step.")
+    logging_steps: float = option(50, "Log every so many steps; below 1: share of the run.")
+    ddp_find_unused_parameters: bool | None = option(False, "Ours: every parameter takes part in every step.")
+    accelerator_config: dict[str, Any] | str | None = option(
+        {"dispatch_batches": False, "non_blocking": True}, "Each process reads its own photos."
+    )
+    dataloader_num_workers: int = option(2, "Readers per process; each decodes whole batches.")
+    save_total_limit: int | None = option(2, "Checkpoints kept, beside the best one.")
+    resume_from_checkpoint: str | None = option(
+        None, "A checkpoint folder; true: the newest in output_dir; last: the same, or a fresh start without one."
+    )
+
+    def __post_init__(self) -> None:
+        if not self.output_dir:
+            raise ConfigError("output_dir is missing: name the run's folder, such as outputs/my_run")
+        if not torch.cuda.is_available():
+            self.use_cpu = self.use_cpu or not torch.backends.mps.is_available()
+            self.dataloader_pin_memory = False
+            if isinstance(self.accelerator_config, dict):
+                self.accelerator_config = {**self.accelerator_config, "non_blocking": False}
+        if self.greater_is_better is None and (self.metric_for_best_model or "").endswith("_km"):
+            self.greater_is_better = False
+        self.run_name = self.run_name or self.output_dir.rstrip("/").removeprefix("outputs/").replace("/", "-")
+        self._check_ranges()
+        super().__post_init__()
+        if "wandb" in (self.report_to or ()):
+            os.environ.setdefault("WANDB_PROJECT", "geomae")
+        # Without a launcher transformers would use nn.DataParallel, which splits batches behind the stream's back.
+        self._n_gpu = min(self._n_gpu, 1)
+        self.num_photos = 0
+
+    def _check_ranges(self) -> None:
+        if self.schedule not in SCHEDULES:
+            raise ConfigError(f"schedule is {self.schedule!r}; it must be one of {', '.join(SCHEDULES)}")
+        if self.lr_scheduler_type != "linear":
+            raise ConfigError(f"lr_scheduler_type is not used; write schedule: one of {', '.join(SCHEDULES)}")
+        if self.auto_find_batch_size or self.restore_callback_states_from_checkpoint:
+            raise ConfigError(
+                "auto_find_batch_size and restore_callback_states_from_checkpoint do not work on a stream"
+            )
+        if self.schedule == "step" and not (self.step_epochs and self.step_epochs > 0):
+            raise ConfigError(f"schedule: step needs step_epochs above 0, such as 3; it is {self.step_epochs}")
+        milestones = self.milestone_epochs or []
+        if self.schedule == "multistep" and (not milestones or sorted(milestones) != milestones):
+            raise ConfigError(f"schedule: multistep needs rising milestone_epochs, such as [6, 10]; got {milestones}")
+        ranges: dict[str, tuple[float, float]] = {"layer_decay": (0, 1), "max_bad_fraction": (0, 1), "gamma": (0, 1)}
+        for name, (lowest, highest) in ranges.items():
+            value = getattr(self, name)
+            if value is not None and not lowest <= value <= highest:
+                raise ConfigError(f"{name} is {value}; it must lie between {lowest} and {highest}")
+
+    @property
+    def stream_seed(self) -> int:
+        """Seed of the order and the augmentation of the photos."""
+        return self.seed if self.data_seed is None else self.data_seed
+
+    @property
+    def total_batch_size(self) -> int:
+        """Photos of one optimiser step over all processes."""
+        return self.train_batch_size * self.gradient_accumulation_steps * self.world_size
+
+    @property
+    def steps_per_epoch(self) -> float:
+        """Optimiser steps in which `num_photos` photos are seen; not whole, since the stream never pauses."""
+        return self.num_photos / self.total_batch_size
+
+    def fit_to(self, num_photos: int) -> None:
+        """Turn everything said in epochs into steps, and `base_learning_rate` into `learning_rate`.
+
+        Args:
+            num_photos: photos of one epoch, over all processes.
+
+        Raises:
+            ConfigError: there are no photos.
+        """
+        if num_photos < 1:
+            raise ConfigError("the training data has no photos")
+        self.num_photos = num_photos
+        if self.max_steps <= 0:
+            self.max_steps = max(1, round(self.num_train_epochs * self.steps_per_epoch))
+        if self.base_learning_rate is not None:
+            self.learning_rate = self.base_learning_rate * self.total_batch_size / BASE_BATCH_SIZE
+        if self.warmup_epochs is not None:
+            self.warmup_steps = round(self.warmup_epochs * self.steps_per_epoch)
+        epoch_steps = max(1, round(self.steps_per_epoch))
+        if self.logging_strategy == IntervalStrategy.EPOCH:
+            self.logging_strategy, self.logging_steps = IntervalStrategy.STEPS, epoch_steps
+        if self.eval_strategy == IntervalStrategy.EPOCH:
+            self.eval_strategy, self.eval_steps = IntervalStrategy.STEPS, epoch_steps
+        if self.save_strategy == SaveStrategy.EPOCH:
+            self.save_strategy, self.save_steps = SaveStrategy.STEPS, epoch_steps

@@ -1,0 +1,295 @@
+"""One YAML file and the command line become dataclasses: every key known, every value of its type, or refused."""
+
+import dataclasses
+import difflib
+import json
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from enum import Enum
+from pathlib import Path
+from typing import Any, Literal, Union
+
+import yaml
+from transformers import HfArgumentParser
+
+from geomae.errors import ConfigError
+
+__all__ = ["Variants", "given_keys", "parse_config"]
+
+COMMAND_LINE = "the command line"
+TEXT_OR_SWITCH = ("resume_from_checkpoint",)  # a path, or true; argparse knows no such type, so it is text to us
+
+
+@dataclasses.dataclass(frozen=True)
+class Variants:
+    """Dataclasses of which one is used: the one named by the value of `key`, which another dataclass holds."""
+
+    key: str
+    choices: Mapping[str, type]
+
+
+def parse_config(dataclass_types: Sequence[type | Variants], argv: Sequence[str]) -> tuple[Any, ...]:
+    """Read `CONFIG.yaml [--key value ...]` into dataclasses; the command line wins over the file.
+
+    Args:
+        dataclass_types: `HfArgumentParser` dataclasses, or `Variants` of them. A class attribute
+            `exclusive_keys` (pairs) names keys of which only one may be set.
+        argv: the arguments after the script's name; `--help` lists every key and leaves.
+
+    Returns:
+        One instance for each entry of `dataclass_types`, in the same order.
+
+    Raises:
+        ConfigError: the file cannot be read, a key is unknown, doubled or in conflict, a value has the wrong type,
+            or a dataclass refuses the combination; the message names the key and the file.
+    """
+    if "--help" in argv or "-h" in argv:
+        _print_help(dataclass_types)
+    path, from_file, overrides = _read(argv)
+    classes = _choose_variants(dataclass_types, {**from_file, **overrides}, path)
+    hints = _type_hints(classes)
+    from_file = _check(from_file, hints, source=path)
+    overrides = _check(overrides, hints, source=COMMAND_LINE)
+    from_file = _settle_exclusive_keys(classes, from_file, overrides, path)
+    try:
+        return HfArgumentParser(classes).parse_dict({**from_file, **overrides})  # type: ignore[arg-type]
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"{path or COMMAND_LINE}: {error}") from error
+
+
+def given_keys(argv: Sequence[str]) -> set[str]:
+    """The keys that the file or the command line sets, as against those left at their default."""
+    _, from_file, overrides = _read(argv)
+    return {*from_file, *overrides}
+
+
+def _print_help(dataclass_types: Sequence[type | Variants]) -> typing.NoReturn:
+    classes: list[type] = []
+    for entry in dataclass_types:
+        for candidate in entry.choices.values() if isinstance(entry, Variants) else [entry]:
+            classes.append(candidate)
+    usage = "%(prog)s CONFIG.yaml [--key value ...]"
+    parser = HfArgumentParser(classes, usage=usage, conflict_handler="resolve")  # type: ignore[arg-type]
+    parser.print_help()
+    raise SystemExit(0)
+
+
+def _read(argv: Sequence[str]) -> tuple[str, dict[str, Any], dict[str, Any]]:
+    """The file's path ("" without one), its keys, and the keys of the command line with their words as a list."""
+    path = argv[0] if argv and not argv[0].startswith("--") else ""
+    return path, _load_yaml(path) if path else {}, _split_words(argv[1:] if path else argv)
+
+
+class _StrictLoader(yaml.SafeLoader):
+    """`yaml.SafeLoader` that refuses a key given twice, where YAML would keep the last one silently."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[Any] = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if key in seen:
+                line = key_node.start_mark.line + 1
+                raise ConfigError(f"key {key} stands twice, the second time on line {line}; keep one of them")
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+def _load_yaml(path: str) -> dict[str, Any]:
+    try:
+        content = yaml.load(Path(path).read_text(encoding="utf-8"), Loader=_StrictLoader)
+    except OSError as error:
+        raise ConfigError(f"cannot read {path}: {error.strerror}; the first argument is the YAML file") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path} is not a text file in UTF-8; the first argument is the YAML file") from error
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path} is not valid YAML: {error}") from error
+    if content is None:
+        return {}
+    if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
+        raise ConfigError(f"{path} must hold lines `key: value` at its top level, not a {type(content).__name__}")
+    return content
+
+
+def _split_words(words: Sequence[str]) -> dict[str, list[str]]:
+    """`--key value ...`, `--key=value`, `--flag` and `--no_flag` as key -> list of words."""
+    overrides: dict[str, list[str]] = {}
+    key = None
+    for word in words:
+        if not word.startswith("--"):
+            if key is None:
+                raise ConfigError(f"{word!r} on {COMMAND_LINE} belongs to no key; write CONFIG.yaml --key value")
+            overrides[key].append(word)
+            continue
+        key, equals, value = word[2:].partition("=")
+        key = key.replace("-", "_")
+        if key in overrides:
+            raise ConfigError(f"--{key} stands twice on {COMMAND_LINE}; keep one of them")
+        overrides[key] = [value] if equals else []
+    return overrides
+
+
+def _choose_variants(dataclass_types: Sequence[type | Variants], given: Mapping[str, Any], path: str) -> list[type]:
+    """Replace each `Variants` by the class that the given keys, or the default of the choosing key, name."""
+    plain = [entry for entry in dataclass_types if not isinstance(entry, Variants)]
+    defaults = {field.name: field.default for entry in plain for field in dataclasses.fields(entry)}
+    classes = []
+    for entry in dataclass_types:
+        if isinstance(entry, Variants):
+            value = given.get(entry.key, defaults[entry.key])
+            value = value[0] if isinstance(value, list) and value else value
+            if value not in entry.choices:
+                raise ConfigError(f"{entry.key} in {path} is {value!r}; it must be one of {', '.join(entry.choices)}")
+            entry = entry.choices[value]
+        classes.append(entry)
+    return classes
+
+
+def _type_hints(classes: Sequence[type]) -> dict[str, Any]:
+    hints: dict[str, Any] = {}
+    for dataclass_type in classes:
+        resolved = typing.get_type_hints(dataclass_type)
+        for field in dataclasses.fields(dataclass_type):
+            if field.init:
+                assert field.name not in hints, f"{field.name} is a field of two dataclasses"
+                hints[field.name] = resolved[field.name]
+    return hints
+
+
+def _check(given: Mapping[str, Any], hints: Mapping[str, Any], *, source: str) -> dict[str, Any]:
+    """Refuse unknown keys and bring every value to the type of its field."""
+    from_words = source == COMMAND_LINE
+    if from_words:
+        given = _resolve_negations(given, hints)
+    unknown = [key for key in given if key not in hints]
+    if unknown:
+        raise ConfigError("\n".join(_describe_unknown(key, hints, source) for key in unknown))
+    if from_words:
+        return {key: _value_of_words(words, hints[key], key) for key, words in given.items()}
+    return {key: _coerce(value, hints[key], key, source) for key, value in given.items()}
+
+
+def _resolve_negations(given: Mapping[str, list[str]], hints: Mapping[str, Any]) -> dict[str, list[str]]:
+    """`--no_flag`, without a value, is `--flag false`."""
+    resolved = dict(given)
+    for key, words in given.items():
+        if key not in hints and key.startswith("no_") and bool in _members(hints.get(key[3:])) and not words:
+            del resolved[key]
+            resolved[key[3:]] = ["false"]
+    return resolved
+
+
+def _describe_unknown(key: str, hints: Mapping[str, Any], source: str) -> str:
+    dashes = "--" if source == COMMAND_LINE else ""
+    nearest = difflib.get_close_matches(key, list(hints), n=1, cutoff=0.5)
+    advice = f"did you mean {dashes}{nearest[0]}?" if nearest else "--help lists the known ones"
+    return f"unknown key {dashes}{key} {'on' if dashes else 'in'} {source}; {advice}"
+
+
+def _members(hint: Any) -> tuple[Any, ...]:
+    """The members of a union, or the type itself."""
+    return typing.get_args(hint) if typing.get_origin(hint) in (Union, types.UnionType) else (hint,)
+
+
+def _value_of_words(words: list[str], hint: Any, key: str) -> Any:
+    """The value of `--key WORDS`: text stays text, everything else is read as YAML would read it."""
+    members = _members(hint)
+    if len(words) == 1 and words[0] in ("null", "none", "None") and type(None) in members and key != "report_to":
+        return None
+    if not words:
+        if bool not in members:
+            raise ConfigError(f"--{key} on {COMMAND_LINE} has no value; write --{key} VALUE")
+        return True
+    wants_list = any(typing.get_origin(member) is list or member is list for member in members)
+    if str in members and not (wants_list and len(words) > 1) and not words[0].startswith(("{", "[")):
+        value: Any = words if len(words) > 1 else words[0]
+    else:
+        values = [yaml.load(word, Loader=_StrictLoader) for word in words]
+        value = values if len(values) > 1 else values[0]
+    return _coerce(value, hint, key, COMMAND_LINE)
+
+
+def _coerce(value: Any, hint: Any, key: str, source: str) -> Any:
+    """`value` as the type `hint`, or `ConfigError`; numbers written `1e-4` are text to YAML and numbers to us."""
+    members = _members(hint)
+    if value is None and type(None) in members:
+        return None
+    if key in TEXT_OR_SWITCH and isinstance(value, bool):
+        return str(value).lower()
+    is_strategy = any(isinstance(member, type) and issubclass(member, Enum) for member in members)
+    if value is False and is_strategy:
+        return "no"  # YAML 1.1 reads `eval_strategy: no` as a boolean
+    for member in members:
+        if type(value) is member:
+            return value
+    for member in members:
+        try:
+            return _convert(value, member, key, source)
+        except (TypeError, ValueError):
+            continue
+    raise ConfigError(
+        f"{key} {'on' if source == COMMAND_LINE else 'in'} {source} is {value!r} ({type(value).__name__}); "
+        f"it must be {_describe(hint)}"
+    )
+
+
+def _convert(value: Any, member: Any, key: str, source: str) -> Any:
+    """`value` as one member of a union; raises ValueError or TypeError where it cannot be that."""
+    origin = typing.get_origin(member)
+    if origin is Literal:
+        return typing.get_args(member)[typing.get_args(member).index(value)]
+    if member is list or origin is list:
+        items = value if isinstance(value, list) else [value]
+        arguments = typing.get_args(member)
+        return [_coerce(item, arguments[0], key, source) for item in items] if arguments else items
+    if member is dict or origin is dict:
+        loaded = json.loads(value) if isinstance(value, str) else value
+        return dict(loaded) if isinstance(loaded, Mapping) else _refuse()
+    if isinstance(value, bool) or value is None:
+        return value if member is bool or (value is None and member is type(None)) else _refuse()
+    if member is float:
+        return float(value) if isinstance(value, (int, float, str)) else _refuse()
+    if member is int:
+        number = float(value) if isinstance(value, (float, str)) else value
+        return int(number) if isinstance(number, (int, float)) and number == int(number) else _refuse()
+    if member is str or (isinstance(member, type) and issubclass(member, Enum)):
+        return value if isinstance(value, str) else _refuse()
+    return value if isinstance(member, type) and isinstance(value, member) else _refuse()
+
+
+def _refuse() -> typing.NoReturn:
+    raise TypeError
+
+
+def _describe(hint: Any) -> str:
+    words = {bool: "true or false", int: "a whole number", float: "a number", str: "text (quote it)", dict: "a mapping"}
+    described = []
+    for member in _members(hint):
+        origin = typing.get_origin(member) or member
+        if member is type(None):
+            described.append("null")
+        elif origin is Literal:
+            described += [repr(choice) for choice in typing.get_args(member)]
+        elif origin is list:
+            arguments = typing.get_args(member)
+            described.append(f"a list of {_describe(arguments[0])}" if arguments else "a list")
+        else:
+            described.append(words.get(origin, getattr(origin, "__name__", str(origin))))
+    return " or ".join(described)
+
+
+def _settle_exclusive_keys(
+    classes: Sequence[type], from_file: dict[str, Any], overrides: Mapping[str, Any], path: str
+) -> dict[str, Any]:
+    """Of two keys that exclude each other, the command line's wins over the file's; both in one place are refused."""
+    settled = dict(from_file)
+    for first, second in (pair for entry in classes for pair in getattr(entry, "exclusive_keys", ())):
+        for keys, source in ((from_file, path), (overrides, COMMAND_LINE)):
+            if keys.get(first) is not None and keys.get(second) is not None:
+                raise ConfigError(f"{source} sets both {first} and {second}; keep one of them")
+        for winner, loser in ((first, second), (second, first)):
+            if overrides.get(winner) is not None:
+                settled.pop(loser, None)
+    return settled

@@ -1,0 +1,126 @@
+"""Which parameters learn how fast, which decay, and how the learning rate changes over a run."""
+
+import bisect
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from timm.optim import param_groups_layer_decay
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+from transformers import PreTrainedModel
+
+from geomae.errors import ConfigError
+
+__all__ = ["build_parameter_groups", "build_schedule", "learning_rate_factor"]
+
+# Names that end so are positions and learned tokens: vectors in the shape of matrices, which decay must not touch.
+NEVER_DECAYED = ("pos_embed", "position_embedding", "position_embeddings", "_token")
+
+
+def build_parameter_groups(
+    model: PreTrainedModel,
+    *,
+    learning_rate: float,
+    weight_decay: float,
+    layer_decay: float | None = None,
+    decays_all_parameters: bool = False,
+) -> list[dict[str, Any]]:
+    """Sort the trainable parameters into groups of one learning rate and one weight decay.
+
+    Args:
+        model: with `layer_decay`, its `.backbone` is a timm module.
+        learning_rate: of the top layer and of everything outside the backbone.
+        weight_decay: of matrices and kernels; vectors, positions and tokens have none.
+        layer_decay: factor from each layer of the backbone to the one below it; None or 1: one rate for all.
+        decays_all_parameters: decay vectors, positions and tokens as well.
+
+    Returns:
+        Groups for a torch optimizer, each with `params`, `lr`, `weight_decay`; every trainable parameter is in
+        exactly one.
+
+    Raises:
+        ConfigError: `layer_decay` is set for a model without `.backbone`.
+    """
+    scales = _layer_scales(model, layer_decay)
+    groups: dict[tuple[float, float], dict[str, Any]] = {}
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        decays = decays_all_parameters or (parameter.ndim > 1 and not name.endswith(NEVER_DECAYED))
+        scale = scales.get(id(parameter), 1.0)
+        key = (scale, weight_decay if decays else 0.0)
+        group = groups.setdefault(key, {"params": [], "lr": learning_rate * scale, "weight_decay": key[1]})
+        group["params"].append(parameter)
+    # The Trainer logs the first group's rate: let that be the top layer's.
+    return [groups[key] for key in sorted(groups, key=lambda key: (-key[0], -key[1]))]
+
+
+def _layer_scales(model: nn.Module, layer_decay: float | None) -> dict[int, float]:
+    """Learning rate factor by parameter identity, from timm's own assignment of parameters to layers."""
+    if layer_decay is None or layer_decay == 1.0:
+        return {}
+    backbone = getattr(model, "backbone", None)
+    if not isinstance(backbone, nn.Module):
+        raise ConfigError(f"layer_decay is {layer_decay}, but a {type(model).__name__} has no backbone to apply it to")
+    groups = param_groups_layer_decay(backbone, layer_decay=layer_decay)
+    return {id(parameter): group["lr_scale"] for group in groups for parameter in group["params"]}
+
+
+def learning_rate_factor(
+    schedule: str,
+    *,
+    max_steps: int,
+    warmup_steps: int = 0,
+    min_factor: float = 0.0,
+    step_size: float = 1.0,
+    milestones: Sequence[float] = (),
+    gamma: float = 0.1,
+) -> Callable[[int], float]:
+    """The learning rate at an optimiser step as a share of the highest one: a pure function, so resuming is exact.
+
+    Args:
+        schedule: `constant`, `linear`, `cosine`, `step` or `multistep`; each follows a linear warm-up from 0.
+        max_steps: where `linear` and `cosine` reach `min_factor`.
+        warmup_steps: steps of the warm-up; `step` and `multistep` count from the start of the run all the same.
+        min_factor: end of `linear` and `cosine`.
+        step_size: steps between two falls of `step`; need not be whole.
+        milestones: steps after which `multistep` falls, rising.
+        gamma: factor of each fall.
+    """
+    rounded = [round(milestone) for milestone in milestones]
+
+    def factor(step: int) -> float:
+        if step < warmup_steps:
+            return step / warmup_steps
+        progress = min(1.0, (step - warmup_steps) / max(1, max_steps - warmup_steps))
+        if schedule == "linear":
+            return min_factor + (1 - min_factor) * (1 - progress)
+        if schedule == "cosine":
+            return min_factor + (1 - min_factor) * (1 + math.cos(math.pi * progress)) / 2
+        if schedule == "step":
+            # The k-th fall comes at round(k x step_size): truncating would let it drift by a step over many epochs.
+            return float(gamma ** math.floor((step + 0.5) / step_size))
+        if schedule == "multistep":
+            return float(gamma ** bisect.bisect_right(rounded, step))
+        return 1.0
+
+    return factor
+
+
+def build_schedule(optimizer: Optimizer, args: Any, num_training_steps: int) -> LambdaLR:
+    """The schedule of `GeoMAETrainingArguments`, after `fit_to`, stepped once per optimiser step.
+
+    Source: StepLR and MultiStepLR are the thesis's (2024); warm-up and cosine are those of He et al. (2021).
+    """
+    factor = learning_rate_factor(
+        args.schedule,
+        max_steps=num_training_steps,
+        warmup_steps=args.get_warmup_steps(num_training_steps),
+        min_factor=args.min_learning_rate / args.learning_rate,
+        step_size=(args.step_epochs or 1.0) * args.steps_per_epoch,
+        milestones=[epoch * args.steps_per_epoch for epoch in args.milestone_epochs or ()],
+        gamma=args.gamma,
+    )
+    return LambdaLR(optimizer, factor)

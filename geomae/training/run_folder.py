@@ -1,0 +1,151 @@
+"""The folder of a run: whose it is, where it was left, and a record of what made it."""
+
+import json
+import logging
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from geomae.errors import ConfigError
+
+__all__ = ["claim_output_dir", "describe_run", "find_checkpoint", "write_run_record"]
+
+logger = logging.getLogger(__name__)
+
+STATE_FILE = "trainer_state.json"  # transformers writes it last: a checkpoint without it was cut off
+RECORD_FILE = "run.json"
+MADE_BY_A_RUN = (RECORD_FILE, STATE_FILE, "checkpoint-*", "model*.safetensors*", "pictures", "runs")
+PACKAGES = ("accelerate", "datasets", "numpy", "timm", "torch", "transformers")
+
+
+def find_checkpoint(resume_from: str | bool | None, output_dir: str) -> str | None:
+    """The checkpoint folder that a run continues from.
+
+    Args:
+        resume_from: a checkpoint folder; True or `true`: the newest whole one in `output_dir`; `last`: the same, or
+            None where there is none; None or False: None.
+        output_dir: the run's folder.
+
+    Raises:
+        ConfigError: the folder is not a whole checkpoint, or `true` finds none.
+    """
+    if resume_from in (None, False, "false"):
+        return None
+    if resume_from not in (True, "true", "last"):
+        if not (Path(str(resume_from)) / STATE_FILE).is_file():
+            raise ConfigError(
+                f"resume_from_checkpoint is {resume_from}, which is no whole checkpoint ({STATE_FILE} is missing); "
+                "name a checkpoint-* folder, or write true for the newest one"
+            )
+        return str(resume_from)
+    whole = _whole_checkpoints(Path(output_dir))
+    if whole:
+        return str(whole[-1])
+    if resume_from == "last":
+        return None
+    raise ConfigError(f"resume_from_checkpoint is true, but {output_dir} holds no whole checkpoint to continue from")
+
+
+def _whole_checkpoints(output_dir: Path) -> list[Path]:
+    """Checkpoints of a run by rising step, without those that a killed run was still writing."""
+    numbered = []
+    for folder in output_dir.glob("checkpoint-*"):
+        step = re.fullmatch(r"checkpoint-(\d+)", folder.name)
+        if step and (folder / STATE_FILE).is_file():
+            numbered.append((int(step[1]), folder))
+        elif step:
+            logger.warning("%s was not saved to its end and is left out", folder)
+    return [folder for _, folder in sorted(numbered)]
+
+
+def claim_output_dir(
+    output_dir: str, *, resume_from: str | bool | None, overwrite: bool, is_main_process: bool
+) -> None:
+    """Refuse a folder that holds another run, or empty it of that run.
+
+    Args:
+        output_dir: the run's folder; need not exist.
+        resume_from: as for `find_checkpoint`; a run that continues may keep its folder.
+        overwrite: remove what an earlier run wrote there; other files stay.
+        is_main_process: only this process removes anything.
+
+    Raises:
+        ConfigError: the folder holds a run, and it is neither continued nor overwritten.
+    """
+    leftovers = [path for pattern in MADE_BY_A_RUN for path in sorted(Path(output_dir).glob(pattern))]
+    if not leftovers or resume_from not in (None, False, "false"):
+        return
+    if not overwrite:
+        raise ConfigError(
+            f"output_dir {output_dir} already holds a run ({leftovers[0].name}). Choose another, continue that run "
+            "with --resume_from_checkpoint true, or remove it with --overwrite_output_dir true"
+        )
+    for path in leftovers if is_main_process else ():
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+
+
+def write_run_record(output_dir: str, record: Mapping[str, Any]) -> Path:
+    """Write `run.json` whole or not at all; returns its path."""
+    path = Path(output_dir) / RECORD_FILE
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".json.partial")
+    partial.write_text(json.dumps(record, indent=2, default=str) + "\n", encoding="utf-8")
+    os.replace(partial, path)
+    return path
+
+
+def describe_run(config: Mapping[str, Any], *, seed: int, num_processes: int) -> dict[str, Any]:
+    """What is needed to repeat a run: command, configuration, commit, versions, hardware, seed."""
+    return {
+        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "config": dict(config),
+        "commit": _git("rev-parse", "HEAD"),
+        "has_uncommitted_changes": bool(_git("status", "--porcelain", "--untracked-files=no")),
+        "versions": {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
+        "hardware": _describe_hardware(),
+        "num_processes": num_processes,
+        "seed": seed,
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def _version(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _describe_hardware() -> dict[str, Any]:
+    hardware: dict[str, Any] = {"machine": platform.machine(), "num_cpus": os.cpu_count()}
+    hardware["num_threads"] = torch.get_num_threads()
+    if torch.cuda.is_available():
+        hardware["gpus"] = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+    return hardware
+
+
+def _git(*arguments: str) -> str | None:
+    """The output of git in the folder of this file; None outside a checkout or without git."""
+    here = Path(__file__)
+    try:
+        # Installed inside somebody else's repository, that repository's commit would say nothing.
+        for command in (["ls-files", "--error-unmatch", here.name], arguments):
+            done = subprocess.run(
+                ["git", "-C", str(here.parent), *command], capture_output=True, text=True, check=True, timeout=10
+            )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()

@@ -1,0 +1,108 @@
+"""From arguments to what a trainer takes: the stream, the validation photos, the collators, the architecture."""
+
+import dataclasses
+import json
+from collections.abc import Set
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from datasets import Dataset
+from torch import Tensor
+
+from geomae.data.collate import PhotoCollator
+from geomae.data.shards import list_shards
+from geomae.data.stream import PhotoStream, load_photos
+from geomae.training.arguments import DataArguments, GeoMAEArguments, GeoMAETrainingArguments
+
+__all__ = ["build_collators", "build_stream", "inherit_encoder", "load_validation", "pick_panel"]
+
+# What a checkpoint's encoder is built of; dropout, head and decoder are each run's own.
+ENCODER_FIELDS = (
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "intermediate_size",
+    "qkv_bias",
+    "layer_norm_eps",
+    "image_size",
+    "patch_size",
+    "num_channels",
+    "image_mean",
+    "image_std",
+    "position_embedding",
+)
+
+
+def build_stream(data: DataArguments, args: GeoMAETrainingArguments, *, labelled: bool) -> PhotoStream:
+    """This process's endless stream of training photos.
+
+    Args:
+        data: which folders and split.
+        args: seed, batch size, rank and number of processes.
+        labelled: read coordinates; without, folders of unlabelled photos will do.
+    """
+    return PhotoStream(
+        [file for folder in data.data_dirs for file in list_shards(folder, data.train_split)],
+        seed=args.stream_seed,
+        batch_size=args.per_device_train_batch_size,
+        rank=args.process_index,
+        world_size=args.world_size,
+        window_samples=data.shuffle_buffer,
+        columns=["image", "id", "latitude", "longitude"] if labelled else ["image", "id"],
+    )
+
+
+def load_validation(data: DataArguments) -> Dataset | None:
+    """The validation photos, or as many of them, evenly spread, as `max_validation_photos` says; None: no split."""
+    if data.validation_split is None:
+        return None
+    photos = load_photos(data.validation_dir or data.data_dirs[0], data.validation_split)
+    if data.max_validation_photos is None or data.max_validation_photos >= len(photos):
+        return photos
+    return photos.select(np.linspace(0, len(photos) - 1, data.max_validation_photos).round().astype(int))
+
+
+def build_collators(
+    data: DataArguments, *, image_size: int, labelled: bool, num_patches: int | None = None
+) -> tuple[PhotoCollator, PhotoCollator]:
+    """The collators of training and of validation.
+
+    Args:
+        data: what augmentation does.
+        image_size: side of the photos, pixels.
+        labelled: batches hold coordinates.
+        num_patches: validation batches hold `noise` for so many patches.
+    """
+    low, high = data.crop_scale
+    training = PhotoCollator(
+        image_size, augment=data.augment, crop_scale=(low, high), flip=data.flip, labelled=labelled
+    )
+    return training, PhotoCollator(image_size, augment=False, labelled=labelled, num_patches=num_patches)
+
+
+def pick_panel(photos: Dataset | None, collator: PhotoCollator, *, num_photos: int) -> dict[str, Tensor] | None:
+    """One fixed batch of validation photos, evenly spread over the set, for pictures; None without photos."""
+    if photos is None or num_photos < 1:
+        return None
+    places = np.unique(np.linspace(0, len(photos) - 1, num_photos).round().astype(int))
+    batch: dict[str, Any] = collator([photos[int(place)] for place in places])
+    return {name: value for name, value in batch.items() if name in ("pixel_values", "noise")}
+
+
+def inherit_encoder(architecture: GeoMAEArguments, init_from: str | None, *, given: Set[str]) -> GeoMAEArguments:
+    """Take the encoder's sizes from the checkpoint that a run starts from, so that no YAML has to repeat them.
+
+    Args:
+        architecture: of the run.
+        init_from: a checkpoint folder of GeoMAE gives its sizes; anything else gives none.
+        given: keys that the user has set; they stand.
+    """
+    config_file = Path(init_from or "") / "config.json"
+    if init_from is None or not config_file.is_file():
+        return architecture
+    saved = json.loads(config_file.read_text(encoding="utf-8"))
+    if saved.get("model_type") != "geomae":
+        return architecture
+    taken = {name: saved[name] for name in ENCODER_FIELDS if name in saved and name not in given}
+    return dataclasses.replace(architecture, **taken)

@@ -1,0 +1,370 @@
+"""transformers' `Trainer` on an endless stream of photos: exact resuming, exact evaluation, great-circle errors."""
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+import numpy as np
+import torch
+from accelerate.utils import gather_object
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+from torch.utils.data import DataLoader, Dataset, Subset
+from transformers import PreTrainedModel, Trainer, TrainerCallback
+from transformers.trainer_utils import EvalLoopOutput, TrainOutput
+
+from geomae.data.stream import PhotoStream
+from geomae.errors import DamagedPhotoError, PredictionError, SourceError
+from geomae.evaluation.metrics import summarise_errors
+from geomae.geography import great_circle_km
+from geomae.training.arguments import GeoMAETrainingArguments
+from geomae.training.optimization import build_parameter_groups, build_schedule
+from geomae.training.progress import StreamProgress
+from geomae.training.run_folder import find_checkpoint
+from geomae.training.safeguards import DamageCounter
+
+__all__ = ["EvaluationRows", "GeolocationTrainer", "MAETrainer", "StreamingTrainer"]
+
+Batch = dict[str, Any]
+Collator = Callable[[Sequence[Mapping[str, Any]]], Batch]
+
+
+@dataclass
+class EvaluationRows:
+    """What an evaluation has seen, over all processes, in the order of the data set; damaged photos are left out."""
+
+    ids: list[str] = field(default_factory=list)
+    num_bad: int = 0
+    columns: dict[str, np.ndarray] = field(default_factory=dict)
+    """One row a photo: `loss`, and what the trainer's `evaluation_columns` gives."""
+
+
+class StreamingTrainer(Trainer):
+    """Trains on a `PhotoStream` that shards itself, and evaluates every photo of a map-style data set exactly once.
+
+    Resuming jumps: the stream is told how many batches were trained on, and reads none of them again.
+    """
+
+    args: GeoMAETrainingArguments
+    model: PreTrainedModel
+    loss_is_scaled_for_ga = False  # our losses are of one batch; the Trainer divides by gradient_accumulation_steps
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        args: GeoMAETrainingArguments,
+        *,
+        train_dataset: PhotoStream,
+        train_collator: Collator,
+        eval_dataset: Dataset[Any] | None = None,
+        eval_collator: Collator | None = None,
+        callbacks: Sequence[TrainerCallback] = (),
+    ) -> None:
+        """Turn epochs into steps, and prepare the run.
+
+        Args:
+            model: what to train; see `compute_loss` for what it must return.
+            args: `fit_to` is called with the stream's `num_photos`.
+            train_dataset: a `PhotoStream` made for this process, with `num_photos` and `start_batch`.
+            train_collator: samples -> batch with `ids` and `num_bad`.
+            eval_dataset: map-style; every process holds all of it.
+            eval_collator: the same without augmentation.
+            callbacks: beside transformers' own.
+        """
+        args.fit_to(train_dataset.num_photos)
+        super().__init__(
+            model=model,
+            args=args,
+            data_collator=train_collator,
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            callbacks=list(callbacks),
+        )
+        self.stream = train_dataset
+        self.train_collator, self.eval_collator = train_collator, eval_collator or train_collator
+        self.progress = StreamProgress(args, self.accelerator)
+        self.add_callback(self.progress)
+        self.latest_evaluation: EvaluationRows | None = None
+        self._start_batch = 0
+
+    # ---- training
+
+    def train(
+        self,
+        resume_from_checkpoint: str | bool | None = None,
+        trial: Any = None,
+        ignore_keys_for_eval: list[str] | None = None,
+    ) -> TrainOutput:
+        """Train, from the beginning or from where a checkpoint was saved.
+
+        Args:
+            resume_from_checkpoint: see `find_checkpoint`; a run resumed with unchanged processes, batch size, workers
+                and seed sees the photos that the unbroken run would have seen.
+
+        Raises:
+            NonFiniteLossError: the loss or its gradient is no number.
+            TooManyDamagedPhotosError: more than `args.max_bad_fraction` of the photos cannot be decoded.
+        """
+        checkpoint = find_checkpoint(resume_from_checkpoint, self.args.output_dir)
+        self._start_batch = self.progress.resume(checkpoint)
+        torch.manual_seed(self.args.seed + self.args.process_index)  # each process masks and drops on its own
+        return super().train(checkpoint, trial, ignore_keys_for_eval)
+
+    def get_train_dataloader(self) -> "DataLoader[Any]":
+        """The stream, as it is: it knows its rank, so Accelerate must not shard it a second time."""
+        self.stream.start_batch = self._start_batch
+        return self._build_dataloader(self.stream, self._train_batch_size, self.train_collator)
+
+    def _build_dataloader(self, dataset: Any, batch_size: int, collator: Collator) -> "DataLoader[Any]":
+        args = self.args
+        of_workers: dict[str, Any] = {}
+        if args.dataloader_num_workers:
+            of_workers["prefetch_factor"] = args.dataloader_prefetch_factor
+            of_workers["multiprocessing_context"] = args.dataloader_multiprocessing_context
+        return DataLoader(
+            dataset,
+            batch_size=batch_size,
+            collate_fn=collator,
+            num_workers=args.dataloader_num_workers,
+            pin_memory=args.dataloader_pin_memory and args.device.type == "cuda",
+            # Without its own, every new iterator draws from the global generator: a resumed run would mask otherwise.
+            generator=torch.Generator().manual_seed(args.seed),
+            **of_workers,
+        )
+
+    def _prepare_input(self, data: Any) -> Any:
+        """Move a batch without waiting for the copy; transformers waits."""
+        if isinstance(data, Tensor):
+            return data.to(self.args.device, non_blocking=True)
+        return super()._prepare_input(data)
+
+    def training_step(self, model: nn.Module, inputs: Batch, num_items_in_batch: Any = None) -> Tensor:
+        """Forward and backward of one batch, after taking out what is no tensor of the model."""
+        self.progress.count_batch(inputs.pop("ids"), int(inputs.pop("num_bad")))
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        self._guard(loss, "loss")
+        return loss
+
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
+        """The gradient's norm, looked at: an infinite one would only show in the loss of the next batch."""
+        norm = super()._get_grad_norm(model, grad_norm=grad_norm)
+        if isinstance(norm, Tensor) and self.accelerator.scaler is None:  # the scaler of fp16 handles its own overflows
+            self._guard(norm, "norm of the gradient")
+        return norm
+
+    def _guard(self, value: Tensor, what: str) -> None:
+        self.progress.guard.add(value, what=what, step=self.state.global_step + 1, ids=self.progress.ids)
+
+    def create_optimizer(self, model: nn.Module | None = None) -> Optimizer:
+        """The optimizer of `args.optim` over `build_parameter_groups`."""
+        if self.optimizer is None:
+            groups = build_parameter_groups(
+                cast(PreTrainedModel, self.model if model is None else model),
+                learning_rate=self.args.learning_rate,
+                weight_decay=self.args.weight_decay,
+                layer_decay=self.args.layer_decay,
+                decays_all_parameters=self.args.decays_all_parameters,
+            )
+            optimizer_class, options = self.get_optimizer_cls_and_kwargs(self.args, self.model)
+            self.optimizer = optimizer_class(groups, **options)
+        return self.optimizer
+
+    def create_scheduler(self, num_training_steps: int, optimizer: Optimizer | None = None) -> LRScheduler:
+        """The schedule of `args.schedule`."""
+        if self.lr_scheduler is None:
+            self.lr_scheduler = build_schedule(optimizer or self.create_optimizer(), self.args, num_training_steps)
+            self._created_lr_scheduler = True
+        return self.lr_scheduler
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Add speed, running error and damaged photos to the logs of training."""
+        if "loss" in logs:
+            logs.update(self.progress.collect_logs())
+        super().log(logs, start_time)
+
+    def floating_point_ops(self, inputs: Batch) -> int:
+        """FLOPs of a batch by the model's own count; transformers' estimate is for language models."""
+        return int((self.progress.flops_per_photo or 0) * len(inputs["pixel_values"]))
+
+    # ---- evaluation
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> "DataLoader[Any]":
+        """This process's part of the data set, a stretch of its own: no photo is repeated to even out the parts.
+
+        Raises:
+            SourceError: there are fewer photos than processes.
+        """
+        if isinstance(eval_dataset, str):
+            eval_dataset = cast(dict[str, Any], self.eval_dataset)[eval_dataset]
+        dataset: Any = self.eval_dataset if eval_dataset is None else eval_dataset
+        world_size, rank, num_photos = self.args.world_size, self.args.process_index, len(dataset)
+        if num_photos < world_size:
+            raise SourceError(f"{num_photos} photos to evaluate are fewer than the {world_size} processes")
+        part = range(num_photos * rank // world_size, num_photos * (rank + 1) // world_size)
+        collator = _SkippingDamagedBatches(self.eval_collator)
+        return self._build_dataloader(Subset(dataset, part), self.args.eval_batch_size, collator)
+
+    def get_test_dataloader(self, test_dataset: "Dataset[Any]") -> "DataLoader[Any]":
+        """As `get_eval_dataloader`."""
+        return self.get_eval_dataloader(test_dataset)
+
+    def evaluation_loop(
+        self,
+        dataloader: "DataLoader[Any]",
+        description: str,
+        prediction_loss_only: bool | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> EvalLoopOutput:
+        """Judge every photo of the data set once, over all processes; `latest_evaluation` keeps the rows.
+
+        Raises:
+            PredictionError: the processes together have not seen each photo once, or an answer is no number.
+            TooManyDamagedPhotosError: more than `args.max_bad_fraction` of the photos cannot be decoded.
+        """
+        model = self._prepare_for_evaluation()
+        self.callback_handler.eval_dataloader = dataloader
+        own = EvaluationRows()
+        chunks: list[dict[str, Tensor]] = []
+        for inputs, is_repeat in self._evenly_many_batches(dataloader, own):
+            with torch.no_grad(), self.compute_loss_context_manager():
+                loss, outputs = self.compute_loss(model, inputs, return_outputs=True)
+            if not is_repeat:
+                chunks.append(self.evaluation_columns(inputs, loss.detach(), outputs))
+            self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
+        own.columns = {name: torch.cat([chunk[name] for chunk in chunks]).cpu().numpy() for name in chunks[0]}
+        rows = self._gather(own, num_photos=_num_photos(dataloader))
+        self.latest_evaluation = rows
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in self.evaluation_metrics(rows).items()}
+        return EvalLoopOutput(
+            predictions=rows.columns.get("predicted_deg", rows.columns["loss"]),
+            label_ids=rows.columns.get("target_deg"),
+            metrics=metrics,
+            num_samples=len(rows.ids),
+        )
+
+    def _prepare_for_evaluation(self) -> nn.Module:
+        """The model as training uses it: with its autocast, its compilation and its wrapping."""
+        if not self.accelerator._models and self.model_wrapped is self.model:  # evaluated before any training
+            return self.accelerator.prepare_model(self.model, evaluation_mode=True).eval()
+        return self.model_wrapped.eval()
+
+    def _evenly_many_batches(self, dataloader: "DataLoader[Any]", own: EvaluationRows) -> Iterator[tuple[Batch, bool]]:
+        """Batches on the device, and whether they repeat one; their ids go to `own`.
+
+        Wrapped models communicate in every forward pass, so all processes make equally many: a process that is short
+        of one repeats its last batch, whose result is dropped.
+        """
+        largest_part = math.ceil(_num_photos(dataloader) / self.args.world_size)
+        num_batches = math.ceil(largest_part / self.args.eval_batch_size)
+        inputs: Batch | None = None
+        num_yielded = 0
+        for batch in dataloader:
+            own.num_bad += int(batch.pop("num_bad"))
+            ids = batch.pop("ids")
+            if ids:
+                own.ids += ids
+                inputs = self._prepare_inputs(batch)
+                num_yielded += 1
+                yield inputs, False
+        if inputs is None:
+            raise DamagedPhotoError(f"not one of this process's {own.num_bad} photos to evaluate can be decoded")
+        for _ in range(num_batches - num_yielded):
+            yield inputs, True
+
+    def _gather(self, own: EvaluationRows, *, num_photos: int) -> EvaluationRows:
+        """Join the rows of all processes, and count them."""
+        parts = gather_object([own]) if self.args.world_size > 1 else [own]
+        rows = EvaluationRows(
+            ids=[photo_id for part in parts for photo_id in part.ids],
+            num_bad=sum(part.num_bad for part in parts),
+            columns={name: np.concatenate([part.columns[name] for part in parts]) for name in own.columns},
+        )
+        if len(rows.ids) + rows.num_bad != num_photos or any(len(c) != len(rows.ids) for c in rows.columns.values()):
+            raise PredictionError(
+                f"{len(rows.ids)} photos were judged and {rows.num_bad} were damaged, but there are {num_photos}"
+            )
+        DamageCounter(self.args.max_bad_fraction, num_photos).check(rows.num_bad, num_photos)
+        for name, column in rows.columns.items():
+            if not np.isfinite(column).all():
+                first = rows.ids[int(np.flatnonzero(~np.isfinite(column).reshape(len(column), -1).all(axis=1))[0])]
+                raise PredictionError(f"{name} is not a finite number for some photos; the first is {first}")
+        return rows
+
+    def evaluation_columns(self, inputs: Batch, loss: Tensor, outputs: Any) -> dict[str, Tensor]:
+        """What to keep of a batch of B photos: named tensors `(B, ...)`, `loss` among them."""
+        return {"loss": loss.float().expand(len(inputs["pixel_values"]))}
+
+    def evaluation_metrics(self, rows: EvaluationRows) -> dict[str, float]:
+        """Metrics of all photos, by their names without prefix."""
+        return {"loss": float(rows.columns["loss"].astype(np.float64).mean()), "num_bad_photos": rows.num_bad}
+
+
+class MAETrainer(StreamingTrainer):
+    """Trains a masked autoencoder on photos without labels.
+
+    The validation loss repeats: its collator gives every photo the same `noise` each time. It is per photo also where
+    `loss_reduction` is `sum`.
+    """
+
+    def compute_loss(
+        self, model: nn.Module, inputs: Batch, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """The model's `loss`: squared error of the hidden patches."""
+        outputs = model(pixel_values=inputs["pixel_values"], noise=inputs.get("noise"))
+        return (outputs.loss, outputs) if return_outputs else outputs.loss
+
+    def evaluation_columns(self, inputs: Batch, loss: Tensor, outputs: Any) -> dict[str, Tensor]:
+        """The loss per photo."""
+        if getattr(self.model.config, "loss_reduction", "mean") == "sum":
+            loss = loss / len(inputs["pixel_values"])
+        return super().evaluation_columns(inputs, loss, outputs)
+
+
+class GeolocationTrainer(StreamingTrainer):
+    """Trains a model that answers with coordinates; its running great-circle error is in the logs of every head."""
+
+    def compute_loss(
+        self, model: nn.Module, inputs: Batch, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """The model's `loss`; the great-circle errors of training batches are kept for the log."""
+        outputs = model(pixel_values=inputs["pixel_values"], coordinates_deg=inputs["coordinates_deg"])
+        if model.training:
+            self.progress.add_errors(outputs.error_km)
+        return (outputs.loss, outputs) if return_outputs else outputs.loss
+
+    def evaluation_columns(self, inputs: Batch, loss: Tensor, outputs: Any) -> dict[str, Tensor]:
+        """The loss, and the coordinates answered and true, degrees."""
+        columns = super().evaluation_columns(inputs, loss, outputs)
+        answers = {"predicted_deg": outputs.coordinates_deg.float(), "target_deg": inputs["coordinates_deg"]}
+        return columns | answers
+
+    def evaluation_metrics(self, rows: EvaluationRows) -> dict[str, float]:
+        """Mean and median great-circle error, GeoScore, and the share of photos within each radius."""
+        predicted, target = (rows.columns[name].astype(np.float64) for name in ("predicted_deg", "target_deg"))
+        summary = summarise_errors(great_circle_km(predicted, target))
+        metrics = {name: summary[name] for name in ("mean_km", "median_km", "geoscore")}
+        shares = {f"accuracy_within_{radius}km": share for radius, share in summary["accuracy_within_km"].items()}
+        return super().evaluation_metrics(rows) | metrics | shares
+
+
+def _num_photos(dataloader: "DataLoader[Any]") -> int:
+    """Photos of the whole data set of which `dataloader` reads this process's part."""
+    part = dataloader.dataset
+    assert isinstance(part, Subset)
+    return len(part.dataset)  # type: ignore[arg-type]
+
+
+class _SkippingDamagedBatches:
+    """A collator that gives an empty batch where every photo is damaged: the last batch of a set may hold one photo."""
+
+    def __init__(self, collator: Collator) -> None:
+        self.collator = collator
+
+    def __call__(self, samples: Sequence[Mapping[str, Any]]) -> Batch:
+        try:
+            return self.collator(samples)
+        except DamagedPhotoError:
+            return {"ids": [], "num_bad": len(samples)}

@@ -1,0 +1,102 @@
+"""Fine-tune a geolocator: photos with coordinates (and a GeoMAE checkpoint) -> a checkpoint folder.
+
+    accelerate launch run_finetune_geo.py configs/finetune/demo.yaml
+    accelerate launch --config_file configs/accelerate/eight_a100.yaml run_finetune_geo.py \
+        configs/finetune/mae_vit_base_mp16.yaml --init_from outputs/pretrain_mae_vit_base_mp16
+
+Any key of the YAML file can be overridden as `--key value`; `--help` lists them all. A stopped run continues with
+`--resume_from_checkpoint true`, exactly where its last checkpoint was saved.
+"""
+
+import sys
+from collections.abc import Sequence
+
+from transformers import set_seed
+
+from geomae.errors import GeoMAEError
+from geomae.training import (
+    DataArguments,
+    FinetuneArguments,
+    GeoBaselineArguments,
+    GeolocationTrainer,
+    GeoMAEArguments,
+    GeoMAETrainingArguments,
+    PredictionMaps,
+    RunRecord,
+    Variants,
+    build_collators,
+    build_stream,
+    claim_output_dir,
+    given_keys,
+    inherit_encoder,
+    load_validation,
+    parse_config,
+)
+from modeling import (
+    GeoBaselineConfig,
+    GeoBaselineForGeolocation,
+    GeoMAEConfig,
+    GeoMAEForGeolocation,
+    load_encoder_weights,
+)
+
+ARCHITECTURES = Variants("model_type", {"geomae": GeoMAEArguments, "geobaseline": GeoBaselineArguments})
+MODELS = {
+    "geomae": (GeoMAEConfig, GeoMAEForGeolocation),
+    "geobaseline": (GeoBaselineConfig, GeoBaselineForGeolocation),
+}
+
+
+def main(argv: Sequence[str]) -> None:
+    """Run what a YAML file and its overrides describe."""
+    data, start, architecture, args = parse_config(
+        (DataArguments, FinetuneArguments, ARCHITECTURES, GeoMAETrainingArguments), argv
+    )
+    claim_output_dir(
+        args.output_dir,
+        resume_from=args.resume_from_checkpoint,
+        overwrite=args.overwrite_output_dir,
+        is_main_process=args.process_index == 0,
+    )
+
+    # data
+    architecture = inherit_encoder(architecture, start.init_from, given=given_keys(argv))
+    stream = build_stream(data, args, labelled=True)
+    validation = load_validation(data)
+    training_collator, validation_collator = build_collators(data, image_size=architecture.image_size, labelled=True)
+
+    # model
+    set_seed(args.seed)
+    config_class, model_class = MODELS[start.model_type]
+    model = model_class(config_class(**vars(architecture)))
+    report = load_encoder_weights(model, start.init_from) if start.init_from else "Fresh weights."
+
+    # trainer
+    trainer = GeolocationTrainer(
+        model,
+        args,
+        train_dataset=stream,
+        train_collator=training_collator,
+        eval_dataset=validation,
+        eval_collator=validation_collator,
+    )
+    trainer.accelerator.print(report)
+    trainer.add_callback(RunRecord(trainer, {**vars(data), **vars(start), **vars(architecture), **args.to_dict()}))
+    if args.prediction_maps:
+        trainer.add_callback(PredictionMaps(trainer))
+
+    # run: with load_best_model_at_end, the best model is judged once more and lands at the top of output_dir
+    trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
+    if validation is not None:
+        trainer.save_metrics("eval", trainer.evaluate())
+    trainer.save_model()
+    trainer.save_state()
+    if args.push_to_hub:
+        trainer.push_to_hub()
+
+
+if __name__ == "__main__":
+    try:
+        main(sys.argv[1:])
+    except GeoMAEError as error:
+        sys.exit(f"{type(error).__name__}: {error}")
