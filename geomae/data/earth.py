@@ -228,7 +228,8 @@ def pack_earth(
     Returns:
         The manifest.
     """
-    options = asdict(cutter) | {"picture_file": Path(cutter.picture_file).name, "photos_per_shard": photos_per_shard}
+    options = asdict(cutter) | {"picture_file": Path(cutter.picture_file).name, "extent_km": list(cutter.extent_km)}
+    options["photos_per_shard"] = photos_per_shard
     picture_sha256 = hashlib.sha256(Path(cutter.picture_file).read_bytes()).hexdigest()
     known = [name for name in OPTIONAL_COLUMNS if any(name in split.optional for split in splits)]
     tasks = []

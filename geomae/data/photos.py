@@ -7,7 +7,7 @@ import warnings
 import cv2
 import numpy as np
 import simplejpeg
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from geomae.errors import DamagedPhotoError
 
@@ -92,6 +92,8 @@ def _decode_other(data: bytes) -> np.ndarray:
                 return np.ascontiguousarray(_to_rgb(ImageOps.exif_transpose(image)))
     except DamagedPhotoError:
         raise
+    except UnidentifiedImageError as error:
+        raise DamagedPhotoError("cannot be decoded: it is no photo in a format that Pillow knows") from error
     except Image.DecompressionBombError as error:
         raise DamagedPhotoError(f"more than {MAX_PIXELS:,} pixels: {error}") from error
     except Exception as error:  # Pillow's plugins raise many types on broken bytes (struct.error, SyntaxError, ...)

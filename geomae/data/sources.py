@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from geomae.errors import CoordinateError, SourceError
 from geomae.geography import check_coordinates
@@ -277,6 +277,8 @@ def read_gps(data: bytes) -> tuple[float, float]:
             warnings.simplefilter("ignore")
             with Image.open(io.BytesIO(data)) as image:
                 gps = image.getexif().get_ifd(_GPS_BLOCK)
+    except UnidentifiedImageError as error:
+        raise CoordinateError("no GPS position: it is no photo that Pillow knows") from error
     except Exception as error:  # broken EXIF raises struct.error, SyntaxError, KeyError, ... in Pillow
         raise CoordinateError(f"its EXIF block cannot be read: {error}") from error
     try:

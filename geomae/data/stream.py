@@ -78,10 +78,10 @@ class PhotoStream(torch.utils.data.IterableDataset):
         super().__init__()
         if not 0 <= rank < world_size:
             raise SourceError(f"rank={rank} does not exist among world_size={world_size} processes, counted from 0.")
-        if min(batch_size, window_samples) < 1 or start_batch < 0:
+        if min(batch_size, window_samples) < 1 or min(start_batch, seed) < 0:
             raise SourceError(
                 f"batch_size={batch_size} and window_samples={window_samples} must be at least 1, "
-                f"start_batch={start_batch} at least 0."
+                f"start_batch={start_batch} and seed={seed} at least 0."
             )
         self.files = [str(file) for file in files]
         self.seed, self.batch_size, self.start_batch = seed, batch_size, start_batch
@@ -247,13 +247,16 @@ def _read_footers(files: Sequence[str], columns: Sequence[str] | None) -> tuple[
     return groups, wanted
 
 
-def load_photos(path: str | Path, split: str, *, csv_file: str | Path | None = None) -> datasets.Dataset:
+def load_photos(
+    path: str | Path, split: str, *, csv_file: str | Path | None = None, swap_lat_lon: bool = False
+) -> datasets.Dataset:
     """A map-style data set, for validation and tests: every photo once, in a fixed order, undecoded.
 
     Args:
         path: a packed folder, or a folder of photos with a CSV of their coordinates.
         split: which split of a packed folder; the name of the result for a folder of photos.
         csv_file: the CSV; by default the only one in the folder, or the one beside it that is called after it.
+        swap_lat_lon: read that CSV's latitude column as longitude and the other way round.
 
     Returns:
         Rows of `image` {bytes, path}, `latitude`, `longitude` (degrees), `id` and what else is known. From a packed
@@ -266,7 +269,7 @@ def load_photos(path: str | Path, split: str, *, csv_file: str | Path | None = N
         files = [str(file) for file in list_shards(path, split)]
         dataset = datasets.Dataset.from_parquet(files, split=datasets.NamedSplit(split))
         return dataset.cast_column("image", Image(decode=False))
-    records = list(records_from_csv(path, csv_file or find_csv(path)))
+    records = list(records_from_csv(path, csv_file or find_csv(path), swap_lat_lon=swap_lat_lon))
     columns: dict[str, list[Any]] = {"image": [{"bytes": None, "path": record.file} for record in records]}
     columns |= {name: [getattr(record, name) for record in records] for name in ("latitude", "longitude", "id")}
     columns |= {name: values for name in OPTIONAL_COLUMNS if any(values := [getattr(r, name) for r in records])}

@@ -1,0 +1,228 @@
+import io
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from geomae.data.pack import PhotoPacker, choose_split, pack_photos
+from geomae.data.photos import decode_photo
+from geomae.data.shards import list_shards
+from geomae.data.sources import PhotoRecord, records_from_csv, records_from_exif, records_without_coordinates
+from geomae.errors import ConfigError, SourceError, TooManyDamagedPhotosError
+
+MakePhoto = Callable[..., Path]
+
+
+def rows_of(folder: Path, split: str = "train") -> list[dict[str, Any]]:
+    return list(pa.concat_tables([pq.read_table(file) for file in list_shards(folder, split)]).to_pylist())
+
+
+def decoded(row: dict[str, Any]) -> np.ndarray:
+    return decode_photo(row["image"]["bytes"], min_short_side=0)
+
+
+@pytest.fixture
+def records(tmp_path: Path, make_photo: MakePhoto) -> list[PhotoRecord]:
+    """Forty small photos of ten authors, in the order of the authors."""
+    made = []
+    for number in range(40):
+        path = make_photo(f"photos/{number:02d}.jpg", seed=number, width=40, height=30)
+        made.append(PhotoRecord(f"{number:02d}.jpg", str(path), float(number), -1.0, author=f"author {number // 4}"))
+    return made
+
+
+def pack(records: Sequence[PhotoRecord], output_dir: Path, **options: Any) -> dict[str, Any]:
+    return pack_photos(records, output_dir, **({"source": "a test"} | options))
+
+
+def test_every_photo_is_packed_once_with_its_coordinates(records: list[PhotoRecord], tmp_path: Path) -> None:
+    manifest = pack(records, tmp_path / "out", photos_per_shard=15)
+    rows = rows_of(tmp_path / "out")
+    assert sorted(row["id"] for row in rows) == [record.id for record in records]
+    assert all(row["latitude"] == float(row["id"][:2]) for row in rows)
+    assert all(row["author"] == f"author {int(row['id'][:2]) // 4}" for row in rows)
+    assert [shard["num_photos"] for shard in manifest["splits"]["train"]["shards"]] == [15, 15, 10]
+    assert manifest["options"]["short_side"] == 256
+
+
+def test_neighbours_of_the_source_do_not_stay_neighbours(records: list[PhotoRecord], tmp_path: Path) -> None:
+    pack(records, tmp_path / "out")
+    order = [int(row["id"][:2]) for row in rows_of(tmp_path / "out")]
+    assert order != sorted(order)
+    pack(records[::-1], tmp_path / "reversed")
+    assert order == [int(row["id"][:2]) for row in rows_of(tmp_path / "reversed")]
+
+
+def test_splits_share_no_author_and_lose_no_photo(records: list[PhotoRecord], tmp_path: Path) -> None:
+    manifest = pack(records, tmp_path / "out", validation_fraction=0.3, test_fraction=0.3)
+    authors = {split: {row["author"] for row in rows_of(tmp_path / "out", split)} for split in manifest["splits"]}
+    assert set(authors) == {"train", "validation", "test"}
+    assert sum(map(len, authors.values())) == len(set.union(*authors.values())) == 10
+    assert manifest["num_photos"] == 40
+
+
+def test_fractions_are_shares_of_the_authors() -> None:
+    photos = [PhotoRecord(str(number), "", author=f"author {number}") for number in range(4000)]
+    splits = [choose_split(photo, 0.1, 0.2, "train") for photo in photos]
+    assert splits.count("validation") / 4000 == pytest.approx(0.1, abs=0.02)
+    assert splits.count("test") / 4000 == pytest.approx(0.2, abs=0.02)
+
+
+def test_split_of_a_photo_without_author_depends_on_its_id_alone() -> None:
+    names = [choose_split(PhotoRecord(str(number), f"file {number}"), 0.5, 0.0, "train") for number in range(50)]
+    again = [choose_split(PhotoRecord(str(number), "elsewhere"), 0.5, 0.0, "train") for number in range(50)]
+    assert names == again
+    assert set(names) == {"train", "validation"}
+
+
+def test_two_processes_write_the_bytes_of_one(records: list[PhotoRecord], tmp_path: Path) -> None:
+    for name, num_processes in (("one", 1), ("two", 2)):
+        pack(records, tmp_path / name, photos_per_shard=15, num_processes=num_processes, validation_fraction=0.3)
+    files = sorted(file.name for file in (tmp_path / "one").iterdir())
+    assert files == sorted(file.name for file in (tmp_path / "two").iterdir())
+    for name in files:
+        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("width", "height", "stored"), [(800, 600, (256, 341)), (600, 800, (341, 256)), (300, 200, (200, 300))]
+)
+def test_large_photos_shrink_and_small_ones_stay(
+    make_photo: MakePhoto, width: int, height: int, stored: tuple[int, int]
+) -> None:
+    packed = PhotoPacker(short_side=256).pack_bytes(make_photo(width=width, height=height).read_bytes())
+    assert decode_photo(packed, min_short_side=0).shape[:2] == stored
+
+
+def test_shrunk_photo_still_shows_the_same_picture(make_photo: MakePhoto) -> None:
+    data = make_photo(width=800, height=600, seed=5).read_bytes()
+    packed = decode_photo(PhotoPacker(short_side=256).pack_bytes(data), min_short_side=0)
+    expected = np.asarray(Image.open(io.BytesIO(data)).resize((341, 256), Image.Resampling.BOX))
+    assert np.abs(packed.astype(int) - expected.astype(int)).mean() < 3
+
+
+def test_photo_that_fits_is_not_encoded_again(make_photo: MakePhoto) -> None:
+    data = make_photo(width=200, height=100).read_bytes()
+    packed = PhotoPacker(short_side=256).pack_bytes(data)
+    assert data.endswith(packed[200:])  # the same scan; what may be missing is the metadata in front of it
+    assert (decode_photo(packed, min_short_side=0) == decode_photo(data, min_short_side=0)).all()
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_what_is_stored_is_upright_rgb_for_every_reader(mode: str, orientation: int) -> None:
+    exif, buffer = Image.Exif(), io.BytesIO()
+    exif[0x0112] = orientation
+    Image.new(mode, (60, 40)).save(buffer, "JPEG", exif=exif)
+    with Image.open(io.BytesIO(PhotoPacker().pack_bytes(buffer.getvalue()))) as stored:
+        assert stored.mode == "RGB"
+        assert stored.size == ((60, 40) if orientation == 1 else (40, 60))
+        assert not stored.getexif()
+
+
+def test_orientation_files_are_stored_upright(shared_data: Path) -> None:
+    for file in sorted((shared_data / "odd_images" / "orientation").glob("*_[2468].jpg")):
+        packed = PhotoPacker(short_side=200).pack_bytes(file.read_bytes())
+        with Image.open(io.BytesIO(packed)) as stored:
+            assert stored.size == ((300, 200) if file.name.startswith("Landscape") else (200, 300))
+
+
+def test_damaged_and_missing_photos_are_named_with_a_reason(records: list[PhotoRecord], tmp_path: Path) -> None:
+    Path(records[3].file).write_bytes(b"gone bad")
+    Path(records[5].file).unlink()
+    manifest = pack(records, tmp_path / "out")
+    reasons = {photo["file"]: photo["reason"] for photo in manifest["bad"]}
+    assert set(reasons) == {"03.jpg", "05.jpg"}
+    assert "no photo in a format" in reasons["03.jpg"]
+    assert "No such file" in reasons["05.jpg"]
+    assert (manifest["num_photos"], manifest["num_bad"]) == (38, 2)
+
+
+def test_too_many_damaged_photos_stop_the_run(records: list[PhotoRecord], tmp_path: Path) -> None:
+    for record in records[:10]:
+        Path(record.file).write_bytes(b"gone bad")
+    with pytest.raises(TooManyDamagedPhotosError, match=r"10 of 40 .*--max_bad_fraction"):
+        pack(records, tmp_path / "out")
+    assert pack(records, tmp_path / "out", max_bad_fraction=0.25)["num_bad"] == 10
+
+
+def test_resumed_run_does_not_touch_finished_shards(records: list[PhotoRecord], tmp_path: Path) -> None:
+    pack(records, tmp_path / "out", photos_per_shard=15)
+    finished, missing = (
+        tmp_path / "out" / "train-00000-of-00003.parquet",
+        tmp_path / "out" / "train-00001-of-00003.parquet",
+    )
+    before, times = missing.read_bytes(), finished.stat().st_mtime_ns
+    missing.unlink()
+    manifest = pack(records, tmp_path / "out", photos_per_shard=15)
+    assert missing.read_bytes() == before
+    assert finished.stat().st_mtime_ns == times
+    assert manifest["num_photos"] == 40
+
+
+def test_repeated_id_is_refused(records: list[PhotoRecord], tmp_path: Path) -> None:
+    with pytest.raises(SourceError, match=r"the id 00\.jpg comes twice"):
+        pack([*records, records[0]], tmp_path / "out")
+
+
+def test_nothing_to_pack_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(SourceError, match="no photos to pack"):
+        pack([], tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"validation_fraction": -0.1},
+        {"test_fraction": 1.1},
+        {"short_side": 0},
+        {"jpeg_quality": 0},
+        {"max_bad_fraction": 2.0},
+    ],
+)
+def test_impossible_options_are_refused_by_name(
+    records: list[PhotoRecord], tmp_path: Path, options: dict[str, Any]
+) -> None:
+    with pytest.raises(ConfigError, match=next(iter(options))):
+        pack(records, tmp_path / "out", **options)
+
+
+def test_real_photos_are_packed_from_their_csv(shared_data: Path, tmp_path: Path) -> None:
+    folder = shared_data / "photos" / "geotagged"
+    manifest = pack(list(records_from_csv(folder, folder.with_suffix(".csv"))), tmp_path / "out")
+    assert (manifest["num_photos"], manifest["num_bad"]) == (32, 0)
+    rows = {row["id"]: row for row in rows_of(tmp_path / "out")}
+    assert rows["Apple iPhone 4.jpg"]["latitude"] == pytest.approx(41.853)
+    assert max(min(decoded(row).shape[:2]) for row in rows.values()) == 256
+
+
+def test_real_photos_are_packed_from_their_exif(shared_data: Path, tmp_path: Path) -> None:
+    folder = shared_data / "photos" / "geotagged"
+    manifest = pack(list(records_from_exif(folder)), tmp_path / "out", max_bad_fraction=0.2)
+    assert manifest["num_photos"] == 26
+    assert {photo["file"].split("_")[0] for photo in manifest["bad"]} == {"mapillary"}
+    assert all("no GPS position" in photo["reason"] for photo in manifest["bad"])
+    rows = {row["id"]: row for row in rows_of(tmp_path / "out")}
+    assert rows["Apple iPhone 5.jpg"]["longitude"] == pytest.approx(-122.337333, abs=1e-6)
+
+
+def test_real_photos_are_packed_without_coordinates(shared_data: Path, tmp_path: Path) -> None:
+    manifest = pack(list(records_without_coordinates(shared_data / "photos" / "unlabelled")), tmp_path / "out")
+    assert (manifest["num_photos"], manifest["num_bad"]) == (88, 0)
+    assert all(row["latitude"] is None for row in rows_of(tmp_path / "out"))
+
+
+def test_odd_real_files_are_read_or_refused_by_name(shared_data: Path, tmp_path: Path) -> None:
+    photos = list(records_without_coordinates(shared_data / "odd_images"))
+    manifest = pack(photos, tmp_path / "out", max_bad_fraction=1.0)
+    assert manifest["num_photos"] + manifest["num_bad"] == len(photos) == 43
+    bad = {photo["file"] for photo in manifest["bad"]}
+    assert {"User Comment Encoding.jpg", "beach.jpg"} <= bad
+    assert not any(name.startswith("orientation") for name in bad)
+    assert json.loads((tmp_path / "out" / "manifest.json").read_text())["num_bad"] == 20
