@@ -1,6 +1,7 @@
 """From photos to coordinates: every photo exactly once, on any number of processes, with the same digits."""
 
 import logging
+import os
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
@@ -46,7 +47,13 @@ class TolerantCollator:
 
 def is_main_process() -> bool:
     """Whether this is the process that writes files and prints."""
-    return bool(PartialState().is_main_process)
+    return bool(_process_state().is_main_process)
+
+
+def _process_state() -> PartialState:
+    """This process among the others; told that there is no accelerator, as `PartialState` then forgets the others."""
+    forced = os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes")
+    return PartialState(cpu=forced or not torch.accelerator.is_available())
 
 
 def predict_coordinates(
@@ -82,7 +89,7 @@ def predict_coordinates(
         SourceError: the data set is empty or repeats an id.
         TooManyDamagedPhotosError: more photos are damaged than `max_damaged_share` allows.
     """
-    state = PartialState()
+    state = _process_state()
     device = torch.device(device) if device is not None else state.device
     all_ids = [str(name) for name in dataset["id"]]
     if not all_ids or len(set(all_ids)) < len(all_ids):

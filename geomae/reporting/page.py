@@ -6,7 +6,22 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["Block", "Cell", "Code", "Heading", "Paragraph", "Picture", "Table", "render_html", "render_markdown"]
+from matplotlib.figure import Figure
+
+from geomae.reporting.plots import save_figure
+
+__all__ = [
+    "Block",
+    "Cell",
+    "Code",
+    "Heading",
+    "Paragraph",
+    "Picture",
+    "Table",
+    "render_html",
+    "render_markdown",
+    "save_picture",
+]
 
 
 @dataclass(frozen=True)
@@ -70,7 +85,7 @@ h3 { margin-top: 1.8rem; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .92rem; margin: .8rem 0; }
 caption { caption-side: top; text-align: left; color: #555; padding-bottom: .3rem; }
 th, td { padding: .3rem .7rem; text-align: right; border-bottom: 1px solid #e6e6e6; vertical-align: top; }
-th { border-bottom: 2px solid #999; } th:first-child, td:first-child { text-align: left; overflow-wrap: anywhere; }
+th { border-bottom: 2px solid #999; } th:first-child, td:first-child { text-align: left; min-width: 12rem; overflow-wrap: anywhere; }
 td .note { display: block; color: #666; font-size: .8rem; white-space: nowrap; }
 td.best { font-weight: 700; } td.best .note { font-weight: 400; }
 pre { background: #f5f5f5; padding: .7rem .9rem; overflow-x: auto; font-size: .85rem; }
@@ -78,6 +93,12 @@ figure { margin: 1.2rem 0; } figure img { max-width: 100%; height: auto; }
 figcaption { color: #555; font-size: .92rem; }
 .warning { background: #fff3cd; border-left: 4px solid #d08700; padding: .6rem .9rem; }
 """
+
+
+def save_picture(figure: Figure, folder: Path, name: str, caption: str) -> Picture:
+    """Write a figure as `<name>.png` into the page's folder and return its block."""
+    save_figure(figure, folder / f"{name}.png")
+    return Picture(Path(f"{name}.png"), caption)
 
 
 def render_markdown(blocks: Sequence[Block]) -> str:
@@ -141,7 +162,8 @@ def _block_as_html(block: Block, folder: Path) -> str:
     if isinstance(block, Heading):
         return f"<h{block.level}>{html.escape(block.text)}</h{block.level}>"
     if isinstance(block, Paragraph):
-        return f"<p{' class="warning"' if block.is_warning else ''}>{html.escape(block.text)}</p>"
+        opening = '<p class="warning">' if block.is_warning else "<p>"
+        return f"{opening}{html.escape(block.text)}</p>"
     if isinstance(block, Code):
         return f"<pre>{html.escape(block.text)}</pre>"
     if isinstance(block, Picture):
@@ -159,4 +181,5 @@ def _cell_as_html(cell: str | Cell) -> str:
     if isinstance(cell, str):
         return f"<td>{html.escape(cell)}</td>"
     note = f'<span class="note">{html.escape(cell.note)}</span>' if cell.note else ""
-    return f"<td{' class="best"' if cell.is_best else ''}>{html.escape(cell.text)}{note}</td>"
+    opening = '<td class="best">' if cell.is_best else "<td>"
+    return f"{opening}{html.escape(cell.text)}{note}</td>"

@@ -11,6 +11,7 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from numpy.typing import ArrayLike, NDArray
 
 from geomae.evaluation.metrics import LARGEST_ERROR_KM, THRESHOLDS_KM
@@ -24,7 +25,7 @@ BASELINE_DASHES = ((0, (6, 2)), (0, (2, 2)), (0, (6, 2, 1, 2)), (0, (1, 1)))
 MAX_PHOTOS_IN_GRID = 12
 DOTS_PER_INCH = 130
 
-STYLE = {
+STYLE: dict[Any, Any] = {
     "font.size": 11,
     "axes.titlesize": 12,
     "axes.titleweight": "bold",
@@ -75,8 +76,8 @@ def reconstruction_grid(original: ArrayLike, masked: ArrayLike, restored: ArrayL
     num_photos = min(len(photos["original"]), MAX_PHOTOS_IN_GRID)
     with style():
         width, height = 1.5 * num_photos + 0.4, 4.5 * shape[2] / shape[3] + (0.5 if title else 0.1)
-        figure = Figure(figsize=(width, height), layout="constrained")
-        figure.get_layout_engine().set(w_pad=0.02, h_pad=0.02, wspace=0.0, hspace=0.0)  # type: ignore[union-attr]
+        layout = ConstrainedLayoutEngine(w_pad=0.02, h_pad=0.02, wspace=0.0, hspace=0.0)
+        figure = Figure(figsize=(width, height), layout=layout)
         axes = figure.subplots(3, num_photos, squeeze=False)
         for row, (label, batch) in enumerate(photos.items()):
             for column in range(num_photos):

@@ -1,0 +1,71 @@
+"""`python -m geomae.reporting report | fill`: a page about runs and evaluations; numbers into Markdown files.
+
+python -m geomae.reporting report --pretrain_run outputs/pretrain --finetune_run outputs/finetune \
+    --evaluation outputs/evaluate --output_dir report
+python -m geomae.reporting fill README.md [--check]
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from geomae.errors import GeoMAEError
+
+__all__ = ["main"]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one of the commands; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m geomae.reporting", description=__doc__.splitlines()[0])
+    commands = parser.add_subparsers(dest="command", required=True)
+    report = commands.add_parser("report", help="write report.md, report.html and their figures")
+    for name, script in {"pretrain": "run_pretrain_mae.py", "finetune": "run_finetune_geo.py"}.items():
+        report.add_argument(f"--{name}_run", nargs="+", action="extend", default=[], help=f"folders of {script}")
+    report.add_argument("--evaluation", nargs="+", action="extend", default=[], help="folders of run_evaluate_geo.py")
+    report.add_argument("--train_coordinates", help="packed folder or file with latitude and longitude, for their map")
+    report.add_argument("--title", default="GeoMAE report")
+    report.add_argument("--output_dir", required=True, help="folder of the report; it is created")
+    fill = commands.add_parser("fill", help="fill the results between markers of Markdown files")
+    fill.add_argument("files", nargs="+", help="Markdown files with <!-- results:NAME --> markers")
+    fill.add_argument(
+        "--tables", default="results/tables.yaml", help="what each NAME shows (default: results/tables.yaml)"
+    )
+    fill.add_argument("--check", action="store_true", help="change nothing; exit with 1 where a file is stale")
+    arguments = parser.parse_args(argv)
+    return _report(arguments) if arguments.command == "report" else _fill(arguments)
+
+
+def _report(arguments: argparse.Namespace) -> int:
+    from geomae.evaluation import read_training_coordinates
+    from geomae.reporting.report import write_report  # matplotlib and cartopy: `fill` does without
+
+    if not (arguments.pretrain_run or arguments.finetune_run or arguments.evaluation):
+        print("nothing to report on: give --pretrain_run, --finetune_run or --evaluation", file=sys.stderr)
+        return 2
+    training_deg = read_training_coordinates(arguments.train_coordinates) if arguments.train_coordinates else None
+    written = write_report(
+        arguments.output_dir,
+        pretrain_runs=arguments.pretrain_run,
+        finetune_runs=arguments.finetune_run,
+        evaluations=arguments.evaluation,
+        training_deg=training_deg,
+        title=arguments.title,
+    )
+    print("\n".join(f"wrote {path}" for path in written))
+    return 0
+
+
+def _fill(arguments: argparse.Namespace) -> int:
+    from geomae.reporting.readme import fill_file
+
+    stale = [file for file in arguments.files if fill_file(file, arguments.tables, writes=not arguments.check)]
+    for file in stale:
+        print(f"{file} is stale: run python -m geomae.reporting fill {file}" if arguments.check else f"filled {file}")
+    return 1 if stale and arguments.check else 0
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except GeoMAEError as problem:
+        sys.exit(f"{type(problem).__name__}: {problem}")

@@ -1,0 +1,105 @@
+"""What a training run and an evaluation left on disk, read back for a report."""
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet
+from numpy.typing import NDArray
+
+from geomae.errors import SourceError
+from geomae.evaluation import read_metrics
+
+__all__ = ["EvaluationRecord", "TrainingRecord", "read_evaluation", "read_training", "unique_names"]
+
+
+@dataclass(frozen=True)
+class TrainingRecord:
+    """A folder that `run_pretrain_mae.py` or `run_finetune_geo.py` wrote."""
+
+    folder: Path
+    history: list[dict[str, Any]]  # entries with `step` and what was measured there
+    run: dict[str, Any]  # run.json; empty where there is none
+
+    def pictures(self, name: str) -> list[Path]:
+        """Pictures called `<name>_step_<number>.png`, by step."""
+        found = [
+            (re.fullmatch(rf"{name}_step_(\d+)\.png", path.name), path) for path in self.folder.glob("pictures/*.png")
+        ]
+        return [path for _, path in sorted((int(match[1]), path) for match, path in found if match)]
+
+
+@dataclass(frozen=True)
+class EvaluationRecord:
+    """A folder that `run_evaluate_geo.py` wrote."""
+
+    folder: Path
+    metrics: dict[str, Any]
+    predictions: pa.Table
+    baseline_errors: pa.Table | None  # id and one column of km for each baseline; None where the file is gone
+
+    @property
+    def is_answered(self) -> NDArray[np.bool_]:
+        """`(n,)` True where a photo has an answer."""
+        return np.asarray(self.predictions["error_km"].is_valid().to_numpy())
+
+    def columns(self, *names: str) -> NDArray[np.float64]:
+        """`(n, len(names))` float64 columns of the predictions, NaN where a photo has no answer."""
+        return np.stack([np.asarray(self.predictions[name].to_numpy(), dtype=np.float64) for name in names], axis=1)
+
+
+def read_training(folder: str | Path) -> TrainingRecord:
+    """The log and the record of a training run; of the newest checkpoint where the run did not end.
+
+    Raises:
+        SourceError: the folder holds no `trainer_state.json`.
+    """
+    folder = Path(folder)
+    states = [folder / "trainer_state.json", *reversed(_checkpoint_states(folder))]
+    state = next((path for path in states if path.is_file()), None)
+    if state is None:
+        raise SourceError(f"{folder} is not a training run: neither it nor a checkpoint in it has a trainer_state.json")
+    history = json.loads(state.read_text(encoding="utf-8"))["log_history"]
+    record = folder / "run.json"
+    return TrainingRecord(folder, history, json.loads(record.read_text(encoding="utf-8")) if record.is_file() else {})
+
+
+def read_evaluation(folder: str | Path) -> EvaluationRecord:
+    """The numbers and the rows of an evaluation.
+
+    Raises:
+        SourceError: the folder lacks `metrics.json` or `predictions.parquet`.
+    """
+    folder = Path(folder)
+    metrics = read_metrics(folder)
+    if not (folder / "predictions.parquet").is_file():
+        raise SourceError(f"{folder} has no predictions.parquet; run_evaluate_geo.py writes it beside metrics.json")
+    baselines = folder / "baselines.parquet"
+    return EvaluationRecord(
+        folder,
+        metrics,
+        pa.parquet.read_table(folder / "predictions.parquet"),
+        pa.parquet.read_table(baselines) if baselines.is_file() else None,
+    )
+
+
+def unique_names(folders: Sequence[Path]) -> list[str]:
+    """The shortest ends of the paths that tell the folders apart: `a/run` and `b/run`, or just `first` and `second`."""
+    parts = [folder.resolve().parts for folder in folders]
+    for length in range(1, max(map(len, parts), default=1) + 1):
+        names = ["/".join(part[-length:]) for part in parts]
+        if len(set(names)) == len(names):
+            return names
+    return [f"{'/'.join(part[-1:])} ({number})" for number, part in enumerate(parts, start=1)]
+
+
+def _checkpoint_states(folder: Path) -> list[Path]:
+    numbered = [
+        (int(path.parent.name.rpartition("-")[2]), path) for path in folder.glob("checkpoint-[0-9]*/trainer_state.json")
+    ]
+    return [path for _, path in sorted(numbered)]

@@ -1,0 +1,130 @@
+"""The report: what was trained, how it went, and what it is worth, on one page with its figures."""
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from geomae.reporting.maps import coordinate_map
+from geomae.reporting.page import Block, Code, Heading, Paragraph, Picture, render_html, render_markdown, save_picture
+from geomae.reporting.plots import loss_curves
+from geomae.reporting.records import EvaluationRecord, TrainingRecord, read_evaluation, read_training, unique_names
+from geomae.reporting.results_section import describe_evaluations
+
+__all__ = ["write_report"]
+
+Histories = dict[str, list[dict[str, Any]]]
+
+
+def write_report(
+    output_dir: str | Path,
+    *,
+    pretrain_runs: Sequence[str | Path] = (),
+    finetune_runs: Sequence[str | Path] = (),
+    evaluations: Sequence[str | Path] = (),
+    training_deg: NDArray[np.float64] | None = None,
+    title: str = "GeoMAE report",
+) -> list[Path]:
+    """Write `report.md`, `report.html` and the figures that they show.
+
+    Args:
+        output_dir: folder; it is created.
+        pretrain_runs: folders of `run_pretrain_mae.py`.
+        finetune_runs: folders of `run_finetune_geo.py`.
+        evaluations: folders of `run_evaluate_geo.py`.
+        training_deg: `(n, 2)` training coordinates in degrees, for their map.
+        title: of the page.
+
+    Returns:
+        The paths written, the two pages first.
+
+    Raises:
+        SourceError: a folder is not what it was given as.
+    """
+    folder = Path(output_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    pretrained = _by_name([read_training(path) for path in pretrain_runs])
+    finetuned = _by_name([read_training(path) for path in finetune_runs])
+    evaluated = [read_evaluation(path) for path in evaluations]
+    blocks: list[Block] = [Heading(title, level=1)]
+    blocks += describe_evaluations(evaluated, folder)
+    blocks += _describe_pretraining(pretrained, folder)
+    blocks += _describe_finetuning(finetuned, folder)
+    if training_deg is not None:
+        figure = coordinate_map(training_deg, title=f"Training coordinates: {len(training_deg):,} photos")
+        blocks += [
+            Heading("Training coordinates"),
+            save_picture(figure, folder, "training_coordinates", "Where the training photos were taken."),
+        ]
+    blocks += _describe_provenance({**pretrained, **finetuned}, evaluated)
+
+    pages = [folder / "report.md", folder / "report.html"]
+    pages[0].write_text(render_markdown(blocks), encoding="utf-8")
+    pages[1].write_text(render_html(blocks, title=title, folder=folder), encoding="utf-8")
+    return [*pages, *(folder / block.file for block in blocks if isinstance(block, Picture))]
+
+
+def _by_name(records: Sequence[TrainingRecord]) -> dict[str, TrainingRecord]:
+    return dict(zip(unique_names([record.folder for record in records]), records, strict=True))
+
+
+def _describe_pretraining(runs: dict[str, TrainingRecord], folder: Path) -> list[Block]:
+    if not runs:
+        return []
+    blocks: list[Block] = [Heading("Pretraining")]
+    metrics = {"loss": "training", "eval_loss": "validation"}
+    figure = loss_curves(_histories(runs), metrics, title="Reconstruction loss on hidden patches", unit="loss")
+    blocks.append(save_picture(figure, folder, "pretraining_loss", "Reconstruction loss by optimiser step."))
+    for rank, (name, record) in enumerate(runs.items(), start=1):
+        pictures = record.pictures("reconstruction")
+        for path in dict.fromkeys([*pictures[:1], *pictures[-1:]]):  # untrained, and trained
+            file = Path(f"reconstruction_{rank}_{path.stem.removeprefix('reconstruction_')}.png")
+            shutil.copyfile(path, folder / file)
+            step = int(path.stem.rpartition("_")[2])
+            caption = f"{name} at step {step:,}: photos, what the encoder sees of them, and what the decoder restores."
+            blocks.append(Picture(file, caption))
+    return blocks
+
+
+def _describe_finetuning(runs: dict[str, TrainingRecord], folder: Path) -> list[Block]:
+    if not runs:
+        return []
+    histories = _histories(runs)
+    curves = {
+        "finetuning_loss": ("Loss", "loss", {"loss": "training", "eval_loss": "validation"}),
+        "finetuning_error": (
+            "Great-circle error",
+            "mean error, km",
+            {"great_circle_km": "training", "eval_mean_km": "validation"},
+        ),
+    }
+    blocks: list[Block] = [Heading("Fine-tuning")]
+    for file, (title, unit, metrics) in curves.items():
+        if any(key in entry for history in histories.values() for entry in history for key in metrics):
+            figure = loss_curves(histories, metrics, title=title, unit=unit)
+            blocks.append(save_picture(figure, folder, file, f"{title} by optimiser step."))
+    return blocks
+
+
+def _histories(runs: dict[str, TrainingRecord]) -> Histories:
+    return {name: record.history for name, record in runs.items()}
+
+
+def _describe_provenance(runs: dict[str, TrainingRecord], evaluated: Sequence[EvaluationRecord]) -> list[Block]:
+    """The commands, the commits and the versions behind the page."""
+    records = {name: record.run for name, record in runs.items() if record.run}
+    records |= dict(zip(unique_names([r.folder for r in evaluated]), (r.metrics for r in evaluated), strict=True))
+    if not records:
+        return []
+    blocks: list[Block] = [Heading("How it was made")]
+    for name, record in records.items():
+        versions = ", ".join(f"{package} {number}" for package, number in record.get("versions", {}).items() if number)
+        blocks += [
+            Heading(name, level=3),
+            Code(str(record.get("command", "unknown command"))),
+            Paragraph(f"Commit {record.get('commit') or 'unknown'}; {versions or 'versions unknown'}."),
+        ]
+    return blocks

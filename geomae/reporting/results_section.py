@@ -1,0 +1,179 @@
+"""What a test set's evaluations say: one table, the errors' distribution, maps, and the photos at either end."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from geomae.evaluation import best_constant
+from geomae.evaluation.metrics import LARGEST_ERROR_KM
+from geomae.reporting.maps import prediction_map
+from geomae.reporting.page import Block, Cell, Heading, Paragraph, Table, save_picture
+from geomae.reporting.plots import error_cdf
+from geomae.reporting.records import EvaluationRecord, unique_names
+
+__all__ = ["describe_evaluations", "evaluation_table"]
+
+BASELINE_NAMES = {
+    "geometric_median": "constant: geometric median",
+    "densest_200km": "constant: densest 200 km",
+    "random_training_photo": "random training photo",
+    "random_guess": "random guess by clusters",
+    "uniform_on_sphere": "uniform on the sphere",
+}
+BASELINES_IN_CDF = ("geometric_median", "random_training_photo", "random_guess")
+NUM_EXAMPLES = 4  # photos shown at either end of the errors
+
+
+def describe_evaluations(evaluated: Sequence[EvaluationRecord], folder: Path) -> list[Block]:
+    """One section for each test set, so that only rows about the same photos stand in one table.
+
+    Args:
+        evaluated: evaluations of one or more test sets.
+        folder: where the figures are written.
+    """
+    blocks: list[Block] = []
+    names = dict(zip(map(id, evaluated), unique_names([record.folder for record in evaluated]), strict=True))
+    for number, digest in enumerate(
+        dict.fromkeys(record.metrics["test_set"]["ids_sha256"] for record in evaluated), start=1
+    ):
+        group = {names[id(r)]: r for r in evaluated if r.metrics["test_set"]["ids_sha256"] == digest}
+        first = next(iter(group.values())).metrics
+        test_set = first["test_set"]
+        where = test_set["name"] + (f", split {test_set['split']}" if test_set["split"] else "")
+        bootstrap = first["bootstrap"]
+        blocks += [
+            Heading(f"Results on {where}"),
+            Paragraph(
+                f"{test_set['num_photos']:,} photos, every one counted once. In brackets 95 % intervals from "
+                f"{bootstrap['num_resamples']:,} bootstrap resamples of {bootstrap['num_clusters']:,} "
+                f"{bootstrap['clustered_by']}s; after ± the standard deviation over runs of a random answer."
+            ),
+            evaluation_table({name: record.metrics for name, record in group.items()}),
+        ]
+        for name, record in group.items():
+            blocks += _judge(name, record.metrics)
+        blocks += _draw_evaluations(group, where, folder, number)
+    return blocks
+
+
+def evaluation_table(models: dict[str, dict[str, Any]]) -> Table:
+    """Models above the baselines of the same test set; the best of each column is marked.
+
+    Args:
+        models: name -> content of its `metrics.json`.
+    """
+    baselines = max((metrics.get("baselines", {}) for metrics in models.values()), key=len)
+    rows = {**models, **{BASELINE_NAMES.get(name, name): metrics for name, metrics in baselines.items()}}
+    radii = list(next(iter(rows.values()))["accuracy_within_km"])
+    header = ["", "mean, km", "median, km", *(f"≤ {radius} km, %" for radius in radii), "GeoScore"]
+    keys = [("mean_km",), ("median_km",), *(("accuracy_within_km", radius) for radius in radii), ("geoscore",)]
+    errors = ("mean_km", "median_km")  # of these the least is the best, of the others the greatest
+    best = [(min if key[0] in errors else max)(_look_up(row, key) for row in rows.values()) for key in keys]
+    cells = [
+        [
+            name,
+            *(_cell(metrics, key, is_best=_look_up(metrics, key) == top) for key, top in zip(keys, best, strict=True)),
+        ]
+        for name, metrics in rows.items()
+    ]
+    return Table(header, cells)
+
+
+def _look_up(metrics: dict[str, Any], key: Sequence[str]) -> Any:
+    value: Any = metrics
+    for part in key:
+        value = value[part]
+    return value
+
+
+def _cell(metrics: dict[str, Any], key: Sequence[str], *, is_best: bool) -> Cell:
+    is_share = key[0] == "accuracy_within_km"
+
+    def shown(value: float) -> str:
+        return f"{100.0 * value:.1f}" if is_share else f"{value:,.0f}"
+
+    note = ""
+    if "intervals_95" in metrics:
+        low, high = _look_up(metrics["intervals_95"], key)
+        note = f"[{shown(low)}, {shown(high)}]"
+    elif "spread" in metrics:
+        note = f"± {shown(_look_up(metrics['spread'], key))}"
+    value = _look_up(metrics, key)
+    return Cell(shown(value), note, is_best and value > 0)
+
+
+def _judge(name: str, metrics: dict[str, Any]) -> list[Block]:
+    """The comparison with the best constant in words, and a warning where photos have no answer."""
+    blocks: list[Block] = []
+    constant = best_constant(metrics)
+    if constant is not None:
+        share = metrics["mean_km"] / constant[1]["mean_km"] - 1.0
+        low, high = metrics["intervals_95"]["mean_km"]
+        blocks.append(
+            Paragraph(
+                f"{name}: mean error {metrics['mean_km']:,.0f} km [{low:,.0f}, {high:,.0f}], {abs(share):.0%} "
+                f"{'below' if share < 0 else 'above'} the best constant answer ({BASELINE_NAMES[constant[0]]}, "
+                f"{constant[1]['mean_km']:,.0f} km)."
+            )
+        )
+    if metrics.get("num_missing"):
+        blocks.append(
+            Paragraph(
+                f"{name}: {metrics['num_missing']:,} of {metrics['num_photos']:,} photos have no answer and count as "
+                f"misses of {LARGEST_ERROR_KM:,.0f} km, for example {', '.join(metrics['missing'][:3])}.",
+                is_warning=True,
+            )
+        )
+    return blocks
+
+
+def _draw_evaluations(group: dict[str, EvaluationRecord], where: str, folder: Path, number: int) -> list[Block]:
+    """The error CDF of all models of a test set, then a map and examples for each."""
+    errors = {name: np.nan_to_num(r.columns("error_km")[:, 0], nan=LARGEST_ERROR_KM) for name, r in group.items()}
+    baselines = next((r.baseline_errors for r in group.values() if r.baseline_errors is not None), None)
+    columns = {} if baselines is None else {name: baselines[name].to_numpy() for name in baselines.column_names}
+    grey = {BASELINE_NAMES[key]: columns[key] for key in BASELINES_IN_CDF if key in columns}
+    num_photos = len(next(iter(errors.values())))
+    figure = error_cdf(errors, grey, title=f"{where}: {num_photos:,} photos")
+    blocks: list[Block] = [
+        save_picture(
+            figure,
+            folder,
+            f"error_cdf_{number}",
+            "Share of photos within each error, against answers that saw no photo.",
+        )
+    ]
+    for rank, (name, record) in enumerate(group.items(), start=1):
+        answered = record.is_answered
+        true_deg = record.columns("true_latitude", "true_longitude")[answered]
+        predicted_deg = record.columns("latitude", "longitude")[answered]
+        title = f"{name} on {where}: {int(answered.sum()):,} photos"
+        figure = prediction_map(true_deg, predicted_deg, errors[name][answered], title=title)
+        caption = f"{name}: truths and predictions, coloured by the error."
+        blocks += [
+            save_picture(figure, folder, f"prediction_map_{number}_{rank}", caption),
+            _show_examples(name, record),
+        ]
+    return blocks
+
+
+def _show_examples(name: str, record: EvaluationRecord) -> Table:
+    table = record.predictions.filter(record.predictions["error_km"].is_valid()).sort_by("error_km")
+    rows = table.to_pylist()
+    chosen = rows if len(rows) <= 2 * NUM_EXAMPLES else [*rows[:NUM_EXAMPLES], *rows[-NUM_EXAMPLES:]]
+    cells = [
+        [
+            row["id"],
+            f"{row['true_latitude']:.2f}, {row['true_longitude']:.2f}",
+            f"{row['latitude']:.2f}, {row['longitude']:.2f}",
+            f"{row['error_km']:,.0f}",
+        ]
+        for row in chosen
+    ]
+    return Table(
+        ["photo", "truth, degrees", "prediction, degrees", "error, km"],
+        cells,
+        f"{name}: its nearest and farthest answers",
+    )
