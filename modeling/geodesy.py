@@ -26,7 +26,7 @@ def to_unit_vectors(coordinates_deg: Tensor) -> Tensor:
 
 
 def to_degrees(vectors: Tensor) -> Tensor:
-    """Latitude and longitude of directions; at the poles the longitude is 0.
+    """Latitude and longitude of directions; at the poles the longitude is arbitrary.
 
     Args:
         vectors: `(..., 3)` vectors of any length but zero.

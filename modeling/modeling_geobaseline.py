@@ -5,13 +5,12 @@ from typing import Any
 import timm
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 from transformers import initialization as init
 
 from .configuration_geobaseline import GeoBaselineConfig
 from .geolocation_head import GeolocationHead, GeolocationOutput, build_head
 from .patches import PixelNormalizer
-from .step_flops import count_step_flops
+from .pretrained_model import GeoPreTrainedModel
 
 __all__ = ["GeoBaselineForGeolocation"]
 
@@ -35,14 +34,10 @@ def build_backbone(config: GeoBaselineConfig) -> nn.Module:
     )
 
 
-class GeoBaselineForGeolocation(PreTrainedModel):
+class GeoBaselineForGeolocation(GeoPreTrainedModel):
     """Photos -> coordinates: a timm backbone, its own pooling, and a head."""
 
     config_class = GeoBaselineConfig
-    main_input_name = "pixel_values"
-    input_modalities = "image"
-    supports_gradient_checkpointing = True
-    _keep_in_fp32_modules_strict = {"head"}
 
     def __init__(self, config: GeoBaselineConfig) -> None:
         super().__init__(config)
@@ -63,10 +58,6 @@ class GeoBaselineForGeolocation(PreTrainedModel):
         """
         pixels = self.pixel_normalizer(pixel_values).to(next(self.backbone.parameters()).dtype)
         return self.head(self.backbone(pixels), coordinates_deg)  # (B, C, H, W) -> (B, num_features)
-
-    def flops_per_photo(self) -> float:
-        """Floating point operations of one training step for one photo, forward and backward."""
-        return count_step_flops(self)
 
     def _keep_timm_initialization(self) -> None:
         """Mark what timm has initialised: transformers would redraw every convolution from N(0, 0.02)."""

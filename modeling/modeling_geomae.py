@@ -13,7 +13,6 @@ import torch
 from timm.layers import LayerNorm, resample_abs_pos_embed
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.utils import ModelOutput
 
@@ -21,7 +20,7 @@ from .attention import DeviceAwareAttention
 from .configuration_geomae import GeoMAEConfig
 from .geolocation_head import GeolocationOutput, build_head
 from .patches import PixelNormalizer, gather_patches, patchify, shuffle_patches, sincos_positions, unpatchify
-from .step_flops import count_step_flops
+from .pretrained_model import GeoPreTrainedModel
 
 __all__ = [
     "GeoMAEForGeolocation",
@@ -85,17 +84,13 @@ class GeoMAEReconstruction(ModelOutput):
     """`(B, N)` bool: True where the patch was hidden."""
 
 
-class GeoMAEPreTrainedModel(PreTrainedModel):
-    """What every GeoMAE model shares: configuration class, initialisation, gradient checkpointing."""
+class GeoMAEPreTrainedModel(GeoPreTrainedModel):
+    """What every GeoMAE model shares: configuration class, initialisation, fixed positions."""
 
     config_class = GeoMAEConfig
     base_model_prefix = "geomae"
-    main_input_name = "pixel_values"
-    input_modalities = "image"
-    supports_gradient_checkpointing = True
     _supports_sdpa = True
     _no_split_modules = ["Block"]
-    _keep_in_fp32_modules_strict = {"head"}
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -125,6 +120,13 @@ class GeoMAEPreTrainedModel(PreTrainedModel):
                 init.trunc_normal_(positions, std=std)
         elif isinstance(module, PixelNormalizer):
             module.reset_buffers()
+
+    def fixed_parameters(self) -> list[nn.Parameter]:
+        """Sin-cos positions are constants."""
+        if self.config.position_embedding == "learned":
+            return []
+        owners = (m for m in self.modules() if isinstance(m, (VisionTransformer, GeoMAEDecoder)))
+        return [owner.pos_embed for owner in owners if owner.pos_embed is not None]
 
 
 def transformer_sizes(hidden_size: int, intermediate_size: int, num_heads: int, config: GeoMAEConfig) -> dict[str, Any]:
@@ -183,7 +185,6 @@ class GeoMAEModel(GeoMAEPreTrainedModel):
             weight_init="skip",
             **transformer_sizes(config.hidden_size, config.intermediate_size, config.num_attention_heads, config),
         )
-        self.encoder.pos_embed.requires_grad_(config.position_embedding == "learned")
         self.run_blocks = CheckpointedBlocks()
         self.post_init()
 
@@ -254,9 +255,7 @@ class GeoMAEDecoder(nn.Module):
         self.native_size = config.image_size // config.patch_size
         self.embedding = nn.Linear(config.hidden_size, width)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, width))
-        self.pos_embed = nn.Parameter(
-            torch.zeros(1, 1 + config.num_patches, width), requires_grad=config.position_embedding == "learned"
-        )
+        self.pos_embed = nn.Parameter(torch.zeros(1, 1 + config.num_patches, width))
         self.blocks = nn.ModuleList(Block(dim=width, **sizes) for _ in range(config.decoder_num_hidden_layers))
         self.norm = LayerNorm(width, eps=config.layer_norm_eps)
         self.prediction = nn.ConvTranspose2d(
@@ -313,7 +312,7 @@ class GeoMAEForPreTraining(GeoMAEPreTrainedModel):
         if noise is None:
             noise = torch.rand(pixel_values.shape[0], height * width, device=pixel_values.device)
         encoded = self.geomae(pixel_values, noise)
-        predicted = self.decoder(encoded, height, width, hidden_only=not return_logits).float()
+        predicted = self.decoder(encoded, height, width, hidden_only=not return_logits)
         target = gather_patches(patchify(pixel_values, self.config.patch_size), encoded.ids_masked)
         loss = self.reconstruction_loss(predicted[:, -target.shape[1] :], self.geomae.pixel_normalizer(target))
         if not return_logits:
@@ -324,7 +323,8 @@ class GeoMAEForPreTraining(GeoMAEPreTrainedModel):
 
     def reconstruction_loss(self, predicted: Tensor, target: Tensor) -> Tensor:
         """Squared error of `(B, K, C * p * p)` hidden patches, mean within each, then mean or sum over all."""
-        target = target.float()
+        precision = torch.promote_types(predicted.dtype, torch.float32)
+        predicted, target = predicted.to(precision), target.to(precision)
         if self.config.norm_pix_loss:
             target = (target - target.mean(-1, keepdim=True)) / patch_scale(target)
         per_patch = (predicted - target).square().mean(dim=-1)  # (B, K, C p p) -> (B, K)
@@ -344,7 +344,7 @@ class GeoMAEForPreTraining(GeoMAEPreTrainedModel):
         answer = self(pixel_values, noise, return_logits=True)
         normalizer, p = self.geomae.pixel_normalizer, self.config.patch_size
         patches = normalizer(patchify(pixel_values, p)).float()  # (B, C, H, W) -> (B, N, C p p)
-        predicted = answer.logits
+        predicted = answer.logits.float()
         if self.config.norm_pix_loss:
             predicted = predicted * patch_scale(patches) + patches.mean(-1, keepdim=True)
         hidden = answer.mask[..., None]  # (B, N, 1)
@@ -362,10 +362,6 @@ class GeoMAEForPreTraining(GeoMAEPreTrainedModel):
     def backbone(self) -> VisionTransformer:
         """The encoder as a timm model."""
         return self.geomae.encoder
-
-    def flops_per_photo(self) -> float:
-        """Floating point operations of one training step for one photo, forward and backward."""
-        return count_step_flops(self)
 
 
 def patch_scale(patches: Tensor) -> Tensor:
@@ -395,10 +391,6 @@ class GeoMAEForGeolocation(GeoMAEPreTrainedModel):
     def backbone(self) -> VisionTransformer:
         """The encoder as a timm model."""
         return self.geomae.encoder
-
-    def flops_per_photo(self) -> float:
-        """Floating point operations of one training step for one photo, forward and backward."""
-        return count_step_flops(self)
 
 
 GeoMAEModel.register_for_auto_class("AutoModel")

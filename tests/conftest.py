@@ -113,3 +113,21 @@ def make_photo(tmp_path: Path) -> Callable[..., Path]:
         return path
 
     return write
+
+
+@pytest.fixture
+def tiny_sizes() -> dict[str, Any]:
+    """Sizes of a GeoMAE that runs in milliseconds: 32-pixel photos, 16 patches, 4 of them visible."""
+    return {
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "intermediate_size": 64,
+        "image_size": 32,
+        "patch_size": 8,
+        "decoder_hidden_size": 16,
+        "decoder_num_hidden_layers": 2,
+        "decoder_num_attention_heads": 4,
+        "decoder_intermediate_size": 32,
+        "head_hidden_sizes": [16, 8],
+    }

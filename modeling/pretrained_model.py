@@ -1,0 +1,52 @@
+"""What every model here shares, and the two repairs that transformers 5 needs after loading a checkpoint."""
+
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from .step_flops import count_step_flops
+
+__all__ = ["GeoPreTrainedModel"]
+
+ALIGNMENT_BYTES = 64
+"""torch's own allocations on the CPU begin at a multiple of this."""
+
+
+class GeoPreTrainedModel(PreTrainedModel):
+    """Base class of GeoMAE and of the baselines: takes photos, keeps its head in float32, counts its work."""
+
+    main_input_name = "pixel_values"
+    input_modalities = "image"
+    supports_gradient_checkpointing = True
+    _keep_in_fp32_modules_strict = {"head"}
+
+    def flops_per_photo(self) -> float:
+        """Floating point operations of one training step for one photo, forward and backward."""
+        return count_step_flops(self)
+
+    def tie_weights(self, *args: Any, **kwargs: Any) -> None:
+        """Called by transformers when a model is built and again when its weights are loaded: nothing is tied here."""
+        super().tie_weights(*args, **kwargs)
+        self._align_storage()
+        self._freeze_fixed_parameters()
+
+    @torch.no_grad()
+    def _align_storage(self) -> None:
+        """Move tensors that lie anywhere in a mapped file to aligned memory.
+
+        Kernels choose their path by alignment: a loaded ResNet differed from the saved one in the last bits.
+        """
+        for tensor in (*self.parameters(), *self.buffers()):
+            if tensor.device.type == "cpu" and tensor.data_ptr() % ALIGNMENT_BYTES:
+                tensor.data = tensor.data.clone(memory_format=torch.preserve_format)
+
+    def _freeze_fixed_parameters(self) -> None:
+        """Stop the gradient of parameters that are constants: `from_pretrained` makes every parameter trainable."""
+        for parameter in self.fixed_parameters():
+            parameter.requires_grad_(False)
+
+    def fixed_parameters(self) -> list[nn.Parameter]:
+        """Parameters that training must not change; none by default."""
+        return []
