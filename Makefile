@@ -71,7 +71,8 @@ $(DEMO)/evaluate/metrics.json: configs/evaluate/demo.yaml $(DEMO)/finetune/model
 
 $(DEMO)/report/report.md: $(DEMO)/evaluate/metrics.json
 	$(BIN)/python -m geomae.reporting report --output_dir $(DEMO)/report \
-	  --runs $(DEMO)/pretrain $(DEMO)/finetune --evaluation $(DEMO)/evaluate
+	  --pretrain_run $(DEMO)/pretrain --finetune_run $(DEMO)/finetune --evaluation $(DEMO)/evaluate \
+	  --train_coordinates $(DEMO)/data
 
 clean: ## Remove builds, caches and the demo; keep the environment and other outputs
 	rm -rf build dist *.egg-info $(DEMO) .pytest_cache .ruff_cache .mypy_cache .hypothesis

@@ -78,14 +78,15 @@ Block = Heading | Paragraph | Code | Table | Picture
 CSS = """
 :root { color-scheme: light; }
 body { font: 16px/1.55 system-ui, "Segoe UI", "Helvetica Neue", Arial, sans-serif; color: #1b1b1b;
-       max-width: 60rem; margin: 2rem auto 5rem; padding: 0 1.2rem; }
+       max-width: 66rem; margin: 2rem auto 5rem; padding: 0 1.2rem; }
 h1 { font-size: 1.9rem; line-height: 1.2; } h2 { margin-top: 2.6rem; border-bottom: 1px solid #ddd; }
 h3 { margin-top: 1.8rem; }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .92rem; margin: .8rem 0; }
 caption { caption-side: top; text-align: left; color: #555; padding-bottom: .3rem; }
-th, td { padding: .3rem .7rem; text-align: right; border-bottom: 1px solid #e6e6e6; vertical-align: top; }
-th { border-bottom: 2px solid #999; } th:first-child, td:first-child { text-align: left; min-width: 12rem; overflow-wrap: anywhere; }
+th, td { padding: .3rem .5rem; text-align: right; border-bottom: 1px solid #e6e6e6; vertical-align: top; }
+th { border-bottom: 2px solid #999; }
+th:first-child, td:first-child { text-align: left; min-width: 11rem; overflow-wrap: anywhere; }
 td .note { display: block; color: #666; font-size: .8rem; white-space: nowrap; }
 td.best { font-weight: 700; } td.best .note { font-weight: 400; }
 pre { background: #f5f5f5; padding: .7rem .9rem; overflow-x: auto; font-size: .85rem; }

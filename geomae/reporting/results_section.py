@@ -100,8 +100,8 @@ def _cell(metrics: dict[str, Any], key: Sequence[str], *, is_best: bool) -> Cell
         note = f"[{shown(low)}, {shown(high)}]"
     elif "spread" in metrics:
         note = f"± {shown(_look_up(metrics['spread'], key))}"
-    value = _look_up(metrics, key)
-    return Cell(shown(value), note, is_best and value > 0)
+    text = shown(_look_up(metrics, key))
+    return Cell(text, note, is_best and text.strip("0.") != "")  # nobody is best at 0.0 %
 
 
 def _judge(name: str, metrics: dict[str, Any]) -> list[Block]:
