@@ -218,6 +218,8 @@ class GeoMAETrainingArguments(TrainingArguments):
         milestones = self.milestone_epochs or []
         if self.schedule == "multistep" and (not milestones or sorted(milestones) != milestones):
             raise ConfigError(f"schedule: multistep needs rising milestone_epochs, such as [6, 10]; got {milestones}")
+        if not self.learning_rate > 0:
+            raise ConfigError(f"learning_rate is {self.learning_rate}; it must be above 0")
         ranges: dict[str, tuple[float, float]] = {"layer_decay": (0, 1), "max_bad_fraction": (0, 1), "gamma": (0, 1)}
         for name, (lowest, highest) in ranges.items():
             value = getattr(self, name)

@@ -1,8 +1,10 @@
 """transformers' `Trainer` on an endless stream of photos: exact resuming, exact evaluation, great-circle errors."""
 
+import logging
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -12,7 +14,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader, Dataset, Subset
-from transformers import PreTrainedModel, Trainer, TrainerCallback
+from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerState
 from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 
 from geomae.data.stream import PhotoStream
@@ -22,10 +24,12 @@ from geomae.geography import great_circle_km
 from geomae.training.arguments import GeoMAETrainingArguments
 from geomae.training.optimization import build_parameter_groups, build_schedule
 from geomae.training.progress import StreamProgress
-from geomae.training.run_folder import find_checkpoint
+from geomae.training.run_folder import STATE_FILE, find_checkpoint
 from geomae.training.safeguards import DamageCounter
 
 __all__ = ["EvaluationRows", "GeolocationTrainer", "MAETrainer", "StreamingTrainer"]
+
+logger = logging.getLogger(__name__)
 
 Batch = dict[str, Any]
 Collator = Callable[[Sequence[Mapping[str, Any]]], Batch]
@@ -109,8 +113,26 @@ class StreamingTrainer(Trainer):
         """
         checkpoint = find_checkpoint(resume_from_checkpoint, self.args.output_dir)
         self._start_batch = self.progress.resume(checkpoint)
+        if checkpoint is not None and self._take_over_finished(checkpoint):
+            return TrainOutput(self.state.global_step, math.nan, {})
         torch.manual_seed(self.args.seed + self.args.process_index)  # each process masks and drops on its own
         return super().train(checkpoint, trial, ignore_keys_for_eval)
+
+    def _take_over_finished(self, checkpoint: str) -> bool:
+        """Whether a checkpoint is the end of the run; transformers would train one step more."""
+        state = TrainerState.load_from_json(str(Path(checkpoint) / STATE_FILE))
+        if state.global_step < self.args.max_steps:
+            return False
+        logger.warning("%s has all %d steps: nothing is left to train", checkpoint, self.args.max_steps)
+        self.state = state
+        self.state.is_world_process_zero, self.state.is_local_process_zero = (
+            self.is_world_process_zero(),
+            self.is_local_process_zero(),
+        )
+        self._load_from_checkpoint(checkpoint)
+        if self.args.load_best_model_at_end and Path(state.best_model_checkpoint or "").is_dir():
+            self._load_best_model()
+        return True
 
     def get_train_dataloader(self) -> "DataLoader[Any]":
         """The stream, as it is: it knows its rank, so Accelerate must not shard it a second time."""

@@ -1,0 +1,270 @@
+"""The trainers: exact resuming, exact evaluation, honest logs, and stops that say what to do."""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from packed_photos import geolocation_trainer, mae_trainer, pack, training_arguments
+
+from geomae.errors import NonFiniteLossError, PredictionError, TooManyDamagedPhotosError
+
+NUM_TRAINING = 40
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return pack(tmp_path_factory.mktemp("photos"), train=NUM_TRAINING, validation=13)
+
+
+def losses(trainer: Any) -> dict[int, float]:
+    return {entry["step"]: entry["loss"] for entry in trainer.state.log_history if "loss" in entry}
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+@pytest.mark.parametrize("step", [3, 7], ids=["first_epoch", "second_epoch"])
+def test_resumed_run_repeats_the_losses_of_the_unbroken_one_bitwise(
+    photos: Path, tmp_path: Path, num_workers: int, step: int
+) -> None:
+    options = {"max_steps": 9, "save_strategy": "steps", "save_steps": step, "dataloader_num_workers": num_workers}
+    unbroken = mae_trainer(photos, training_arguments(tmp_path, **options))
+    unbroken.train()
+    torch.manual_seed(1)  # other weights, other state of the generator: everything must come from the checkpoint
+    resumed = mae_trainer(photos, training_arguments(tmp_path, **options))
+    resumed.train(resume_from_checkpoint=str(tmp_path / f"checkpoint-{step}"))
+    expected = losses(unbroken)
+    assert len(set(expected.values())) == 9
+    assert losses(resumed) == expected
+    for name, weights in unbroken.model.state_dict().items():
+        assert torch.equal(weights, resumed.model.state_dict()[name]), name
+
+
+def record_ids(trainer: Any) -> list[str]:
+    """A list that fills with the ids of every photo that the trainer trains on."""
+    seen: list[str] = []
+    step = trainer.training_step
+    trainer.training_step = lambda model, inputs, *rest: seen.extend(inputs["ids"]) or step(model, inputs, *rest)
+    return seen
+
+
+def test_resumed_run_jumps_to_the_photos_that_come_next(photos: Path, tmp_path: Path) -> None:
+    options = {"max_steps": 5, "save_strategy": "steps", "save_steps": 3, "gradient_accumulation_steps": 2}
+    options["per_device_train_batch_size"] = 4
+    unbroken = mae_trainer(photos, training_arguments(tmp_path, **options))
+    all_ids = record_ids(unbroken)
+    unbroken.train()
+    assert len(set(all_ids)) == NUM_TRAINING
+    resumed = mae_trainer(photos, training_arguments(tmp_path, **options))
+    ids = record_ids(resumed)
+    decoded: list[str] = []
+    crop = resumed.train_collator.crop
+    resumed.train_collator.crop = lambda sample: decoded.append(sample["id"]) or crop(sample)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
+    assert ids == all_ids[24:]  # 3 steps of 2 batches of 4
+    assert decoded == ids
+
+
+def test_finished_run_trains_no_step_more(photos: Path, tmp_path: Path) -> None:
+    options = {"save_strategy": "steps", "save_steps": 2, "eval_strategy": "steps", "eval_steps": 2}
+    options |= {"load_best_model_at_end": True}
+    finished = mae_trainer(photos, training_arguments(tmp_path, **options))
+    finished.train()
+    again = mae_trainer(photos, training_arguments(tmp_path, **options))
+    ids = record_ids(again)
+    again.train(resume_from_checkpoint="last")
+    assert not ids
+    assert again.state.global_step == 4
+    for name, weights in finished.model.state_dict().items():
+        assert torch.equal(weights, again.model.state_dict()[name]), name
+
+
+def test_an_epoch_shows_every_photo_once(photos: Path, tmp_path: Path) -> None:
+    trainer = mae_trainer(photos, training_arguments(tmp_path, max_steps=-1, num_train_epochs=1))
+    seen = record_ids(trainer)
+    trainer.train()
+    assert sorted(seen) == sorted(f"train-{shard}-{number}" for shard in (0, 1) for number in range(20))
+    assert trainer.state.epoch == 1.0
+
+
+def test_changed_batch_size_goes_on_after_as_many_photos(
+    photos: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    mae_trainer(photos, training_arguments(tmp_path, save_strategy="steps", save_steps=4)).train()
+    changed = mae_trainer(photos, training_arguments(tmp_path, max_steps=5, per_device_train_batch_size=4))
+    with caplog.at_level(logging.WARNING, "geomae"):
+        changed.train(resume_from_checkpoint="true")
+    assert changed.stream.start_batch == 8  # 4 steps of 8 photos are 8 batches of 4
+    assert "batch_size 8 -> 4" in caplog.text
+
+
+def test_logs_of_training_say_what_they_should(photos: Path, tmp_path: Path) -> None:
+    trainer = geolocation_trainer(photos, training_arguments(tmp_path, max_steps=3))
+    trainer.train()
+    logs = [entry for entry in trainer.state.log_history if "loss" in entry]
+    assert [entry["epoch"] for entry in logs] == pytest.approx([8 / 40, 16 / 40, 24 / 40])
+    for entry in logs:
+        # the sphere head's loss is the mean great-circle error, so the running error repeats it by another way
+        assert entry["great_circle_km"] == pytest.approx(entry["loss"], rel=1e-5)
+        assert entry["num_bad_photos"] == 0
+        assert entry["photos_per_second"] > 0
+        flops = trainer.model.flops_per_photo()
+        assert entry["mfu"] == pytest.approx(entry["photos_per_second"] * flops / 1e12)
+
+
+def test_running_error_is_a_mean_over_the_window(photos: Path, tmp_path: Path) -> None:
+    every_step = geolocation_trainer(photos, training_arguments(tmp_path, learning_rate=1e-12))
+    every_step.train()
+    torch.manual_seed(0)
+    windowed = geolocation_trainer(photos, training_arguments(tmp_path, learning_rate=1e-12, logging_steps=4))
+    windowed.model.load_state_dict(every_step.model.state_dict())
+    windowed.train()
+    errors = [entry["great_circle_km"] for entry in every_step.state.log_history if "loss" in entry]
+    (entry,) = (entry for entry in windowed.state.log_history if "loss" in entry)
+    assert entry["great_circle_km"] == pytest.approx(np.mean(errors), rel=1e-6)
+
+
+def test_evaluation_judges_every_photo_once_and_measures_by_hand_computable_numbers(
+    photos: Path, tmp_path: Path
+) -> None:
+    trainer = geolocation_trainer(photos, training_arguments(tmp_path))
+    metrics = trainer.evaluate()
+    rows = trainer.latest_evaluation
+    assert rows is not None
+    assert rows.ids == [photo["id"] for photo in trainer.eval_dataset]
+    predicted, target = (np.radians(rows.columns[name].astype(float)) for name in ("predicted_deg", "target_deg"))
+    cosine = np.sin(predicted[:, 0]) * np.sin(target[:, 0]) + np.cos(predicted[:, 0]) * np.cos(target[:, 0]) * np.cos(
+        predicted[:, 1] - target[:, 1]
+    )
+    error_km = 6371.0088 * np.arccos(cosine)  # the spherical law of cosines
+    assert metrics["eval_mean_km"] == pytest.approx(error_km.mean(), rel=1e-6)
+    assert metrics["eval_median_km"] == pytest.approx(np.median(error_km), rel=1e-6)
+    assert metrics["eval_loss"] == pytest.approx(error_km.mean(), rel=1e-4)
+    for radius in (1, 25, 200, 750, 2500):
+        assert metrics[f"eval_accuracy_within_{radius}km"] == pytest.approx((error_km <= radius).mean())
+
+
+def test_validation_loss_of_the_autoencoder_repeats(photos: Path, tmp_path: Path) -> None:
+    trainer = mae_trainer(photos, training_arguments(tmp_path))
+    first = trainer.evaluate()["eval_loss"]
+    torch.manual_seed(123)
+    assert trainer.evaluate()["eval_loss"] == first
+    trainer.args.per_device_eval_batch_size = 3
+    assert trainer.evaluate()["eval_loss"] == pytest.approx(first, rel=1e-6)
+
+
+def test_validation_loss_is_per_photo_also_where_training_sums(photos: Path, tmp_path: Path) -> None:
+    trainer = mae_trainer(photos, training_arguments(tmp_path), loss_reduction="sum")
+    summed = trainer.evaluate()["eval_loss"]
+    trainer.model.config.loss_reduction = "mean"
+    num_hidden = trainer.model.config.num_patches - trainer.model.config.num_visible_patches
+    assert summed == pytest.approx(trainer.evaluate()["eval_loss"] * num_hidden, rel=1e-5)
+
+
+def test_evaluation_leaves_the_randomness_of_training_alone(photos: Path, tmp_path: Path) -> None:
+    silent = mae_trainer(photos, training_arguments(tmp_path))
+    start = {name: weights.clone() for name, weights in silent.model.state_dict().items()}
+    silent.train()
+    judged = mae_trainer(photos, training_arguments(tmp_path, eval_strategy="steps", eval_steps=1))
+    judged.model.load_state_dict(start)
+    judged.train()
+    assert losses(judged) == losses(silent)
+
+
+def test_best_checkpoint_is_the_one_with_the_smallest_mean_error(photos: Path, tmp_path: Path) -> None:
+    options = {"eval_strategy": "steps", "eval_steps": 1, "save_strategy": "steps", "save_steps": 1}
+    options |= {"load_best_model_at_end": True, "metric_for_best_model": "mean_km", "learning_rate": 0.05}
+    trainer = geolocation_trainer(photos, training_arguments(tmp_path, max_steps=5, **options))
+    trainer.train()
+    means = {entry["step"]: entry["eval_mean_km"] for entry in trainer.state.log_history if "eval_mean_km" in entry}
+    best = min(means, key=lambda step: means[step])
+    assert trainer.state.best_model_checkpoint == str(tmp_path / f"checkpoint-{best}")
+    assert trainer.evaluate()["eval_mean_km"] == pytest.approx(means[best])
+
+
+def test_damaged_photos_are_counted_and_stop_the_run_above_the_stated_share(tmp_path: Path) -> None:
+    folder = pack(tmp_path / "photos", num_damaged=1, train=20, validation=6)
+    allowed = training_arguments(tmp_path / "a", max_bad_fraction=0.5, max_steps=5, per_device_train_batch_size=4)
+    trainer = mae_trainer(folder, allowed)
+    trainer.train()  # one epoch
+    assert trainer.state.log_history[-2]["num_bad_photos"] == 2
+    assert trainer.evaluate()["eval_num_bad_photos"] == 2
+    strict = mae_trainer(
+        folder, training_arguments(tmp_path / "b", max_bad_fraction=0.05, per_device_train_batch_size=4)
+    )
+    with pytest.raises(TooManyDamagedPhotosError, match=r"2 of .* max_bad_fraction"):
+        strict.train()
+    with pytest.raises(TooManyDamagedPhotosError, match="2 of 6"):
+        strict.evaluate()
+
+
+def test_damaged_photos_of_earlier_sessions_stay_in_the_count(tmp_path: Path) -> None:
+    folder = pack(tmp_path / "photos", num_damaged=1, train=20, validation=6)
+    options = {"max_bad_fraction": 0.5, "per_device_train_batch_size": 4, "save_strategy": "steps", "save_steps": 5}
+    mae_trainer(folder, training_arguments(tmp_path, max_steps=5, **options)).train()
+    resumed = mae_trainer(folder, training_arguments(tmp_path, max_steps=10, **options))
+    resumed.train(resume_from_checkpoint="true")
+    assert resumed.progress.num_bad_photos == 4  # two in each of two epochs
+
+
+def test_last_batch_of_damaged_photos_alone_does_not_end_an_evaluation(tmp_path: Path) -> None:
+    folder = pack(tmp_path / "photos", num_damaged=1, train=20, validation=6)
+    args = training_arguments(tmp_path, max_bad_fraction=0.5, per_device_eval_batch_size=1)
+    metrics = mae_trainer(folder, args).evaluate()
+    assert metrics["eval_num_bad_photos"] == 2
+
+
+def test_non_finite_loss_stops_the_run_and_names_step_photos_and_checkpoint(photos: Path, tmp_path: Path) -> None:
+    trainer = mae_trainer(photos, training_arguments(tmp_path, save_strategy="steps", save_steps=2))
+    forward = trainer.model.forward
+
+    def overflow(pixel_values: torch.Tensor, noise: torch.Tensor | None = None) -> Any:
+        outputs = forward(pixel_values, noise)
+        if trainer.state.global_step == 2:
+            outputs.loss = outputs.loss * torch.inf
+        return outputs
+
+    trainer.model.forward = overflow
+    with pytest.raises(NonFiniteLossError, match=r"loss of step 3 is inf.*train-.*checkpoint-2"):
+        trainer.train()
+    assert not (tmp_path / "checkpoint-4").exists()
+
+
+def test_non_finite_gradient_is_named_before_it_reaches_a_loss(photos: Path, tmp_path: Path) -> None:
+    trainer = mae_trainer(photos, training_arguments(tmp_path))
+    trainer.model.decoder.mask_token.register_hook(lambda gradient: gradient * torch.nan)
+    with pytest.raises(NonFiniteLossError, match=r"norm of the gradient of step 1 is nan.*No checkpoint was saved"):
+        trainer.train()
+
+
+def test_answer_that_is_no_number_fails_the_evaluation(photos: Path, tmp_path: Path) -> None:
+    trainer = geolocation_trainer(photos, training_arguments(tmp_path))
+    with torch.no_grad():
+        trainer.model.head.layers[-1].bias.fill_(torch.nan)
+    with pytest.raises(PredictionError, match="not a finite number for some photos; the first is validation-0-0"):
+        trainer.evaluate()
+
+
+def test_bf16_trains_and_evaluates(photos: Path, tmp_path: Path) -> None:
+    trainer = geolocation_trainer(photos, training_arguments(tmp_path, bf16=True, eval_strategy="steps", eval_steps=2))
+    trainer.train()
+    assert trainer.accelerator.mixed_precision == "bf16"
+    assert all(np.isfinite(loss) for loss in losses(trainer).values())
+    assert trainer.latest_evaluation is not None
+    assert trainer.latest_evaluation.columns["predicted_deg"].dtype == np.float32
+
+
+def test_epoch_strategies_become_steps(photos: Path, tmp_path: Path) -> None:
+    args = training_arguments(
+        tmp_path,
+        max_steps=-1,
+        num_train_epochs=2,
+        eval_strategy="epoch",
+        save_strategy="epoch",
+        logging_strategy="epoch",
+    )
+    trainer = mae_trainer(photos, args)
+    trainer.train()
+    assert [entry["epoch"] for entry in trainer.state.log_history if "eval_loss" in entry] == [1.0, 2.0]
+    assert sorted(path.name for path in tmp_path.glob("checkpoint-*")) == ["checkpoint-10", "checkpoint-5"]
