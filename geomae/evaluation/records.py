@@ -73,7 +73,8 @@ def write_evaluation(output_dir: str | Path, metrics: dict[str, Any], **tables: 
         pa.parquet.write_table(table, folder / f"{name}.parquet")
         written.append(folder / f"{name}.parquet")
     text = json.dumps(metrics, indent=2, allow_nan=False, ensure_ascii=False)
-    text = re.sub(r"\[[^\[\]{}\"]+\]", lambda numbers: re.sub(r"\s+", "", numbers[0]).replace(",", ", "), text)
+    # Pairs of numbers on one line: a line break inside brackets is never part of a text, where it would be escaped.
+    text = re.sub(r"\[\n[-+.\deE,\s]+\]", lambda numbers: re.sub(r"\s+", "", numbers[0]).replace(",", ", "), text)
     (folder / "metrics.json").write_text(text + "\n", encoding="utf-8")
     return [*written, folder / "metrics.json"]
 

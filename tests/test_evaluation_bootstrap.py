@@ -1,0 +1,111 @@
+"""Intervals around the numbers."""
+
+import time
+
+import numpy as np
+import pytest
+
+from geomae.evaluation import bootstrap_intervals
+from geomae.evaluation.bootstrap import draw_cluster_counts
+
+
+def width(interval):
+    return interval[1] - interval[0]
+
+
+def test_interval_of_the_mean_is_that_of_the_central_limit_theorem():
+    rng = np.random.default_rng(0)
+    error_km = rng.exponential(1000, 4000)
+    standard_error = error_km.std() / np.sqrt(4000)
+    low, high = bootstrap_intervals(error_km)["mean_km"]
+    assert low == pytest.approx(error_km.mean() - 1.96 * standard_error, abs=0.2 * standard_error)
+    assert high == pytest.approx(error_km.mean() + 1.96 * standard_error, abs=0.2 * standard_error)
+
+
+def test_interval_of_an_accuracy_is_that_of_the_binomial():
+    error_km = np.array([100.0] * 300 + [5000.0] * 700)
+    low, high = bootstrap_intervals(error_km)["accuracy_within_km"]["200"]
+    half = 1.96 * np.sqrt(0.3 * 0.7 / 1000)
+    assert (low, high) == pytest.approx((0.3 - half, 0.3 + half), abs=0.004)
+
+
+def test_interval_covers_the_truth_as_often_as_it_says():
+    rng = np.random.default_rng(3)
+    covered = {"mean_km": 0, "median_km": 0}
+    truth = {"mean_km": 1000.0, "median_km": 1000.0 * np.log(2)}  # of the exponential distribution
+    for seed in range(200):
+        intervals = bootstrap_intervals(rng.exponential(1000, 200), num_resamples=400, seed=seed)
+        for key in covered:
+            covered[key] += intervals[key][0] <= truth[key] <= intervals[key][1]
+    assert 0.88 <= covered["mean_km"] / 200 <= 0.99
+    assert 0.88 <= covered["median_km"] / 200 <= 0.99
+
+
+def test_clustered_interval_covers_the_truth_where_the_independent_one_does_not():
+    rng = np.random.default_rng(4)
+    authors = np.repeat(np.arange(40), 25)
+    covered = {"clustered": 0, "independent": 0}
+    for seed in range(100):
+        error_km = 3000 + rng.normal(0, 800, 40)[authors] + rng.normal(0, 200, 1000)
+        for name, clusters in (("clustered", authors), ("independent", None)):
+            low, high = bootstrap_intervals(error_km, clusters, num_resamples=300, seed=seed)["mean_km"]
+            covered[name] += low <= 3000 <= high
+    assert covered["clustered"] >= 87
+    assert covered["independent"] < 60
+
+
+def test_clusters_of_one_photo_each_are_independent_photos():
+    error_km = np.random.default_rng(0).exponential(1000, 500)
+    alone = bootstrap_intervals(error_km)
+    named = bootstrap_intervals(error_km, [f"author {number:03d}" for number in range(500)])
+    assert alone == named
+
+
+def test_median_of_resamples_is_the_plain_median_of_the_repeated_photos():
+    error_km, authors = np.array([5.0, 1.0, 4.0, 2.0, 9.0, 7.0]), np.array(["b", "a", "b", "a", "c", "c"])
+    counts = draw_cluster_counts(3, 500, np.random.default_rng(0))
+    medians = [
+        np.median(np.repeat(error_km, row[np.searchsorted(["a", "b", "c"], authors)].astype(int))) for row in counts
+    ]
+    interval = bootstrap_intervals(error_km, authors, num_resamples=500)["median_km"]
+    assert interval == pytest.approx(np.quantile(medians, [0.025, 0.975]))
+
+
+def test_equal_seeds_give_equal_intervals_and_others_do_not():
+    error_km = np.random.default_rng(0).exponential(1000, 300)
+    assert bootstrap_intervals(error_km, seed=5) == bootstrap_intervals(error_km, seed=5)
+    assert bootstrap_intervals(error_km, seed=5)["mean_km"] != bootstrap_intervals(error_km, seed=6)["mean_km"]
+
+
+def test_intervals_do_not_depend_on_the_order_of_photos():
+    rng = np.random.default_rng(0)
+    error_km, authors = rng.exponential(1000, 300), rng.integers(0, 40, 300)
+    order = rng.permutation(300)
+    first, second = bootstrap_intervals(error_km, authors), bootstrap_intervals(error_km[order], authors[order])
+    assert first["mean_km"] == pytest.approx(second["mean_km"], rel=1e-12)
+    assert first["median_km"] == second["median_km"]
+
+
+def test_every_resample_has_as_many_clusters_as_there_are():
+    counts = draw_cluster_counts(17, 50, np.random.default_rng(0))
+    assert counts.shape == (50, 17)
+    assert (counts.sum(axis=1) == 17).all()
+
+
+def test_standard_error_on_im2gps3k_clustered_by_author_is_the_measured_one(shared_data):
+    rows = np.genfromtxt(
+        shared_data / "geotags" / "im2gps3k_places365.csv", delimiter=",", skip_header=1, usecols=(1, 2, 3), dtype=str
+    )
+    from geomae.geography import great_circle_km
+
+    error_km = great_circle_km([54.68, -3.04], rows[:, 1:].astype(float))
+    # Measured independently: 420 km clustered by author, 69 km if photos were independent.
+    assert width(bootstrap_intervals(error_km, rows[:, 0])["mean_km"]) / 3.92 == pytest.approx(420, rel=0.07)
+    assert width(bootstrap_intervals(error_km)["mean_km"]) / 3.92 == pytest.approx(69, rel=0.07)
+
+
+def test_two_thousand_resamples_of_yfcc25600_take_seconds():
+    rng = np.random.default_rng(0)
+    start = time.perf_counter()
+    bootstrap_intervals(rng.exponential(1000, 25_600), rng.integers(0, 13_000, 25_600))
+    assert time.perf_counter() - start < 10

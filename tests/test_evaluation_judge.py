@@ -1,0 +1,99 @@
+"""Predictions against a test set: every photo exactly once."""
+
+import numpy as np
+import pytest
+
+from geomae.errors import PredictionError
+from geomae.evaluation import Predictions, TestSet, judge_errors, judge_predictions, match_predictions
+from geomae.geography import EARTH_RADIUS_KM, draw_uniform
+
+HALF_WAY_ROUND = np.pi * EARTH_RADIUS_KM
+
+
+@pytest.fixture
+def test_set():
+    rng = np.random.default_rng(0)
+    ids = [f"{number:02d}.jpg" for number in range(40)]
+    return TestSet("set.csv", ids, draw_uniform(40, rng), [f"author {number % 7}" for number in range(40)])
+
+
+def answers(test_set, rows):
+    drawn = draw_uniform(len(test_set.ids), np.random.default_rng(1))
+    return Predictions([test_set.ids[row] for row in rows], drawn[list(rows)])
+
+
+def test_shuffled_predictions_give_equal_numbers(test_set):
+    in_order = judge_predictions(answers(test_set, range(40)), test_set)
+    shuffled = judge_predictions(answers(test_set, np.random.default_rng(5).permutation(40)), test_set)
+    assert in_order[0] == shuffled[0]
+    assert in_order[1].equals(shuffled[1])
+
+
+def test_each_answer_meets_the_truth_of_its_own_photo(test_set):
+    perfect = Predictions(test_set.ids[::-1], test_set.coordinates_deg[::-1])
+    metrics, table = judge_predictions(perfect, test_set)
+    assert metrics["mean_km"] == 0.0
+    assert metrics["num_within_km"]["1"] == 40
+    assert table["id"].to_pylist() == test_set.ids
+    assert table["true_latitude"].to_pylist() == table["latitude"].to_pylist()
+
+
+def test_a_missing_photo_counts_as_a_miss_in_every_number(test_set):
+    perfect = Predictions(test_set.ids[:30], test_set.coordinates_deg[:30])
+    metrics, table = judge_predictions(perfect, test_set)
+    assert metrics["num_photos"] == 40
+    assert metrics["accuracy_within_km"]["2500"] == 0.75
+    assert metrics["mean_km"] == pytest.approx(0.25 * HALF_WAY_ROUND)
+    assert metrics["quantiles_km"]["0.95"] == pytest.approx(HALF_WAY_ROUND)
+    assert (metrics["num_missing"], metrics["missing"]) == (10, test_set.ids[30:])
+    assert metrics["answered"]["mean_km"] == 0.0
+    assert metrics["answered"]["num_photos"] == 30
+    assert table["error_km"].null_count == table["latitude"].null_count == 10
+
+
+def test_leaving_a_hard_photo_out_never_pays(test_set):
+    everything = judge_predictions(answers(test_set, range(40)), test_set)
+    hardest = int(np.argmax(everything[1]["error_km"].to_numpy()))
+    without = judge_predictions(answers(test_set, [row for row in range(40) if row != hardest]), test_set)
+    assert without[0]["mean_km"] > everything[0]["mean_km"]
+    assert without[0]["geoscore"] < everything[0]["geoscore"]
+
+
+def test_complete_predictions_have_nothing_missing(test_set):
+    metrics, _ = judge_predictions(answers(test_set, range(40)), test_set)
+    assert (metrics["num_missing"], metrics["missing"]) == (0, [])
+    assert "answered" not in metrics
+
+
+def test_an_unknown_id_is_refused_with_one_that_is_known(test_set):
+    strange = Predictions(["00.jpg", "01.jpeg"], np.zeros((2, 2)))
+    with pytest.raises(
+        PredictionError, match=r"1 of 2 predicted ids are not in set\.csv; the first is id 01\.jpeg .*01\.jpg"
+    ):
+        match_predictions(strange, test_set)
+
+
+def test_a_photo_predicted_twice_is_refused(test_set):
+    with pytest.raises(PredictionError, match=r"id 03\.jpg is predicted more than once"):
+        match_predictions(Predictions(["03.jpg", "04.jpg", "03.jpg"], np.zeros((3, 2))), test_set)
+
+
+def test_no_predictions_at_all_are_refused(test_set):
+    with pytest.raises(PredictionError, match="not one prediction for the 40 photos"):
+        match_predictions(Predictions([], np.empty((0, 2))), test_set)
+
+
+def test_a_prediction_that_is_not_finite_is_refused(test_set):
+    with pytest.raises(PredictionError, match=r"id 01\.jpg, which is not finite"):
+        match_predictions(Predictions(["00.jpg", "01.jpg"], np.array([[0, 0], [np.inf, 0]])), test_set)
+
+
+def test_intervals_say_how_they_were_drawn(test_set):
+    clustered = judge_errors(np.arange(40.0), test_set, num_resamples=100)
+    independent = judge_errors(np.arange(40.0), TestSet("x", test_set.ids, test_set.coordinates_deg), num_resamples=100)
+    assert clustered["bootstrap"] == {"clustered_by": "author", "num_clusters": 7, "num_resamples": 100, "seed": 0}
+    assert (independent["bootstrap"]["clustered_by"], independent["bootstrap"]["num_clusters"]) == ("photo", 40)
+    for key in ("mean_km", "median_km", "geoscore"):
+        low, high = clustered["intervals_95"][key]
+        assert low <= clustered[key] <= high
+    assert clustered["intervals_95"]["accuracy_within_km"].keys() == clustered["accuracy_within_km"].keys()

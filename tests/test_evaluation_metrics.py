@@ -1,0 +1,80 @@
+"""From errors to numbers."""
+
+import numpy as np
+import pytest
+
+from geomae.errors import PredictionError
+from geomae.evaluation import compute_metrics, geoscores, summarise_errors
+from geomae.geography import EARTH_RADIUS_KM
+
+
+def north_of_the_equator(km):
+    """Points whose distance from (0, 0) is `km`, by the length of a meridian."""
+    return np.stack([np.degrees(np.asarray(km) / EARTH_RADIUS_KM), np.zeros(len(km))], axis=1)
+
+
+def test_accuracy_counts_the_boundary_as_a_hit():
+    metrics = summarise_errors([1.0, 25.0, 200.0, 750.0, 2500.0])
+    assert metrics["num_within_km"] == {"1": 1, "25": 2, "200": 3, "750": 4, "2500": 5}
+    assert metrics["accuracy_within_km"] == {"1": 0.2, "25": 0.4, "200": 0.6, "750": 0.8, "2500": 1.0}
+
+
+def test_accuracy_counts_the_next_number_above_the_boundary_as_a_miss():
+    assert summarise_errors(np.nextafter([1.0, 25.0], np.inf))["num_within_km"]["1"] == 0
+    assert summarise_errors(np.nextafter([25.0], np.inf))["num_within_km"]["25"] == 0
+
+
+def test_metrics_of_hand_made_errors_are_the_hand_made_numbers():
+    km = [0.5, 10, 100, 500, 2000, 5000]
+    metrics = compute_metrics(north_of_the_equator(km), np.zeros((6, 2)))
+    assert metrics["num_photos"] == 6
+    assert metrics["mean_km"] == pytest.approx(7610.5 / 6)
+    assert metrics["median_km"] == pytest.approx(300)
+    assert metrics["num_within_km"] == {"1": 1, "25": 2, "200": 3, "750": 4, "2500": 5}
+    assert metrics["quantiles_km"]["0.5"] == pytest.approx(300)
+
+
+def test_geoscore_has_the_published_constant():
+    # A perfect answer has 5000 points; 1492.7 km away, e times fewer; the antipode, next to none.
+    assert geoscores([0.0, 1492.7, 20015.1]) == pytest.approx([5000, 5000 / np.e, 0.0075], rel=0.01)
+    assert summarise_errors([0.0, 1492.7])["geoscore"] == pytest.approx((5000 + 5000 / np.e) / 2)
+
+
+def test_thresholds_can_be_any_radii():
+    assert summarise_errors([0.4, 30.0], thresholds_km=(0.5, 50))["num_within_km"] == {"0.5": 1, "50": 2}
+
+
+def test_the_published_constant_has_its_published_numbers_on_the_real_lists(shared_data):
+    published = {
+        "im2gps3k": (5466, {"200": 0.017, "750": 0.143, "2500": 0.330}),
+        "im2gps": (5380, {"200": 0.013, "750": 0.114, "2500": 0.342}),
+        "yfcc25600": (5163, {"200": 0.028, "750": 0.160, "2500": 0.380}),
+    }
+    for name, (mean_km, accuracy) in published.items():
+        file = shared_data / "geotags" / f"{name}_places365.csv"
+        truth = np.genfromtxt(file, delimiter=",", skip_header=1, usecols=(2, 3))
+        metrics = compute_metrics(np.broadcast_to([54.68, -3.04], truth.shape), truth)
+        assert metrics["mean_km"] == pytest.approx(mean_km, abs=1.0), name
+        for radius, share in accuracy.items():
+            assert metrics["accuracy_within_km"][radius] == pytest.approx(share, abs=0.00055), (name, radius)
+
+
+def test_a_prediction_that_is_not_a_number_fails_by_its_id():
+    predicted = np.array([[0.0, 0.0], [np.nan, 5.0], [91.0, 0.0]])
+    with pytest.raises(PredictionError, match=r"(?s)2 of 3 rows .* id b, which is not finite"):
+        compute_metrics(predicted, np.zeros((3, 2)), ids=["a", "b", "c"])
+
+
+def test_a_prediction_off_earth_fails_by_its_id():
+    with pytest.raises(PredictionError, match=r"id 1, which is not on Earth: latitude=0, longitude=180\.5"):
+        compute_metrics([[0.0, 0.0], [0.0, 180.5]], np.zeros((2, 2)))
+
+
+def test_predictions_and_truths_must_be_as_many():
+    with pytest.raises(PredictionError, match=r"\(3, 2\) and \(2, 2\)"):
+        compute_metrics(np.zeros((3, 2)), np.zeros((2, 2)))
+
+
+def test_no_photos_have_no_metrics():
+    with pytest.raises(PredictionError, match="at least one photo"):
+        summarise_errors([])

@@ -1,0 +1,54 @@
+"""metrics.json: numbers with what made them."""
+
+import json
+
+import pyarrow as pa
+import pytest
+
+from geomae.errors import SourceError
+from geomae.evaluation import describe_run, read_metrics, shown_path, write_evaluation
+
+
+def test_paths_of_one_machine_are_not_written_down(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert shown_path(tmp_path / "outputs" / "run") == "outputs/run"
+    assert shown_path("/somewhere/else/set.csv") == "set.csv"
+    assert shown_path("../data/set.csv") == "../data/set.csv"
+
+
+def test_the_command_can_be_typed_again_elsewhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run = describe_run(["/opt/run_evaluate_geo.py", "--test_set", "/data/a b.csv", f"--output_dir={tmp_path}/out"])
+    assert run["command"] == "python run_evaluate_geo.py --test_set 'a b.csv' --output_dir=out"
+
+
+def test_versions_name_what_computes_the_numbers():
+    versions = describe_run(["x.py"])["versions"]
+    assert {"python", "numpy", "scipy"} <= versions.keys()
+
+
+def test_written_metrics_read_back_as_they_were(tmp_path):
+    metrics = {
+        "mean_km": 1 / 3,
+        "intervals_95": {"mean_km": [0.1, 0.5]},
+        "missing": ["a, b", "[ c ]", 'd"e'],
+        "none": [],
+    }
+    written = write_evaluation(tmp_path / "out", metrics, predictions=pa.table({"id": ["a"]}))
+    assert [path.name for path in written] == ["predictions.parquet", "metrics.json"]
+    assert read_metrics(tmp_path / "out") == read_metrics(written[-1]) == metrics
+    assert '"mean_km": [0.1, 0.5]' in written[-1].read_text()
+
+
+def test_metrics_that_are_not_numbers_are_never_written(tmp_path):
+    with pytest.raises(ValueError, match="JSON compliant"):
+        write_evaluation(tmp_path, {"mean_km": float("nan")})
+    assert not (tmp_path / "metrics.json").exists()
+
+
+def test_a_folder_without_metrics_says_who_writes_them(tmp_path):
+    with pytest.raises(SourceError, match=r"metrics\.json.*run_evaluate_geo\.py writes it"):
+        read_metrics(tmp_path)
+    (tmp_path / "metrics.json").write_text(json.dumps([1]))
+    with pytest.raises(SourceError, match="holds a list"):
+        read_metrics(tmp_path)

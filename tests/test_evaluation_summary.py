@@ -1,0 +1,52 @@
+"""The table that ends an evaluation."""
+
+import numpy as np
+import pytest
+
+from geomae.evaluation import (
+    Predictions,
+    TestSet,
+    best_constant,
+    describe_test_set,
+    format_summary,
+    judge_baselines,
+    judge_predictions,
+)
+from geomae.geography import draw_uniform
+
+
+@pytest.fixture
+def judged():
+    truth = draw_uniform(50, np.random.default_rng(9))
+    test_set = TestSet("set.csv", [f"{number}.jpg" for number in range(50)], truth)
+    metrics, _ = judge_predictions(Predictions(test_set.ids[:48], truth[:48]), test_set, num_resamples=100)
+    metrics["baselines"], _ = judge_baselines(test_set, truth + 0.001, num_repeats=2, num_resamples=100)
+    metrics["test_set"] = describe_test_set(test_set)
+    return metrics
+
+
+def test_summary_sets_the_model_above_every_baseline(judged):
+    lines = format_summary(judged, "my model").splitlines()
+    names = [line.split()[0] for line in lines[4:10]]
+    assert names == ["my", *judged["baselines"]]
+    assert len({len(line) for line in lines[2:10]}) == 1  # aligned
+
+
+def test_summary_names_the_photos_without_an_answer(judged):
+    assert "ATTENTION: 2 of 50 photos have no answer" in format_summary(judged, "x")
+    assert "48.jpg, 49.jpg" in format_summary(judged, "x")
+
+
+def test_summary_states_the_gain_over_the_best_constant(judged):
+    name, numbers = best_constant(judged)
+    assert numbers["mean_km"] == min(
+        judged["baselines"][key]["mean_km"] for key in ("geometric_median", "densest_200km")
+    )
+    share = 1 - 2 / 50 * 20015.1 / numbers["mean_km"]  # 48 perfect answers and 2 misses
+    assert f"{share:.0%} below that of the best constant ({name}" in format_summary(judged, "x")
+
+
+def test_without_constants_there_is_no_best_one(judged):
+    judged["baselines"] = {"uniform_on_sphere": judged["baselines"]["uniform_on_sphere"]}
+    assert best_constant(judged) is None
+    assert "best constant" not in format_summary(judged, "x")
