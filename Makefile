@@ -70,9 +70,8 @@ $(DEMO)/evaluate/metrics.json: configs/evaluate/demo.yaml $(DEMO)/finetune/model
 	$(BIN)/python run_evaluate_geo.py $<
 
 $(DEMO)/report/report.md: $(DEMO)/evaluate/metrics.json
-	$(BIN)/python -m geomae.reporting report --output_dir $(DEMO)/report \
-	  --pretrain_run $(DEMO)/pretrain --finetune_run $(DEMO)/finetune --evaluation $(DEMO)/evaluate \
-	  --train_coordinates $(DEMO)/data
+	$(BIN)/python -m geomae.reporting report --output_dir $(DEMO)/report --pretrain_run $(DEMO)/pretrain \
+	  --finetune_run $(DEMO)/finetune --evaluation $(DEMO)/evaluate --train_coordinates $(DEMO)/data
 
 clean: ## Remove builds, caches and the demo; keep the environment and other outputs
 	rm -rf build dist *.egg-info $(DEMO) .pytest_cache .ruff_cache .mypy_cache .hypothesis

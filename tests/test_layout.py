@@ -18,7 +18,7 @@ DOCUMENTS = [path.name for path in sorted(ROOT.glob("*.md"))]
 
 # Distributions whose module has another name, and those that a dependency imports on our behalf.
 OTHER_NAMES = {"PIL": "pillow", "cv2": "opencv-python-headless", "huggingface_hub": "huggingface-hub", "yaml": "pyyaml"}
-IMPORTED_BY_OTHERS = {"torchvision"}
+IMPORTED_BY_OTHERS = {"torchvision", "wandb"}  # timm; transformers, when a configuration says `report_to: wandb`
 
 # What the documents name and a run writes, or a reader brings.
 NOT_IN_THE_CHECKOUT = ("outputs/", "data/my", "my_photos", ".venv/")
