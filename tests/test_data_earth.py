@@ -139,6 +139,17 @@ def test_shrinking_averages_instead_of_sampling() -> None:
         assert np.abs(crop.astype(int) - 127).max() <= 12
 
 
+def test_narrow_pixels_near_the_poles_are_averaged_too() -> None:
+    meridians = np.arange(1024) // 2 % 2 * 255  # stripes of two pixels: 78 km wide at the equator, 14 km at 80 degrees
+    picture = EarthPicture(np.broadcast_to(meridians[None, :, None], (512, 1024, 3)).astype(np.uint8))
+    at_equator, near_pole = (
+        picture.crop(latitude, 10.0, image_size=12, extent_km=12 * picture.km_per_pixel).astype(int)
+        for latitude in (0.0, 80.0)
+    )
+    assert np.ptp(at_equator) > 150
+    assert np.abs(near_pole - 127).max() <= 20
+
+
 def test_picture_that_is_not_the_whole_earth_is_refused() -> None:
     with pytest.raises(SourceError, match="twice as wide as it is high"):
         EarthPicture(np.zeros((100, 100, 3), np.uint8))

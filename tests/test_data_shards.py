@@ -10,6 +10,7 @@ from typing import Any
 
 import datasets
 import numpy as np
+import psutil
 import pyarrow.parquet as pq
 import pytest
 
@@ -124,8 +125,11 @@ def test_killed_run_resumes_without_losing_or_doubling_a_photo(tmp_path: Path, n
         time.sleep(0.01)
     time.sleep(0.1)  # into the next shard
     assert victim.pid is not None
+    workers = psutil.Process(victim.pid).children()
     os.kill(victim.pid, signal.SIGKILL)
     victim.join()
+    _, orphans = psutil.wait_procs(workers, timeout=30)
+    assert not orphans
     finished = {file.name: file.stat().st_mtime_ns for file in (tmp_path / "out").glob("train-*.parquet")}
     assert 0 < len(finished) < 3
     build(tmp_path / "out", plan())

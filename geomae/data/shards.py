@@ -12,6 +12,7 @@ import json
 import multiprocessing
 import os
 import re
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import asdict, dataclass
@@ -284,12 +285,21 @@ _worker_arguments: tuple[Any, ...] = ()  # set once in each spawned process, so 
 def _start_worker(output_dir: Path, make_rows: RowMaker, optional_columns: tuple[str, ...], num_made: Any) -> None:
     global _worker_arguments
     cv2.setNumThreads(1)  # the processes are the parallelism
+    threading.Thread(target=_die_with_parent, daemon=True).start()
 
     def count(number: int) -> None:
         with num_made.get_lock():
             num_made.value += number
 
     _worker_arguments = (output_dir, make_rows, optional_columns, count)
+
+
+def _die_with_parent() -> None:
+    """Otherwise the workers of a parent that was killed wait for tasks forever."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 def _run_task_in_worker(task: ShardTask) -> ShardReport:
