@@ -154,7 +154,7 @@ class GeoMAETrainingArguments(TrainingArguments):
 
     learning_rate: float = option(1e-4, "Highest learning rate, at any batch size.")
     base_learning_rate: float | None = option(None, "Instead: the rate per 256 photos; x total batch / 256.")
-    layer_decay: float | None = option(None, "Learning rate factor from each backbone layer to the one below, 0 to 1.")
+    layer_decay: float | None = option(None, "Learning rate factor from head to top layer and from each layer to the one below.")
     decays_all_parameters: bool = option(False, "Weight decay on biases, norms, positions and tokens too (the thesis).")
 
     schedule: str = option("cosine", f"Learning rate over time: {', '.join(SCHEDULES)}.")

@@ -31,9 +31,10 @@ def build_parameter_groups(
 
     Args:
         model: with `layer_decay`, its `.backbone` is a timm module.
-        learning_rate: of the top layer and of everything outside the backbone.
+        learning_rate: of everything outside the backbone; without `layer_decay`, of the backbone as well.
         weight_decay: of matrices and kernels; vectors, positions and tokens have none.
-        layer_decay: factor from each layer of the backbone to the one below it; None or 1: one rate for all.
+        layer_decay: factor from the head to the backbone's top layer, and from each layer to the one below it; None
+            or 1: one rate for all.
         decays_all_parameters: decay vectors, positions and tokens as well.
 
     Returns:
@@ -53,7 +54,7 @@ def build_parameter_groups(
         key = (scale, weight_decay if decays else 0.0)
         group = groups.setdefault(key, {"params": [], "lr": learning_rate * scale, "weight_decay": key[1]})
         group["params"].append(parameter)
-    # The Trainer logs the first group's rate: let that be the top layer's.
+    # The Trainer logs the first group's rate: let that be the head's.
     return [groups[key] for key in sorted(groups, key=lambda key: (-key[0], -key[1]))]
 
 
@@ -65,7 +66,8 @@ def _layer_scales(model: nn.Module, layer_decay: float | None) -> dict[int, floa
     if not isinstance(backbone, nn.Module):
         raise ConfigError(f"layer_decay is {layer_decay}, but a {type(model).__name__} has no backbone to apply it to")
     groups = param_groups_layer_decay(backbone, layer_decay=layer_decay)
-    return {id(parameter): group["lr_scale"] for group in groups for parameter in group["params"]}
+    # timm counts from its own top layer; the head stands one layer above it, as in MAE's and BEiT's fine-tuning.
+    return {id(parameter): layer_decay * group["lr_scale"] for group in groups for parameter in group["params"]}
 
 
 def learning_rate_factor(

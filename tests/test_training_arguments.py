@@ -1,0 +1,168 @@
+"""The dataclasses: what they default to, what they refuse, and how epochs become steps."""
+
+import ast
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from geomae.errors import ConfigError
+from geomae.training import (
+    DataArguments,
+    GeoBaselineArguments,
+    GeoMAEArguments,
+    GeoMAETrainingArguments,
+    parse_config,
+)
+from modeling import GeoBaselineConfig, GeoMAEConfig
+
+
+def arguments(**settings: Any) -> GeoMAETrainingArguments:
+    return GeoMAETrainingArguments(output_dir="outputs/test", **settings)
+
+
+@pytest.mark.parametrize(
+    "architecture, config_class", [(GeoMAEArguments, GeoMAEConfig), (GeoBaselineArguments, GeoBaselineConfig)]
+)
+def test_architecture_keys_are_the_fields_of_the_models_config_with_its_defaults(
+    architecture: type, config_class: type
+) -> None:
+    tree = ast.parse(Path(__import__(config_class.__module__, fromlist=["_"]).__file__).read_text())
+    (body,) = (
+        node.body for node in ast.walk(tree) if isinstance(node, ast.ClassDef) and node.name == config_class.__name__
+    )
+    declared = [node.target.id for node in body if isinstance(node, ast.AnnAssign)]
+    assert sorted(field.name for field in fields(architecture)) == sorted(declared)
+    config = config_class()
+    assert vars(architecture()) == {name: getattr(config, name) for name in declared}
+
+
+def test_defaults_suit_streams() -> None:
+    args = arguments()
+    assert args.accelerator_config.dispatch_batches is False
+    assert args.remove_unused_columns is False
+    assert args.logging_nan_inf_filter is False
+    assert args.ddp_find_unused_parameters is False
+    assert args.ignore_data_skip is True
+    assert args.report_to == []
+
+
+def test_output_dir_is_demanded() -> None:
+    with pytest.raises(ConfigError, match="output_dir is missing"):
+        GeoMAETrainingArguments()
+
+
+def test_error_metric_is_better_when_smaller() -> None:
+    assert arguments(metric_for_best_model="mean_km").greater_is_better is False
+    assert arguments(metric_for_best_model="loss").greater_is_better is False
+    assert arguments(metric_for_best_model="accuracy_within_25km").greater_is_better is True
+    assert arguments(metric_for_best_model="geoscore").greater_is_better is True
+
+
+@pytest.mark.parametrize(
+    "settings, message",
+    [
+        ({"schedule": "cosin"}, "schedule is 'cosin'; it must be one of"),
+        ({"schedule": "step"}, "needs step_epochs"),
+        ({"schedule": "multistep"}, "needs rising milestone_epochs"),
+        ({"schedule": "multistep", "milestone_epochs": [6, 3]}, "needs rising milestone_epochs"),
+        ({"lr_scheduler_type": "cosine"}, "lr_scheduler_type is not used; write schedule"),
+        ({"layer_decay": 1.5}, "layer_decay is 1.5"),
+        ({"max_bad_fraction": -1}, "max_bad_fraction is -1"),
+        ({"learning_rate": 0}, "learning_rate is 0"),
+        ({"auto_find_batch_size": True}, "auto_find_batch_size"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, dict) else "",
+)
+def test_what_cannot_work_is_refused(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        arguments(**settings)
+
+
+@pytest.mark.parametrize(
+    "settings, message",
+    [
+        ({"data_dirs": []}, "data_dirs is empty"),
+        ({"shuffle_buffer": 0}, "shuffle_buffer is 0"),
+        ({"crop_scale": [1.0, 0.5]}, "crop_scale is"),
+        ({"crop_scale": [0.5]}, "crop_scale is"),
+        ({"max_validation_photos": 0}, "max_validation_photos is 0"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, dict) else "",
+)
+def test_data_that_cannot_work_is_refused(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        DataArguments(**{"data_dirs": ["somewhere"], **settings})
+
+
+def test_epochs_become_steps_by_the_number_of_photos() -> None:
+    args = arguments(
+        num_train_epochs=20,
+        per_device_train_batch_size=32,
+        gradient_accumulation_steps=2,
+        warmup_epochs=0.5,
+        eval_strategy="epoch",
+        save_strategy="epoch",
+    )
+    args.fit_to(1_000)
+    assert args.total_batch_size == 64
+    assert args.steps_per_epoch == 1_000 / 64
+    assert args.max_steps == 312  # 20 x 15.625
+    assert args.warmup_steps == 8
+    assert (args.eval_strategy, args.eval_steps) == ("steps", 16)
+    assert (args.save_strategy, args.save_steps) == ("steps", 16)
+
+
+def test_max_steps_stands_where_it_is_given() -> None:
+    args = arguments(max_steps=7, num_train_epochs=20)
+    args.fit_to(1_000)
+    assert args.max_steps == 7
+
+
+def test_base_learning_rate_grows_with_the_batch() -> None:
+    args = arguments(base_learning_rate=1.5e-4, per_device_train_batch_size=512, gradient_accumulation_steps=8)
+    args.fit_to(10_000)
+    assert args.learning_rate == pytest.approx(2.4e-3)  # He et al. (2021): 1.5e-4 x 4096 / 256
+
+
+def test_run_without_photos_is_refused() -> None:
+    with pytest.raises(ConfigError, match="no photos"):
+        arguments().fit_to(0)
+
+
+def test_run_name_follows_from_the_folder() -> None:
+    assert GeoMAETrainingArguments(output_dir="outputs/demo/pretrain").run_name == "demo-pretrain"
+
+
+@pytest.mark.parametrize(
+    "written, expected", [("true", "true"), ("last", "last"), ("outputs/checkpoint-3", "outputs/checkpoint-3")]
+)
+def test_resume_is_a_path_or_true_or_last(tmp_path: Path, written: str, expected: str) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text(
+        f"output_dir: outputs/test\nresume_from_checkpoint: {written}\neval_strategy: no\nreport_to: none\n"
+    )
+    (args,) = parse_config([GeoMAETrainingArguments], [str(path)])
+    assert args.resume_from_checkpoint == expected
+    assert args.eval_strategy == "no"  # YAML 1.1 reads a boolean
+    (args,) = parse_config([GeoMAETrainingArguments], [str(path), "--resume_from_checkpoint", written])
+    assert args.resume_from_checkpoint == expected
+
+
+def test_max_steps_on_the_command_line_replaces_the_epochs_of_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text("output_dir: outputs/test\nnum_train_epochs: 20\nwarmup_epochs: 1\n")
+    (args,) = parse_config([GeoMAETrainingArguments], [str(path), "--max_steps", "5", "--warmup_steps", "2"])
+    assert (args.max_steps, args.warmup_epochs, args.warmup_steps) == (5, None, 2)
+    path.write_text("output_dir: outputs/test\nmax_steps: 20\n")
+    (args,) = parse_config([GeoMAETrainingArguments], [str(path), "--num_train_epochs", "3"])
+    assert (args.max_steps, args.num_train_epochs) == (-1, 3.0)
+
+
+def test_help_of_the_whole_run_can_be_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        parse_config((DataArguments, GeoMAEArguments, GeoMAETrainingArguments), ["--help"])
+    printed = capsys.readouterr().out
+    for key in ("--data_dirs", "--mask_ratio", "--schedule", "--resume_from_checkpoint"):
+        assert key in printed
