@@ -117,25 +117,32 @@ def describe_thirteen_photos():
 
 
 ONE_OF_TWO = """
+import os
+from pathlib import Path
+
 from geomae.evaluation.predict import is_main_process
 from test_evaluation_predict import describe_thirteen_photos
 
-print("RESULT", is_main_process(), describe_thirteen_photos(), flush=True)
+described = describe_thirteen_photos()
+Path(f"rank_{os.environ['RANK']}_{is_main_process()}.txt").write_text(described)
 """
 
 
 def test_two_processes_give_every_photo_once_with_the_digits_of_one(tmp_path):
     script = tmp_path / "predict.py"
     script.write_text(ONE_OF_TWO)
-    path = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
     done = subprocess.run(
         [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(script)],
-        env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": str(torch.get_num_threads())},
+        cwd=tmp_path,
+        env={
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")]),
+            "OMP_NUM_THREADS": str(torch.get_num_threads()),
+        },
         capture_output=True,
         text=True,
         timeout=240,
     )
-    assert done.returncode == 0, done.stderr
-    results = [line.split(" ", 2)[1:] for line in done.stdout.splitlines() if line.startswith("RESULT ")]
-    assert sorted(is_main for is_main, _ in results) == ["False", "True"]
-    assert {described for _, described in results} == {describe_thirteen_photos()}
+    results = {path.stem: path.read_text() for path in tmp_path.glob("rank_*.txt")}
+    assert sorted(results) == ["rank_0_True", "rank_1_False"], done.stdout + done.stderr
+    assert set(results.values()) == {describe_thirteen_photos()}
