@@ -38,7 +38,7 @@ def records(tmp_path: Path, make_photo: MakePhoto) -> list[PhotoRecord]:
 
 
 def pack(records: Sequence[PhotoRecord], output_dir: Path, **options: Any) -> dict[str, Any]:
-    return pack_photos(records, output_dir, **({"source": "a test"} | options))
+    return pack_photos(records, output_dir, PhotoPacker(), **({"source": "a test"} | options))
 
 
 def test_every_photo_is_packed_once_with_its_coordinates(records: list[PhotoRecord], tmp_path: Path) -> None:
@@ -65,6 +65,13 @@ def test_splits_share_no_author_and_lose_no_photo(records: list[PhotoRecord], tm
     assert set(authors) == {"train", "validation", "test"}
     assert sum(map(len, authors.values())) == len(set.union(*authors.values())) == 10
     assert manifest["num_photos"] == 40
+
+
+def test_leftover_split_that_would_share_photos_is_refused(records: list[PhotoRecord], tmp_path: Path) -> None:
+    pack(records, tmp_path / "out", validation_fraction=0.3)
+    with pytest.raises(SourceError, match=r"split 'validation' .* validation_fraction=0\.3 where this run has 0\.0"):
+        pack(records, tmp_path / "out")
+    pack(records[:5], tmp_path / "out", source="other photos", split_name="test")
 
 
 def test_fractions_are_shares_of_the_authors() -> None:
@@ -181,8 +188,6 @@ def test_nothing_to_pack_is_refused(tmp_path: Path) -> None:
     [
         {"validation_fraction": -0.1},
         {"test_fraction": 1.1},
-        {"short_side": 0},
-        {"jpeg_quality": 0},
         {"max_bad_fraction": 2.0},
     ],
 )
@@ -191,6 +196,12 @@ def test_impossible_options_are_refused_by_name(
 ) -> None:
     with pytest.raises(ConfigError, match=next(iter(options))):
         pack(records, tmp_path / "out", **options)
+
+
+@pytest.mark.parametrize("options", [{"short_side": 0}, {"jpeg_quality": 0}])
+def test_impossible_sizes_are_refused_by_name(options: dict[str, int]) -> None:
+    with pytest.raises(ConfigError, match=next(iter(options))):
+        PhotoPacker(**options)
 
 
 def test_real_photos_are_packed_from_their_csv(shared_data: Path, tmp_path: Path) -> None:

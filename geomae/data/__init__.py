@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from geomae.data.collate import PhotoCollator
     from geomae.data.earth import EarthCutter, EarthPicture, EarthSplit, pack_earth
-    from geomae.data.pack import pack_photos
+    from geomae.data.pack import PhotoPacker, pack_photos
     from geomae.data.photos import center_crop, decode_photo, random_resized_crop
     from geomae.data.shards import list_shards, read_coordinates
     from geomae.data.sources import PhotoRecord, open_source, read_coordinate_table
@@ -20,6 +20,7 @@ __all__ = [
     "EarthPicture",
     "EarthSplit",
     "PhotoCollator",
+    "PhotoPacker",
     "PhotoRecord",
     "PhotoStream",
     "center_crop",
@@ -37,7 +38,7 @@ __all__ = [
 _HOME = {
     "collate": ("PhotoCollator",),
     "earth": ("EarthCutter", "EarthPicture", "EarthSplit", "pack_earth"),
-    "pack": ("pack_photos",),
+    "pack": ("PhotoPacker", "pack_photos"),
     "photos": ("center_crop", "decode_photo", "random_resized_crop"),
     "shards": ("list_shards", "read_coordinates"),
     "sources": ("PhotoRecord", "open_source", "read_coordinate_table"),

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from geomae.data.earth import EarthCutter, EarthPicture, EarthSplit, default_extent_km, pack_earth
-from geomae.data.pack import pack_photos
+from geomae.data.pack import PhotoPacker, pack_photos
 from geomae.data.places import (
     BLUE_MARBLE,
     find_shared_data,
@@ -106,9 +106,8 @@ def run_pack(arguments: argparse.Namespace) -> dict[str, Any]:
     return pack_photos(
         records,
         arguments.output_dir,
+        PhotoPacker(arguments.short_side, arguments.jpeg_quality),
         source=source,
-        short_side=arguments.short_side,
-        jpeg_quality=arguments.jpeg_quality,
         split_name=_split_name(arguments.split_name),
         validation_fraction=arguments.validation_fraction,
         test_fraction=arguments.test_fraction,

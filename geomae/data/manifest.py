@@ -10,7 +10,7 @@ from typing import Any
 
 from geomae.errors import SourceError
 
-__all__ = ["MAX_BAD_LISTED", "BadPhoto", "ShardReport", "forget_splits", "write_manifest"]
+__all__ = ["MAX_BAD_LISTED", "BadPhoto", "ShardReport", "forget_splits", "read_splits", "write_manifest"]
 
 MAX_BAD_LISTED = 1000  # names of damaged photos in the manifest; all of them are counted
 
@@ -48,7 +48,7 @@ def write_manifest(
     Returns:
         The manifest. `source` and `options` at its top are those of the latest run; each split keeps its own.
     """
-    splits = _read_splits(output_dir)
+    splits = read_splits(output_dir)
     for split in dict.fromkeys(report.split for report in reports):
         own = [report for report in reports if report.split == split]
         bad = [photo for report in own for photo in report.bad]
@@ -90,7 +90,8 @@ def _versions() -> dict[str, str]:
     return found
 
 
-def _read_splits(output_dir: Path) -> dict[str, Any]:
+def read_splits(output_dir: Path) -> dict[str, Any]:
+    """What the manifest of a packed folder says of each split; empty where there is no manifest."""
     path = output_dir / "manifest.json"
     if not path.is_file():
         return {}
@@ -105,5 +106,5 @@ def forget_splits(output_dir: Path, splits: set[str]) -> None:
     path = output_dir / "manifest.json"
     if splits and path.is_file():
         manifest = json.loads(path.read_text(encoding="utf-8"))
-        manifest["splits"] = {name: entry for name, entry in _read_splits(output_dir).items() if name not in splits}
+        manifest["splits"] = {name: entry for name, entry in read_splits(output_dir).items() if name not in splits}
         _write_json(path, manifest)

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from geomae.data.manifest import BadPhoto, write_manifest
+from geomae.data.manifest import BadPhoto, read_splits, write_manifest
 from geomae.data.photos import (
     can_keep_jpeg,
     decode_photo,
@@ -27,6 +27,13 @@ class PhotoPacker:
 
     short_side: int = 256  # pixels; larger photos shrink to it, smaller ones stay
     jpeg_quality: int = 85  # of photos that are re-encoded, 1 to 100
+
+    def __post_init__(self) -> None:
+        if self.short_side < 16 or not 1 <= self.jpeg_quality <= 100:
+            raise ConfigError(
+                f"short_side={self.short_side}, jpeg_quality={self.jpeg_quality}: expected at least 16 pixels and a "
+                "quality of 1 to 100."
+            )
 
     def __call__(self, records: Sequence[PhotoRecord]) -> Iterator[PhotoRow | BadPhoto]:
         """A row or the reason why there is none, for each record in order."""
@@ -64,10 +71,9 @@ class PhotoPacker:
 def pack_photos(
     records: Iterable[PhotoRecord],
     output_dir: Path,
+    packer: PhotoPacker,
     *,
     source: str,
-    short_side: int = 256,
-    jpeg_quality: int = 85,
     split_name: str = "train",
     validation_fraction: float = 0.0,
     test_fraction: float = 0.0,
@@ -78,43 +84,25 @@ def pack_photos(
     """Pack photos into shards, resuming a run that was stopped, and write the manifest.
 
     Args:
-        records: the photos; they are stored in an order that depends on their ids alone, well mixed.
-        output_dir: the packed folder; other splits in it stay.
-        source: where the photos came from, in words, for the manifest.
-        short_side: pixels; photos are never enlarged.
-        jpeg_quality: of photos that must be encoded anew, 1 to 100.
+        records: stored in an order that depends on their ids alone, well mixed.
+        output_dir: the packed folder; other splits in it stay. The bytes do not depend on `num_processes`.
+        packer: how large to store them.
+        source: where the photos came from, in words, for the manifest, which is returned.
         split_name: the split of all photos that the fractions do not take.
         validation_fraction: share of the authors (of the photos, where there is no author) for validation.
         test_fraction: the same for the test.
-        max_bad_fraction: the share of photos that cannot be used at which the run stops.
+        max_bad_fraction: the share of unusable photos above which the run stops.
         photos_per_shard: planned; a shard holds fewer where photos are damaged.
-        num_processes: the bytes do not depend on it.
-
-    Returns:
-        The manifest.
 
     Raises:
-        ConfigError: an option is out of range.
-        SourceError: there are no photos, or an id comes twice.
-        TooManyDamagedPhotosError: more than `max_bad_fraction` of the photos cannot be used.
+        SourceError: there are no photos, an id comes twice, or the folder holds a split that would share photos.
+        TooManyDamagedPhotosError: more than `max_bad_fraction` are unusable.
     """
-    _check_options(short_side, jpeg_quality, validation_fraction, test_fraction, max_bad_fraction)
-    packer = PhotoPacker(short_side, jpeg_quality)
-    options = asdict(packer) | {
-        "split_name": split_name,
-        "validation_fraction": validation_fraction,
-        "test_fraction": test_fraction,
-        "photos_per_shard": photos_per_shard,
-    }
-    mixed = _mix(records)
-    known = [name for name in OPTIONAL_COLUMNS if any(getattr(record, name) for record in mixed)]
-    splits: dict[str, list[PhotoRecord]] = {}
-    for record in mixed:
-        name = choose_split(record, validation_fraction, test_fraction, split_name)
-        splits.setdefault(name, []).append(record)
-    tasks = [
-        task for name in sorted(splits) for task in _plan(name, splits[name], photos_per_shard, asdict(packer), known)
-    ]
+    _check_shares(validation_fraction, test_fraction, max_bad_fraction)
+    fractions = {"validation_fraction": validation_fraction, "test_fraction": test_fraction}
+    options = asdict(packer) | fractions | {"split_name": split_name, "photos_per_shard": photos_per_shard}
+    tasks, known = _plan(records, asdict(packer), photos_per_shard, (validation_fraction, test_fraction, split_name))
+    _refuse_leftover_splits(output_dir, {task.split for task in tasks}, source, options)
     reports = build_shards(
         output_dir,
         tasks,
@@ -122,19 +110,11 @@ def pack_photos(
         optional_columns=known,
         num_processes=num_processes,
         max_bad_fraction=max_bad_fraction,
-        description="pack",
     )
     return write_manifest(output_dir, reports, source=source, options=options)
 
 
-def _check_options(
-    short_side: int, jpeg_quality: int, validation_fraction: float, test_fraction: float, max_bad_fraction: float
-) -> None:
-    if short_side < 16 or not 1 <= jpeg_quality <= 100:
-        raise ConfigError(
-            f"short_side={short_side}, jpeg_quality={jpeg_quality}: expected at least 16 pixels and "
-            "a quality of 1 to 100."
-        )
+def _check_shares(validation_fraction: float, test_fraction: float, max_bad_fraction: float) -> None:
     if min(validation_fraction, test_fraction) < 0 or validation_fraction + test_fraction > 1:
         raise ConfigError(
             f"validation_fraction={validation_fraction:g}, test_fraction={test_fraction:g}: expected shares from 0 "
@@ -142,6 +122,19 @@ def _check_options(
         )
     if not 0 <= max_bad_fraction <= 1:
         raise ConfigError(f"max_bad_fraction={max_bad_fraction:g}: expected a share from 0 to 1.")
+
+
+def _refuse_leftover_splits(output_dir: Path, splits: set[str], source: str, options: dict[str, Any]) -> None:
+    """A split cut from the same photos with other fractions would share authors with the new ones."""
+    fractions = ("validation_fraction", "test_fraction")
+    for name, entry in read_splits(output_dir).items():
+        changed = [key for key in fractions if entry["options"].get(key) != options[key]]
+        if name not in splits and entry["source"] == source and changed:
+            raise SourceError(
+                f"{output_dir} holds a split {name!r} of the {source}, made with {changed[0]}="
+                f"{entry['options'].get(changed[0])} where this run has {options[changed[0]]}: it would share photos "
+                "with the new splits. Choose another --output_dir, or delete its shards and manifest.json."
+            )
 
 
 def _mix(records: Iterable[PhotoRecord]) -> list[PhotoRecord]:
@@ -167,15 +160,21 @@ def choose_split(record: PhotoRecord, validation_fraction: float, test_fraction:
 
 
 def _plan(
-    split: str,
-    records: Sequence[PhotoRecord],
+    records: Iterable[PhotoRecord],
+    packer_options: dict[str, Any],
     photos_per_shard: int,
-    options: dict[str, Any],
-    optional_columns: Sequence[str],
-) -> list[ShardTask]:
-    slices = [tuple(records[first : first + photos_per_shard]) for first in range(0, len(records), photos_per_shard)]
+    split_rule: tuple[float, float, str],
+) -> tuple[list[ShardTask], list[str]]:
+    """The shards of all splits, and the optional columns that any photo fills."""
+    mixed = _mix(records)
+    known = [name for name in OPTIONAL_COLUMNS if any(getattr(record, name) for record in mixed)]
+    splits: dict[str, list[PhotoRecord]] = {}
+    for record in mixed:
+        splits.setdefault(choose_split(record, *split_rule), []).append(record)
     tasks = []
-    for index, part in enumerate(slices):
-        digest = digest_of(options, list(optional_columns), [asdict(record) for record in part])
-        tasks.append(ShardTask(shard_name(split, index, len(slices)), split, len(part), digest, part))
-    return tasks
+    for split, own in sorted(splits.items()):
+        parts = [tuple(own[first : first + photos_per_shard]) for first in range(0, len(own), photos_per_shard)]
+        for index, part in enumerate(parts):
+            digest = digest_of(packer_options, known, [asdict(record) for record in part])
+            tasks.append(ShardTask(shard_name(split, index, len(parts)), split, len(part), digest, part))
+    return tasks, known

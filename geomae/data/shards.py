@@ -163,7 +163,7 @@ def build_shards(
     """Write every shard that is not there yet, on several processes, with a progress bar.
 
     Args:
-        output_dir: made if absent. Shards of another plan for the same splits are refused.
+        output_dir: made if absent.
         tasks: what to write; the result does not depend on `num_processes`.
         make_rows: picklable; turns the payload of a task into rows, in order.
         optional_columns: which of `OPTIONAL_COLUMNS` to write.
@@ -175,10 +175,7 @@ def build_shards(
         SourceError: `output_dir` holds shards that another plan wrote.
         TooManyDamagedPhotosError: more than `max_bad_fraction` of the photos were left out.
     """
-    output_dir.mkdir(parents=True, exist_ok=True)
-    _refuse_other_shards(output_dir, tasks)
-    for stale in output_dir.glob(".*.parquet.*.tmp"):  # what a killed run was writing
-        stale.unlink()
+    _prepare_folder(output_dir, tasks)
     reports = {task.file: report for task in tasks if (report := _finished_report(output_dir, task)) is not None}
     missing = [task for task in tasks if task.file not in reports]
     forget_splits(output_dir, {task.split for task in missing})
@@ -189,9 +186,16 @@ def build_shards(
     ) as bar:
         for report in _run_tasks(output_dir, missing, make_rows, tuple(optional_columns), num_processes, bar):
             reports[report.file] = report
-            _refuse_too_many_bad(reports.values(), num_photos, max_bad_fraction)
+            _refuse_too_many_bad(reports.values(), num_photos, max_bad_fraction)  # now, not hours later
     _refuse_too_many_bad(reports.values(), num_photos, max_bad_fraction)
     return [reports[task.file] for task in tasks]
+
+
+def _prepare_folder(output_dir: Path, tasks: Sequence[ShardTask]) -> None:
+    output_dir.mkdir(parents=True, exist_ok=True)
+    _refuse_other_shards(output_dir, tasks)
+    for stale in output_dir.glob(".*.parquet.*.tmp"):  # what a killed run was writing
+        stale.unlink()
 
 
 def _refuse_other_shards(output_dir: Path, tasks: Sequence[ShardTask]) -> None:

@@ -76,19 +76,24 @@ class PhotoStream(torch.utils.data.IterableDataset):
             SourceError: no photos, fewer photos than processes, or shards with different columns.
         """
         super().__init__()
-        if not 0 <= rank < world_size:
-            raise SourceError(f"rank={rank} does not exist among world_size={world_size} processes, counted from 0.")
-        if min(batch_size, window_samples) < 1 or min(start_batch, seed) < 0:
-            raise SourceError(
-                f"batch_size={batch_size} and window_samples={window_samples} must be at least 1, "
-                f"start_batch={start_batch} and seed={seed} at least 0."
-            )
         self.files = [str(file) for file in files]
         self.seed, self.batch_size, self.start_batch = seed, batch_size, start_batch
         self.rank, self.world_size, self.window_samples = rank, world_size, window_samples
+        self._check_options()
         self._groups, self.columns = _read_footers(self.files, columns)
         self.num_photos = sum(group.num_rows for group in self._groups)
         self._check_enough_photos(world_size)
+
+    def _check_options(self) -> None:
+        if not 0 <= self.rank < self.world_size:
+            raise SourceError(
+                f"rank={self.rank} does not exist among world_size={self.world_size} processes, counted from 0."
+            )
+        if min(self.batch_size, self.window_samples) < 1 or min(self.start_batch, self.seed) < 0:
+            raise SourceError(
+                f"batch_size={self.batch_size} and window_samples={self.window_samples} must be at least 1, "
+                f"start_batch={self.start_batch} and seed={self.seed} at least 0."
+            )
 
     def _check_enough_photos(self, num_consumers: int) -> None:
         if self.num_photos < num_consumers:
