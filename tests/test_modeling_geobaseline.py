@@ -93,7 +93,7 @@ def test_gradient_checkpointing_recomputes_the_backbone() -> None:
     model = GeoBaselineForGeolocation(GeoBaselineConfig(**SMALL_VIT)).train()
     calls = []
     model.backbone.blocks[0].register_forward_pre_hook(lambda *_: calls.append(1))
-    model.activation_checkpointing_enable()
+    model.gradient_checkpointing_enable()
     model(torch.rand(2, 3, 32, 32), torch.rand(2, 2)).loss.backward()
     assert len(calls) == 2
 
