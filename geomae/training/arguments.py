@@ -154,7 +154,7 @@ class GeoMAETrainingArguments(TrainingArguments):
 
     learning_rate: float = option(1e-4, "Highest learning rate, at any batch size.")
     base_learning_rate: float | None = option(None, "Instead: the rate per 256 photos; x total batch / 256.")
-    layer_decay: float | None = option(None, "Learning rate factor from head to top layer and from each layer to the one below.")
+    layer_decay: float | None = option(None, "Learning rate factor from the head to the top layer, and layer by layer.")
     decays_all_parameters: bool = option(False, "Weight decay on biases, norms, positions and tokens too (the thesis).")
 
     schedule: str = option("cosine", f"Learning rate over time: {', '.join(SCHEDULES)}.")
@@ -195,7 +195,7 @@ class GeoMAETrainingArguments(TrainingArguments):
                 self.accelerator_config = {**self.accelerator_config, "non_blocking": False}
         if self.greater_is_better is None and (self.metric_for_best_model or "").endswith("_km"):
             self.greater_is_better = False
-        self.run_name = self.run_name or self.output_dir.rstrip("/").removeprefix("outputs/").replace("/", "-")
+        self.run_name = self.run_name or self.output_dir.strip("/").removeprefix("outputs/").replace("/", "-")
         self._check_ranges()
         super().__post_init__()
         if "wandb" in (self.report_to or ()):
