@@ -1,9 +1,13 @@
 """World maps on the relief picture that ships inside cartopy: its coastlines would have to be downloaded."""
 
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 import cartopy.crs
+import cartopy.img_transform
 import matplotlib
+import matplotlib.image
 import numpy as np
 from matplotlib.colors import BoundaryNorm, ListedColormap, LogNorm
 from matplotlib.figure import Figure
@@ -20,6 +24,7 @@ ERROR_BOUNDS_KM = (0.0, 25.0, 200.0, 750.0, 2500.0, LARGEST_ERROR_KM)
 MAX_ARCS = 250  # more arcs than this hide one another and the map
 DEGREES = cartopy.crs.PlateCarree()
 SPHERE = cartopy.crs.Geodetic()
+PROJECTION = cartopy.crs.Robinson()
 
 
 def prediction_map(true_deg: ArrayLike, predicted_deg: ArrayLike, error_km: ArrayLike, *, title: str) -> Figure:
@@ -40,7 +45,7 @@ def prediction_map(true_deg: ArrayLike, predicted_deg: ArrayLike, error_km: Arra
     with style():
         figure = Figure(figsize=(9.0, 8.3), layout="constrained")
         figure.suptitle(title, fontsize=12, fontweight="bold")
-        truths, answers = (figure.add_subplot(2, 1, row, projection=cartopy.crs.Robinson()) for row in (1, 2))
+        truths, answers = (figure.add_subplot(2, 1, row, projection=PROJECTION) for row in (1, 2))
         arcs = _evenly_spread(len(error_km), MAX_ARCS)
         for axes, points, name in ((truths, true_deg, "True places"), (answers, predicted_deg, "Predicted places")):
             _draw_world(axes)
@@ -75,14 +80,13 @@ def coordinate_map(coordinates_deg: ArrayLike, *, title: str) -> Figure:
         title: stands above the map; should say n.
     """
     coordinates_deg = np.asarray(coordinates_deg, dtype=np.float64)
-    projection = cartopy.crs.Robinson()
     with style():
         figure = Figure(figsize=(9.0, 4.9), layout="constrained")
-        axes = figure.add_subplot(projection=projection)
+        axes = figure.add_subplot(projection=PROJECTION)
         _draw_world(axes)
-        points = projection.transform_points(DEGREES, coordinates_deg[:, 1], coordinates_deg[:, 0])
+        points = PROJECTION.transform_points(DEGREES, coordinates_deg[:, 1], coordinates_deg[:, 0])
         columns = 140 if len(points) > 3000 else 70
-        (west, east), (south, north) = projection.x_limits, projection.y_limits
+        (west, east), (south, north) = PROJECTION.x_limits, PROJECTION.y_limits
         drawn = axes.hexbin(
             points[:, 0],
             points[:, 1],
@@ -102,9 +106,21 @@ def coordinate_map(coordinates_deg: ArrayLike, *, title: str) -> Figure:
     return figure
 
 
+@cache
+def _world_picture() -> tuple[Any, tuple[float, float, float, float]]:
+    """The relief picture in the maps' projection, and its extent; projected once, as that takes a second."""
+    file = Path(cartopy.config["repo_data_dir"]) / "raster" / "natural_earth" / "50-natural-earth-1-downsampled.png"
+    relief = matplotlib.image.imread(file)[::-1, :, :3]  # south first
+    world, extent = cartopy.img_transform.warp_array(
+        relief, PROJECTION, DEGREES, target_res=(1200, 600), source_extent=(-180, 180, -90, 90)
+    )
+    return np.ma.filled(world, 1.0), extent
+
+
 def _draw_world(axes: Any) -> None:
     axes.set_global()
-    axes.stock_img().set_alpha(0.55)  # paler than its points
+    world, extent = _world_picture()
+    axes.imshow(world, extent=extent, origin="lower", alpha=0.55, zorder=0)  # paler than its points
     axes.grid(visible=False)
     axes.spines["geo"].set_linewidth(0.6)
 

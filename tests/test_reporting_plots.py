@@ -1,0 +1,77 @@
+"""Figures: what is drawn is what was given."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+pytest.importorskip("matplotlib")
+
+from geomae.reporting.plots import error_cdf, loss_curves, reconstruction_grid, save_figure
+
+
+def lines_of(figure):
+    return {line.get_label(): line for line in figure.axes[0].lines if not line.get_label().startswith("_")}
+
+
+def photos(value, num_photos=3):
+    return np.full((num_photos, 3, 8, 8), value, dtype=np.uint8)
+
+
+def test_reconstruction_grid_shows_original_masked_and_restored_under_each_other():
+    figure = reconstruction_grid(photos(10), photos(20), photos(30), title="step 7")
+    shown = [int(axes.images[0].get_array()[0, 0, 0]) for axes in figure.axes]
+    assert shown == [10] * 3 + [20] * 3 + [30] * 3
+    assert [axes.get_ylabel() for axes in figure.axes[::3]] == ["original", "masked", "restored"]
+
+
+def test_reconstruction_grid_shows_channels_in_their_place():
+    red = np.zeros((1, 3, 4, 4), dtype=np.uint8)
+    red[:, 0] = 255
+    figure = reconstruction_grid(red, red, red)
+    assert figure.axes[0].images[0].get_array()[2, 3].tolist() == [255, 0, 0]
+
+
+def test_reconstruction_grid_refuses_what_is_not_photos():
+    with pytest.raises(ValueError, match=r"restored \(3, 3, 8, 8\) float64"):
+        reconstruction_grid(photos(1), photos(1), photos(1) / 255.0)
+    with pytest.raises(ValueError, match="same shape"):
+        reconstruction_grid(photos(1), photos(1, 2), photos(1))
+
+
+def test_loss_curves_draw_each_metric_where_it_was_logged():
+    history = [
+        {"step": 10, "loss": 3.0},
+        {"step": 20, "loss": 2.0},
+        {"step": 20, "eval_loss": 2.5},
+        {"step": 20, "x": 1},
+    ]
+    figure = loss_curves({"run": history}, {"loss": "training", "eval_loss": "validation"}, title="Loss", unit="loss")
+    curves = lines_of(figure)
+    assert list(curves) == ["training (2 at the end)", "validation (2.5 at the end)"]
+    assert np.array(curves["training (2 at the end)"].get_data()).tolist() == [[10, 20], [3, 2]]
+
+
+def test_loss_curves_of_runs_share_a_figure_and_keep_their_names():
+    histories = {name: [{"step": 1, "loss": value}] for name, value in (("first", 1.0), ("second", 2.0))}
+    curves = lines_of(
+        loss_curves(histories, {"loss": "training", "eval_loss": "validation"}, title="Loss", unit="loss")
+    )
+    assert list(curves) == ["first: training (1 at the end)", "second: training (2 at the end)"]
+    assert len({line.get_color() for line in curves.values()}) == 2
+
+
+def test_loss_curves_without_a_single_point_are_an_empty_figure(tmp_path):
+    save_figure(loss_curves({"run": []}, {"loss": "training"}, title="Loss", unit="loss"), tmp_path / "loss.png")
+
+
+def test_error_cdf_reaches_each_share_at_its_error():
+    figure = error_cdf({"model": [100.0, 10.0, 1000.0, 2000.0]}, {"constant": [5000.0] * 4}, title="set: 4 photos")
+    error_km, share = lines_of(figure)["model, 550 km"].get_data()
+    assert dict(zip(error_km, share, strict=True)) == {1e-3: 0, 10: 25, 100: 50, 1000: 75, 2000: 100}
+    assert "constant, 5,000 km" in lines_of(figure)
+
+
+def test_saved_figures_are_pictures_of_a_readable_size(tmp_path):
+    path = save_figure(reconstruction_grid(photos(1), photos(2), photos(3)), tmp_path / "new" / "grid.png")
+    with Image.open(path) as picture:
+        assert min(picture.size) > 300

@@ -1,0 +1,133 @@
+"""The report of real folders: training logs, evaluations, pictures."""
+
+import json
+
+import numpy as np
+import pytest
+
+pytest.importorskip("cartopy")
+
+from geomae.errors import SourceError
+from geomae.evaluation import (
+    Predictions,
+    TestSet,
+    describe_run,
+    describe_test_set,
+    judge_baselines,
+    judge_predictions,
+    write_evaluation,
+)
+from geomae.geography import draw_uniform
+from geomae.reporting.__main__ import main
+from geomae.reporting.plots import reconstruction_grid, save_figure
+from geomae.reporting.records import read_training, unique_names
+from geomae.reporting.results_section import evaluation_table
+
+EVIL_ID = "<b>1</b>|x.jpg"
+
+
+def make_run(folder, losses, *, checkpoint="", pictures=(), great_circle=False):
+    state = folder / checkpoint / "trainer_state.json"
+    state.parent.mkdir(parents=True, exist_ok=True)
+    history = [{"step": 10 * (number + 1), "loss": loss} for number, loss in enumerate(losses)]
+    if great_circle:
+        history += [{"step": entry["step"], "eval_mean_km": 100 * entry["loss"]} for entry in history]
+    state.write_text(json.dumps({"log_history": history}))
+    photos = np.zeros((2, 3, 8, 8), np.uint8)
+    for step in pictures:
+        save_figure(
+            reconstruction_grid(photos, photos, photos), folder / "pictures" / f"reconstruction_step_{step:06d}.png"
+        )
+    return folder
+
+
+def make_evaluation(folder, num_answered=40, seed=1, test_seed=9):
+    truth = draw_uniform(40, np.random.default_rng(test_seed))
+    test_set = TestSet("set.csv", [EVIL_ID, *(f"{test_seed}-{number}.jpg" for number in range(39))], truth)
+    answers = draw_uniform(40, np.random.default_rng(seed))
+    metrics, table = judge_predictions(
+        Predictions(test_set.ids[:num_answered], answers[:num_answered]), test_set, num_resamples=100
+    )
+    metrics["baselines"], errors = judge_baselines(test_set, answers, num_repeats=2, num_resamples=100)
+    metrics |= {"test_set": describe_test_set(test_set), **describe_run(["run_evaluate_geo.py"])}
+    write_evaluation(folder, metrics, predictions=table, baselines=errors)
+    return metrics
+
+
+def report(folder, *words):
+    return main(["report", *map(str, words), "--output_dir", str(folder / "report")])
+
+
+def test_report_tells_the_whole_story_in_both_pages(tmp_path, capsys):
+    pretrain = make_run(tmp_path / "pretrain", [3.0, 2.0, 1.0], pictures=(0, 10, 200))
+    finetune = make_run(tmp_path / "finetune", [50.0, 40.0], great_circle=True)
+    metrics = make_evaluation(tmp_path / "evaluate", num_answered=38)
+    status = report(
+        tmp_path, "--pretrain_run", pretrain, "--finetune_run", finetune, "--evaluation", tmp_path / "evaluate"
+    )
+    assert status == 0
+    written = {path.name for path in (tmp_path / "report").iterdir()}
+    figures = {"pretraining_loss", "reconstruction_1_step_000000", "reconstruction_1_step_000200", "finetuning_loss"}
+    figures |= {"finetuning_error", "error_cdf_1", "prediction_map_1_1"}
+    assert written == {"report.md", "report.html"} | {f"{name}.png" for name in figures}
+    for name in ("report.md", "report.html"):
+        text = (tmp_path / "report" / name).read_text()
+        assert f"{metrics['mean_km']:,.0f}" in text
+        assert "2 of 40 photos have no answer" in text
+        assert "<b>1" not in text
+        assert "python run" in text.replace("\\", "")
+    assert str(tmp_path / "report" / "report.html") in capsys.readouterr().out
+
+
+def test_evaluations_of_two_test_sets_stand_in_two_tables(tmp_path):
+    for name, test_seed in (("a", 9), ("b", 9), ("c", 10)):
+        make_evaluation(tmp_path / name, seed=test_seed + ord(name), test_seed=test_seed)
+    report(tmp_path, "--evaluation", *(tmp_path / name for name in "abc"))
+    text = (tmp_path / "report" / "report.md").read_text()
+    first, second = text.split("## Results on")[1:3]
+    assert "| a |" in first
+    assert "| b |" in first
+    assert "| c |" not in first
+    assert "| c |" in second.split("## How")[0]
+
+
+def test_training_coordinates_get_their_map(tmp_path):
+    (tmp_path / "train.csv").write_text("LAT,LON\n10,20\n11,21\n")
+    make_evaluation(tmp_path / "evaluate")
+    report(tmp_path, "--evaluation", tmp_path / "evaluate", "--train_coordinates", tmp_path / "train.csv")
+    assert (tmp_path / "report" / "training_coordinates.png").is_file()
+
+
+def test_the_best_of_each_column_is_marked_and_zero_is_never_the_best(tmp_path):
+    metrics = make_evaluation(tmp_path)
+    table = evaluation_table({"model": metrics, "better": {**metrics, "mean_km": 1.0}})
+    marked = [row[0] for row in table.rows if row[1].is_best]
+    assert marked == ["better"]
+    assert not any(cell.is_best for row in table.rows for cell in row[1:] if cell.text == "0.0")
+
+
+def test_nothing_to_report_on_is_said(tmp_path, capsys):
+    assert report(tmp_path) == 2
+    assert "nothing to report on" in capsys.readouterr().err
+
+
+def test_a_folder_that_is_no_run_is_named(tmp_path):
+    with pytest.raises(SourceError, match="is not a training run"):
+        report(tmp_path, "--pretrain_run", tmp_path)
+
+
+def test_a_run_that_was_cut_off_is_read_from_its_newest_checkpoint(tmp_path):
+    make_run(tmp_path, [3.0], checkpoint="checkpoint-90")
+    make_run(tmp_path, [3.0, 2.0], checkpoint="checkpoint-1000")
+    assert [entry["loss"] for entry in read_training(tmp_path).history] == [3.0, 2.0]
+
+
+def test_pictures_are_in_the_order_of_their_steps(tmp_path):
+    run = read_training(make_run(tmp_path, [1.0], pictures=(900, 1_000_000, 20)))
+    assert [path.stem[-7:] for path in run.pictures("reconstruction")] == ["_000020", "_000900", "1000000"]
+
+
+def test_runs_with_the_same_folder_name_are_told_apart(tmp_path):
+    assert unique_names([tmp_path / "a" / "run", tmp_path / "b" / "run"]) == ["a/run", "b/run"]
+    assert unique_names([tmp_path / "first", tmp_path / "second"]) == ["first", "second"]
+    assert len(set(unique_names([tmp_path / "x", tmp_path / "x"]))) == 2
