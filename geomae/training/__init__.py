@@ -1,21 +1,28 @@
-"""Arguments, trainers, optimisation, callbacks: configuration and photos in, a checkpoint folder out."""
+"""Arguments, trainers, optimisation, callbacks: configuration and photos in, a checkpoint folder out.
 
-from geomae.training.arguments import (
-    DataArguments,
-    FinetuneArguments,
-    GeoBaselineArguments,
-    GeoMAEArguments,
-    GeoMAETrainingArguments,
-    PretrainArguments,
-    Variants,
-    given_keys,
-    parse_config,
-)
-from geomae.training.callbacks import PredictionMaps, ReconstructionPanels, RunRecord
-from geomae.training.optimization import build_parameter_groups, build_schedule, learning_rate_factor
-from geomae.training.run_folder import claim_output_dir, find_checkpoint
-from geomae.training.setup import build_collators, build_stream, inherit_encoder, load_validation, pick_panel
-from geomae.training.trainers import GeolocationTrainer, MAETrainer, StreamingTrainer
+Names are imported when they are first used: judging a file of predictions reads its configuration without torch.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from geomae.training.arguments import (
+        DataArguments,
+        FinetuneArguments,
+        GeoBaselineArguments,
+        GeoMAEArguments,
+        GeoMAETrainingArguments,
+        PretrainArguments,
+        Variants,
+        given_keys,
+        parse_config,
+    )
+    from geomae.training.callbacks import PredictionMaps, ReconstructionPanels, RunRecord
+    from geomae.training.optimization import build_parameter_groups, build_schedule, learning_rate_factor
+    from geomae.training.run_folder import claim_output_dir, find_checkpoint
+    from geomae.training.setup import build_collators, build_stream, inherit_encoder, load_validation, pick_panel
+    from geomae.training.trainers import GeolocationTrainer, MAETrainer, StreamingTrainer
 
 __all__ = [
     "DataArguments",
@@ -44,3 +51,50 @@ __all__ = [
     "parse_config",
     "pick_panel",
 ]
+
+_HOME = {
+    "arguments": (
+        "DataArguments",
+        "FinetuneArguments",
+        "GeoBaselineArguments",
+        "GeoMAEArguments",
+        "GeoMAETrainingArguments",
+        "PretrainArguments",
+        "Variants",
+        "given_keys",
+        "parse_config",
+    ),
+    "callbacks": (
+        "PredictionMaps",
+        "ReconstructionPanels",
+        "RunRecord",
+    ),
+    "optimization": (
+        "build_parameter_groups",
+        "build_schedule",
+        "learning_rate_factor",
+    ),
+    "run_folder": (
+        "claim_output_dir",
+        "find_checkpoint",
+    ),
+    "setup": (
+        "build_collators",
+        "build_stream",
+        "inherit_encoder",
+        "load_validation",
+        "pick_panel",
+    ),
+    "trainers": (
+        "GeolocationTrainer",
+        "MAETrainer",
+        "StreamingTrainer",
+    ),
+}
+
+
+def __getattr__(name: str) -> Any:
+    for module, names in _HOME.items():
+        if name in names:
+            return getattr(import_module(f"{__name__}.{module}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,242 @@
+"""The script from its arguments to its files, with a checkpoint and with a file of predictions."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet
+import pytest
+import torch
+
+from geomae.errors import ConfigError, CoordinateError, PredictionError
+from geomae.evaluation import __main__ as evaluation_main
+from geomae.geography import great_circle_km
+from modeling import GeoMAEConfig, GeoMAEForGeolocation, GeoMAEForPreTraining
+from run_evaluate_geo import main
+
+ROOT = Path(__file__).resolve().parent.parent
+PHOTO_NAMES = [f"{'ab'[number % 2]}/{number}.jpg" for number in range(7)]
+TRUTH = np.array([[10.0 * number - 30, 40.0 * number - 120] for number in range(7)])
+
+
+@pytest.fixture
+def test_set(tmp_path):
+    lines = [
+        f"{name},author {number % 3},{lat},{lon}"
+        for number, (name, (lat, lon)) in enumerate(zip(PHOTO_NAMES, TRUTH, strict=True))
+    ]
+    path = tmp_path / "set.csv"
+    path.write_text("\n".join(["IMG_ID,AUTHOR,LAT,LON", *lines, ""]))
+    return path
+
+
+@pytest.fixture
+def photos(tmp_path, make_photo):
+    for number, name in enumerate(PHOTO_NAMES):
+        make_photo(f"photos/{name}", seed=number)
+    return tmp_path / "photos"
+
+
+@pytest.fixture
+def checkpoint(tmp_path, tiny_sizes):
+    torch.manual_seed(0)
+    GeoMAEForGeolocation(GeoMAEConfig(**tiny_sizes)).save_pretrained(tmp_path / "checkpoint")
+    return tmp_path / "checkpoint"
+
+
+def write_predictions(path, names, degrees):
+    lines = [f"{name},{lat},{lon}" for name, (lat, lon) in zip(names, degrees, strict=True)]
+    path.write_text("\n".join(["id,latitude,longitude", *lines, ""]))
+    return path
+
+
+def run(tmp_path, *words):
+    main([*map(str, words), "--output_dir", str(tmp_path / "out"), "--num_resamples", "100"])
+    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    return metrics, pa.parquet.read_table(tmp_path / "out" / "predictions.parquet")
+
+
+def test_a_file_of_predictions_is_judged_without_a_model(tmp_path, test_set, capsys):
+    answers = TRUTH + np.array([1.0, 0.0])  # one degree north: 111.19508 km, everywhere
+    predictions = write_predictions(tmp_path / "predictions.csv", PHOTO_NAMES[::-1], answers[::-1])
+    (tmp_path / "train.csv").write_text("LAT,LON\n0,0\n0,10\n")
+    metrics, table = run(
+        tmp_path, "--predictions", predictions, "--test_set", test_set, "--train_coordinates", tmp_path / "train.csv"
+    )
+    assert metrics["num_photos"] == 7
+    assert metrics["mean_km"] == pytest.approx(111.19508, abs=1e-4)
+    assert metrics["median_km"] == pytest.approx(111.19508, abs=1e-4)
+    assert metrics["num_within_km"] == {"1": 0, "25": 0, "200": 7, "750": 7, "2500": 7}
+    assert metrics["accuracy_within_km"]["200"] == 1.0
+    assert metrics["geoscore"] == pytest.approx(5000 * np.exp(-111.19508 / 1492.7), abs=1e-3)
+    assert metrics["bootstrap"]["clustered_by"] == "author"
+    assert metrics["test_set"]["name"] == "set.csv"
+    assert set(metrics["baselines"]) >= {"geometric_median", "random_guess", "uniform_on_sphere"}
+    assert {"versions", "commit", "command", "checkpoint", "missing", "intervals_95", "quantiles_km"} <= metrics.keys()
+    assert table.column_names == ["id", "latitude", "longitude", "error_km", "true_latitude", "true_longitude"]
+    assert table["id"].to_pylist() == PHOTO_NAMES
+    printed = capsys.readouterr().out
+    assert "geometric_median" in printed
+    assert f"wrote {tmp_path / 'out' / 'metrics.json'}" in printed
+
+
+def test_no_path_of_this_machine_is_recorded(tmp_path, test_set):
+    predictions = write_predictions(tmp_path / "predictions.csv", PHOTO_NAMES, TRUTH)
+    run(tmp_path, "--predictions", predictions, "--test_set", test_set)
+    assert str(tmp_path) not in (tmp_path / "out" / "metrics.json").read_text()
+
+
+def test_a_predictions_file_that_the_script_wrote_can_be_judged_again(tmp_path, test_set):
+    first, table = run(
+        tmp_path,
+        "--predictions",
+        write_predictions(tmp_path / "p.csv", PHOTO_NAMES, TRUTH + 0.5),
+        "--test_set",
+        test_set,
+    )
+    pa.parquet.write_table(table, tmp_path / "again.parquet")
+    second, _ = run(tmp_path, "--predictions", tmp_path / "again.parquet", "--test_set", test_set)
+    assert (first["mean_km"], first["intervals_95"]) == (second["mean_km"], second["intervals_95"])
+
+
+def test_a_yaml_file_says_the_same_as_the_command_line(tmp_path, test_set):
+    predictions = write_predictions(tmp_path / "p.csv", PHOTO_NAMES, TRUTH)
+    config = tmp_path / "evaluate.yaml"
+    config.write_text(f"predictions: {predictions}\ntest_set: {test_set}\nseed: 3\n")
+    metrics, _ = run(tmp_path, config)
+    assert metrics["bootstrap"] == {"clustered_by": "author", "num_clusters": 3, "num_resamples": 100, "seed": 3}
+
+
+def test_an_unknown_key_names_its_nearest_neighbour(tmp_path):
+    with pytest.raises(ConfigError, match=r"unknown key --prediction .*did you mean --predictions"):
+        main(["--prediction", "x.csv"])
+
+
+def test_wrong_predictions_fail_by_their_id_and_write_nothing(tmp_path, test_set):
+    for names, message in ((["a/0.jpg", "c/9.jpg"], "c/9.jpg"), (["a/0.jpg", "a/0.jpg"], "a/0.jpg")):
+        with pytest.raises(PredictionError, match=message):
+            run(
+                tmp_path,
+                "--predictions",
+                write_predictions(tmp_path / "p.csv", names, TRUTH[:2]),
+                "--test_set",
+                test_set,
+            )
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_checkpoint_answers_every_photo_of_a_folder(tmp_path, test_set, photos, checkpoint):
+    metrics, table = run(
+        tmp_path,
+        "--checkpoint",
+        checkpoint,
+        "--test_set",
+        test_set,
+        "--photos",
+        photos,
+        "--per_device_eval_batch_size",
+        3,
+    )
+    assert table["id"].to_pylist() == PHOTO_NAMES
+    rows = table.to_pandas()
+    expected = great_circle_km(rows[["latitude", "longitude"]], TRUTH)
+    assert rows["error_km"].to_numpy() == pytest.approx(expected)
+    assert metrics["mean_km"] == pytest.approx(expected.mean())
+    assert metrics["checkpoint"] == "checkpoint"
+    assert metrics["options"] == {"crop": "center", "bf16": False, "batch_size": 3}
+    assert metrics["bootstrap"]["num_clusters"] == 3
+
+
+def test_answers_are_those_of_the_model_on_the_centre_crop(tmp_path, test_set, photos, checkpoint):
+    from geomae.data import center_crop, decode_photo
+
+    _, table = run(tmp_path, "--checkpoint", checkpoint, "--test_set", test_set, "--photos", photos)
+    model = GeoMAEForGeolocation.from_pretrained(checkpoint).eval()
+    crops = [center_crop(decode_photo((photos / name).read_bytes(), min_short_side=37), 32) for name in PHOTO_NAMES]
+    with torch.no_grad():
+        answers = model(torch.from_numpy(np.stack(crops)).permute(0, 3, 1, 2)).coordinates_deg
+    assert table.to_pandas()[["latitude", "longitude"]].to_numpy() == pytest.approx(answers.numpy(), abs=1e-3)
+
+
+def test_a_packed_split_is_judged_like_its_folder(tmp_path, checkpoint):
+    from packed_photos import pack
+
+    folder = pack(tmp_path / "packed", train=6, test=9)
+    metrics, table = run(tmp_path, "--checkpoint", checkpoint, "--test_set", folder, "--train_coordinates", folder)
+    assert len(table) == metrics["num_photos"] == 9
+    assert metrics["test_set"]["split"] == "test"
+    assert "geometric_median" in metrics["baselines"]
+
+
+def test_damaged_and_absent_photos_count_as_misses(tmp_path, test_set, photos, checkpoint, caplog):
+    (photos / PHOTO_NAMES[2]).write_bytes(b"not a photo")
+    (photos / PHOTO_NAMES[5]).unlink()
+    words = ["--checkpoint", checkpoint, "--test_set", test_set, "--photos", photos, "--max_damaged_share", 0.5]
+    metrics, table = run(tmp_path, *words)
+    assert metrics["num_photos"] == len(table) == 7
+    assert metrics["missing"] == [PHOTO_NAMES[2], PHOTO_NAMES[5]]
+    assert PHOTO_NAMES[2] in caplog.text
+
+
+def test_bf16_answers_differ_little_and_are_recorded(tmp_path, test_set, photos, checkpoint):
+    words = ["--checkpoint", checkpoint, "--test_set", test_set, "--photos", photos]
+    full, _ = run(tmp_path, *words)
+    half, _ = run(tmp_path, *words, "--bf16")
+    assert half["options"]["bf16"] is True
+    assert half["mean_km"] == pytest.approx(full["mean_km"], rel=0.02)
+
+
+def test_swapped_columns_can_be_read_the_other_way_round(tmp_path, test_set, photos, checkpoint):
+    test_set.write_text(test_set.read_text().replace("LAT,LON", "LON,LAT"))
+    words = ["--checkpoint", checkpoint, "--test_set", test_set, "--photos", photos]
+    with pytest.raises(CoordinateError, match="--swap_lat_lon"):
+        run(tmp_path, *words)
+    _, table = run(tmp_path, *words, "--swap_lat_lon")
+    assert table["true_latitude"].to_pylist() == TRUTH[:, 0].tolist()
+
+
+def test_a_pretraining_checkpoint_is_refused_with_what_to_do(tmp_path, tiny_sizes, test_set, photos):
+    GeoMAEForPreTraining(GeoMAEConfig(**tiny_sizes)).save_pretrained(tmp_path / "pretrain")
+    with pytest.raises(ValueError, match="fine-tune it first"):
+        run(tmp_path, "--checkpoint", tmp_path / "pretrain", "--test_set", test_set, "--photos", photos)
+
+
+def test_judging_a_file_of_predictions_does_not_load_torch(tmp_path, test_set):
+    predictions = write_predictions(tmp_path / "p.csv", PHOTO_NAMES, TRUTH)
+    words = ["--predictions", str(predictions), "--test_set", str(test_set), "--output_dir", str(tmp_path / "out")]
+    program = f"import sys, run_evaluate_geo; run_evaluate_geo.main({words!r}); sys.exit('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_users_mistake_ends_in_one_sentence_and_no_traceback(tmp_path):
+    words = [
+        sys.executable,
+        "run_evaluate_geo.py",
+        "--predictions",
+        "absent.csv",
+        "--test_set",
+        "absent.csv",
+        "--output_dir",
+        "x",
+    ]
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=120, env={**os.environ})
+    assert done.returncode == 1
+    assert done.stderr.strip().splitlines()[-1] == "SourceError: there is no file or folder absent.csv"
+    assert "Traceback" not in done.stderr
+
+
+def test_baselines_alone_are_recorded_by_a_command(tmp_path, test_set, capsys):
+    (tmp_path / "train.csv").write_text("LAT,LON\n0,0\n0,10\n5,5\n")
+    words = {"test_set": test_set, "train_coordinates": tmp_path / "train.csv", "output_dir": tmp_path / "out"}
+    words |= {"num_repeats": 2, "num_resamples": 100}
+    evaluation_main.main(["baselines", *(word for key, value in words.items() for word in (f"--{key}", str(value)))])
+    record = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert record["num_photos"] == 7
+    assert record["train_coordinates"] == {"name": "train.csv", "num": 3}
+    assert record["baselines"]["random_training_photo"]["num_runs"] == 2
+    assert "geometric_median" in capsys.readouterr().out
