@@ -1,0 +1,43 @@
+"""Starts a training script on two CPU processes, as `accelerate launch` does it, and records what each one saw."""
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+
+# Runs `SCRIPT.main(argv)` after making every process write down the photos that it trains on.
+LAUNCHED = """
+import importlib, sys
+from pathlib import Path
+from geomae.training import StreamingTrainer
+
+script, folder = sys.argv[1:3]
+step = StreamingTrainer.training_step
+
+def recording(self, model, inputs, *rest):
+    with open(Path(folder) / f"ids-{self.args.process_index}-of-{self.args.world_size}.txt", "a") as file:
+        file.writelines(f"{name}\\n" for name in inputs["ids"])
+    return step(self, model, inputs, *rest)
+
+StreamingTrainer.training_step = recording
+importlib.import_module(script).main(sys.argv[3:])
+"""
+
+
+def launch_on_two_processes(script: str, folder: Path, *argv: str) -> list[list[str]]:
+    """Run `script.py argv` on two processes; returns the ids of the photos that each has trained on."""
+    launched = folder / "launched.py"
+    launched.write_text(LAUNCHED)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "accelerate.commands.launch"]
+    command += ["--config_file", "configs/accelerate/two_cpu.yaml", "--main_process_port", str(port)]
+    command += [str(launched), script, str(folder), *argv]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr[-4000:]
+    return [(folder / f"ids-{rank}-of-2.txt").read_text().split() for rank in (0, 1)]
