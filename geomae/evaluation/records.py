@@ -13,12 +13,13 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet
 
+from geomae import __version__
 from geomae.errors import SourceError
 from geomae.evaluation.tables import TestSet
 
 __all__ = ["describe_run", "describe_test_set", "read_metrics", "shown_path", "write_evaluation"]
 
-PACKAGES = ("geomae", "numpy", "scipy", "pyarrow", "torch", "transformers", "datasets", "accelerate", "timm")
+PACKAGES = ("numpy", "scipy", "pyarrow", "torch", "transformers", "datasets", "accelerate", "timm")
 
 
 def describe_run(argv: Sequence[str]) -> dict[str, Any]:
@@ -104,7 +105,7 @@ def _shown_word(word: str) -> str:
 
 
 def _find_versions() -> dict[str, str]:
-    versions = {"python": platform.python_version()}
+    versions = {"python": platform.python_version(), "geomae": __version__}
     for package in PACKAGES:
         try:
             versions[package] = version(package)
