@@ -1,0 +1,143 @@
+"""A saved folder is all that anyone needs: it loads in a fresh process without this repository, bitwise the same."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from modeling import (
+    GeoBaselineConfig,
+    GeoBaselineForGeolocation,
+    GeoMAEConfig,
+    GeoMAEForGeolocation,
+    GeoMAEForPreTraining,
+    GeoMAEModel,
+)
+
+FORGET_THIS_REPOSITORY = """
+import sys
+sys.meta_path[:] = [finder for finder in sys.meta_path if "__editable__" not in getattr(finder, "__module__", "")]
+sys.path[:] = [folder for folder in sys.path if folder and folder != {root!r}]
+"""
+
+STRANGER = """
+import importlib.util, sys, torch, transformers
+from safetensors.torch import load_file, save_file
+
+for ours in ("modeling", "geomae"):
+    assert importlib.util.find_spec(ours) is None, f"{ours} can be imported, so this proves nothing"
+auto_class, folder, photos, answers = sys.argv[1:]
+model = getattr(transformers, auto_class).from_pretrained(folder, trust_remote_code=True).eval()
+inputs = load_file(photos)
+if auto_class != "AutoModelForPreTraining":
+    inputs.pop("noise")
+with torch.no_grad():
+    answer = model(**inputs)
+save_file({k: v.contiguous() for k, v in answer.items() if torch.is_tensor(v)}, answers)
+model.save_pretrained(answers + "-again")
+"""
+
+
+def ask_a_stranger(auto_class: str, folder: Path, inputs: dict[str, torch.Tensor], tmp_path: Path) -> dict[str, Any]:
+    """Load `folder` in a process that knows nothing of this repository, and return what the model answers there."""
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    save_file(inputs, elsewhere / "photos.safetensors")
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    script = FORGET_THIS_REPOSITORY.format(root=str(Path(__file__).parent.parent)) + STRANGER
+    answers = elsewhere / "answers.safetensors"
+    command = [
+        sys.executable,
+        "-c",
+        script,
+        auto_class,
+        str(folder),
+        str(elsewhere / "photos.safetensors"),
+        str(answers),
+    ]
+    done = subprocess.run(
+        command,
+        cwd=elsewhere,
+        env=environment | {"HF_MODULES_CACHE": str(elsewhere / "modules")},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return load_file(answers)
+
+
+@pytest.mark.parametrize("task", ["AutoModelForPreTraining", "AutoModel", "AutoModelForImageClassification"])
+def test_checkpoint_loads_without_this_repository(tiny_sizes: dict, tmp_path: Path, task: str) -> None:
+    classes = {
+        "AutoModelForPreTraining": GeoMAEForPreTraining,
+        "AutoModel": GeoMAEModel,
+        "AutoModelForImageClassification": GeoMAEForGeolocation,
+    }
+    config = GeoMAEConfig(**tiny_sizes, position_embedding="sincos", head_type="sphere", pooling="mean")
+    model = classes[task](config).eval()
+    model.save_pretrained(tmp_path / "model")
+    inputs = {"pixel_values": torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8), "noise": torch.rand(2, 16)}
+    there = ask_a_stranger(task, tmp_path / "model", inputs, tmp_path)
+    if task != "AutoModelForPreTraining":
+        inputs.pop("noise")
+    here = {name: value for name, value in model(**inputs).items() if torch.is_tensor(value)}
+    assert here.keys() == there.keys()
+    assert all(torch.equal(here[name], there[name]) for name in here)
+    again = tmp_path / "elsewhere" / "answers.safetensors-again"
+    assert {file.name for file in again.glob("*.py")} == {file.name for file in (tmp_path / "model").glob("*.py")}
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        GeoBaselineConfig(backbone="resnet10t", image_size=32, head_hidden_sizes=[8]),
+        GeoBaselineConfig(
+            backbone="vit_tiny_patch16_224", backbone_kwargs={"depth": 1}, image_size=32, head_hidden_sizes=[8]
+        ),
+    ],
+    ids=["resnet", "vit"],
+)
+def test_baseline_checkpoint_loads_without_this_repository(tmp_path: Path, config: GeoBaselineConfig) -> None:
+    model = GeoBaselineForGeolocation(config).eval()
+    model.save_pretrained(tmp_path / "model")
+    inputs = {"pixel_values": torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8), "noise": torch.rand(2, 16)}
+    there = ask_a_stranger("AutoModelForImageClassification", tmp_path / "model", inputs, tmp_path)
+    assert torch.equal(model(inputs["pixel_values"]).coordinates_deg, there["coordinates_deg"])
+
+
+@pytest.mark.parametrize("saved", [GeoMAEForPreTraining, GeoMAEModel, GeoMAEForGeolocation])
+def test_every_head_is_reachable_from_any_checkpoint(tiny_sizes: dict, tmp_path: Path, saved: type) -> None:
+    saved(GeoMAEConfig(**tiny_sizes)).save_pretrained(tmp_path)
+    auto_map = json.loads((tmp_path / "config.json").read_text())["auto_map"]
+    assert auto_map == {
+        "AutoConfig": "configuration_geomae.GeoMAEConfig",
+        "AutoModel": "modeling_geomae.GeoMAEModel",
+        "AutoModelForPreTraining": "modeling_geomae.GeoMAEForPreTraining",
+        "AutoModelForImageClassification": "modeling_geomae.GeoMAEForGeolocation",
+    }
+    named = {target.split(".")[0] + ".py" for target in auto_map.values()}
+    assert named <= {file.name for file in tmp_path.glob("*.py")}
+    for task in (GeoMAEForPreTraining, GeoMAEModel, GeoMAEForGeolocation):
+        loaded = task.from_pretrained(tmp_path)
+        assert all(torch.isfinite(tensor).all() for tensor in loaded.state_dict().values())
+
+
+def test_half_precision_loading_leaves_the_head_in_float32(tiny_sizes: dict, tmp_path: Path) -> None:
+    GeoMAEForGeolocation(GeoMAEConfig(**tiny_sizes)).save_pretrained(tmp_path)
+    model = GeoMAEForGeolocation.from_pretrained(tmp_path, dtype=torch.bfloat16)
+    assert {p.dtype for p in model.head.parameters()} == {torch.float32}
+    assert {p.dtype for p in model.backbone.parameters()} == {torch.bfloat16}
+
+
+def test_loaded_tensors_are_aligned(tiny_sizes: dict, tmp_path: Path) -> None:
+    GeoMAEForGeolocation(GeoMAEConfig(**tiny_sizes)).save_pretrained(tmp_path)
+    raw = load_file(tmp_path / "model.safetensors")
+    assert any(tensor.data_ptr() % 64 for tensor in raw.values()), "safetensors maps tensors wherever they lie"
+    model = GeoMAEForGeolocation.from_pretrained(tmp_path)
+    assert not any(tensor.data_ptr() % 64 for tensor in model.state_dict().values())
