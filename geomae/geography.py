@@ -87,7 +87,7 @@ def check_coordinates(
     Args:
         latitude: `(n,)` degrees.
         longitude: `(n,)` degrees.
-        ids: n names, for the message.
+        ids: n names, for the message; `row 7` where rows have no ids.
         source: the file or data set that they came from, for the message.
         swap_flag: the option that would read the two columns the other way round, for the message.
 
@@ -99,8 +99,10 @@ def check_coordinates(
     if not off_earth.any():
         return
     first = int(np.argmax(off_earth))
+    name = str(ids[first])
     message = (
-        f"{int(off_earth.sum())} of {len(off_earth)} rows of {source} are not on Earth; the first is id {ids[first]}: "
+        f"{int(off_earth.sum())} of {len(off_earth)} rows of {source} are not on Earth; the first is "
+        f"{name if name.startswith('row ') else f'id {name}'}: "
         f"latitude={latitude[first]:g}, longitude={longitude[first]:g}.\n"
         "  Latitude runs from -90 to 90 degrees, longitude from -180 to 180."
     )

@@ -174,7 +174,7 @@ def test_training_coordinates_need_no_ids_and_skip_unlabelled_photos(tmp_path):
 
 def test_swapped_training_coordinates_name_their_own_switch(tmp_path):
     file = write(tmp_path / "t.csv", "LAT,LON\n139.69,35.68\n")
-    with pytest.raises(CoordinateError, match="--swap_train_lat_lon"):
+    with pytest.raises(CoordinateError, match=r"(?s)the first is row 2: latitude=139\.69.*--swap_train_lat_lon"):
         read_training_coordinates(file)
     assert read_training_coordinates(file, swap_lat_lon=True).tolist() == [[35.68, 139.69]]
 
