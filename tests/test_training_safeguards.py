@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from geomae.errors import NonFiniteLossError, TooManyDamagedPhotosError
-from geomae.training.safeguards import DamageCounter, LossGuard
+from geomae.training.safeguards import DamageCounter, LossGuard, _Watched
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
@@ -41,8 +41,6 @@ class Arriving:
 def test_guard_waits_for_a_value_on_its_way_only_when_told_to() -> None:
     guard = LossGuard()
     guard.add(torch.tensor(1.0), what="loss", step=1, ids=[])
-    from geomae.training.safeguards import _Watched
-
     guard._pending.append(_Watched(torch.tensor(torch.nan), Arriving(), "loss", 2, ["late"]))
     guard.check(wait=False)  # not there yet: no message, no waiting
     with pytest.raises(NonFiniteLossError, match="step 2"):

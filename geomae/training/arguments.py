@@ -47,7 +47,9 @@ class DataArguments:
     data_dirs: list[str] = option([], "Packed folders to train on (`python -m geomae.data pack`); mixed by size.")
     train_split: str = option("train", "Split of `data_dirs` to train on.")
     validation_split: str | None = option("validation", "Split to validate on; null: no validation.")
-    validation_dir: str | None = option(None, "Packed folder of `validation_split`; null: the first of `data_dirs`.")
+    validation_dir: str | None = option(
+        None, "Folder to validate on, packed or with a CSV; null: the first of data_dirs."
+    )
     max_validation_photos: int | None = option(None, "Validate on this many photos only, evenly spread; null: on all.")
     shuffle_buffer: int = option(2048, "Photos shuffled together in one reader; memory grows with it, bytes undecoded.")
     augment: bool = option(True, "Random crop and flip in training; false: the centre crop of evaluation.")

@@ -13,6 +13,7 @@ from torch import Tensor
 from geomae.data.collate import PhotoCollator
 from geomae.data.shards import list_shards
 from geomae.data.stream import PhotoStream, load_photos
+from geomae.errors import SourceError
 from geomae.training.arguments import DataArguments, GeoMAEArguments, GeoMAETrainingArguments
 
 __all__ = ["build_collators", "build_stream", "inherit_encoder", "load_validation", "pick_panel"]
@@ -54,10 +55,17 @@ def build_stream(data: DataArguments, args: GeoMAETrainingArguments, *, labelled
 
 
 def load_validation(data: DataArguments) -> Dataset | None:
-    """The validation photos, or as many of them, evenly spread, as `max_validation_photos` says; None: no split."""
+    """The validation photos, or as many of them, evenly spread, as `max_validation_photos` says; None: no split.
+
+    Raises:
+        SourceError: the folder does not hold the split.
+    """
     if data.validation_split is None:
         return None
-    photos = load_photos(data.validation_dir or data.data_dirs[0], data.validation_split)
+    try:
+        photos = load_photos(data.validation_dir or data.data_dirs[0], data.validation_split)
+    except SourceError as error:
+        raise SourceError(f"{error} To train without validation, write validation_split: null.") from error
     if data.max_validation_photos is None or data.max_validation_photos >= len(photos):
         return photos
     return photos.select(np.linspace(0, len(photos) - 1, data.max_validation_photos).round().astype(int))
