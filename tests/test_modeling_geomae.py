@@ -296,6 +296,14 @@ def test_remaining_options_reach_the_network(tiny_sizes: dict, option: str, valu
     assert reached[option] == value
 
 
+@pytest.mark.parametrize("width", range(33, 129, 5))
+def test_mlp_has_exactly_the_width_that_was_asked_for(tiny_sizes: dict, width: int) -> None:
+    model = pretraining_model(
+        tiny_sizes | {"hidden_size": 36}, intermediate_size=width, decoder_intermediate_size=width
+    )
+    assert model.backbone.blocks[0].mlp.fc1.out_features == model.decoder.blocks[0].mlp.fc1.out_features == width
+
+
 def test_reconstruction_keeps_visible_pixels_and_greys_hidden_ones(tiny_sizes: dict, photos: Tensor) -> None:
     pictures = pretraining_model(tiny_sizes).reconstruct(photos)
     hidden = unpatchify(pictures.mask[..., None].expand(-1, -1, 192), 8, 32, 32)
