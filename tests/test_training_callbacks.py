@@ -2,6 +2,7 @@
 
 import json
 import logging
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -87,6 +88,12 @@ def finished_wandb() -> Iterator[None]:
     wandb.finish()
 
 
+def keys_missing(run_file: Path, keys: tuple[str, ...]) -> list[str]:
+    """Which keys are not in an offline run's file: protocol buffers, uncompressed, so a key stands there as it is."""
+    written = run_file.read_bytes()
+    return [key for key in keys if key.encode() not in written]
+
+
 @pytest.mark.usefixtures("finished_wandb")
 def test_wandb_offline_gets_curves_and_panels(photos: Path, tmp_path: Path) -> None:
     import wandb
@@ -101,9 +108,11 @@ def test_wandb_offline_gets_curves_and_panels(photos: Path, tmp_path: Path) -> N
     wandb.finish()
     assert len(list((files / "media/images").glob("reconstructions_*.png"))) == 2
     (run_file,) = files.parent.glob("*.wandb")
-    written = run_file.read_bytes()  # protocol buffers, uncompressed: a key stands there as it is
-    for key in ("train/loss", "train/learning_rate", "train/photos_per_second", "train/mfu", "eval/loss"):
-        assert key.encode() in written, key
+    keys = ("train/loss", "train/learning_rate", "train/photos_per_second", "train/mfu", "eval/loss")
+    deadline = time.monotonic() + 60  # `finish` returns before wandb's own process has written its last block
+    while (missing := keys_missing(run_file, keys)) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not missing
 
 
 @pytest.mark.usefixtures("finished_wandb")
