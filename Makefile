@@ -52,19 +52,24 @@ bench: $(INSTALLED) ## Run every benchmark
 	if [ $${#files[@]} -eq 0 ]; then echo "There are no benchmarks in benchmarks/ yet."; fi; \
 	for file in "$${files[@]}"; do echo "== $$file"; $(BIN)/python "$$file"; done
 
-# The demo: every step leaves a file that the next one reads, so an interrupted `make demo` goes on where it stopped.
+# The demo: every step leaves a file that the next one reads, so an interrupted `make demo` goes on where it stopped, in the
+# middle of a training too. A step whose result exists but is older than its input starts afresh.
 DEMO := outputs/demo
+ACCELERATE := $(BIN)/accelerate launch --num_processes 1
+RESUME = $(if $(wildcard $@),,--resume_from_checkpoint last)
 
 demo: $(DEMO)/report/report.md ## Photos, pretraining, fine-tuning, evaluation and report in a few minutes, without a download
+	@echo; $(BIN)/python -m geomae.evaluation show $(DEMO)/evaluate
+	@echo; echo "The report: $(DEMO)/report/report.html; the fine-tuned model: $(DEMO)/finetune"
 
 $(DEMO)/data/manifest.json: | $(INSTALLED)
 	$(BIN)/python -m geomae.data earth --output_dir $(DEMO)/data --shared_data none
 
 $(DEMO)/pretrain/model.safetensors: configs/pretrain/demo.yaml $(DEMO)/data/manifest.json
-	$(BIN)/accelerate launch run_pretrain_mae.py $<
+	$(ACCELERATE) run_pretrain_mae.py $< $(RESUME)
 
 $(DEMO)/finetune/model.safetensors: configs/finetune/demo.yaml $(DEMO)/pretrain/model.safetensors
-	$(BIN)/accelerate launch run_finetune_geo.py $<
+	$(ACCELERATE) run_finetune_geo.py $< $(RESUME)
 
 $(DEMO)/evaluate/metrics.json: configs/evaluate/demo.yaml $(DEMO)/finetune/model.safetensors
 	$(BIN)/python run_evaluate_geo.py $<

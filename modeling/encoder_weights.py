@@ -44,7 +44,7 @@ class LoadReport:
     loaded: tuple[str, ...]
     """Backbone tensors that the checkpoint filled, by timm name."""
     new: tuple[str, ...]
-    """Tensors of the model that keep their fresh values: the head, and whatever the checkpoint lacks."""
+    """Parameters of the model that keep their fresh values: the head, the decoder."""
     unused: tuple[str, ...]
     """Tensors of the checkpoint that the backbone has no place for, such as a decoder or a classifier."""
     resized: tuple[str, ...] = ()
@@ -97,8 +97,8 @@ def load_encoder_weights(model: PreTrainedModel, source: str | Path) -> LoadRepo
             f"{source} does not fit the model in {len(misfits)} tensors: {shapes}. Adapt the model's sizes."
         )
     backbone.load_state_dict({name: offered[name] for name in wanted})
-    inside = {id(tensor) for tensor in backbone.state_dict(keep_vars=True).values()}
-    new = (name for name, tensor in model.state_dict(keep_vars=True).items() if id(tensor) not in inside)
+    inside = {id(parameter) for parameter in backbone.parameters()}
+    new = (name for name, parameter in model.named_parameters() if id(parameter) not in inside)
     unused = sorted(offered.keys() - wanted.keys())
     return LoadReport(str(source), tuple(wanted), tuple(new), tuple(unused), tuple(resized))
 

@@ -210,6 +210,16 @@ def test_shards_with_different_columns_are_refused(files: list[Path], tmp_path: 
         PhotoStream([*files, tmp_path / "other.parquet"], seed=0, batch_size=1)
 
 
+def test_columns_that_are_not_read_may_differ(files: list[Path], tmp_path: Path) -> None:
+    table = pq.read_table(files[0])
+    pq.write_table(table.append_column("scene", pa.array(["urban"] * len(table))), tmp_path / "scenes.parquet")
+    stream = PhotoStream([files[0], tmp_path / "scenes.parquet"], seed=0, batch_size=1, columns=["image", "id"])
+    assert stream.num_photos == 2 * len(table)
+    assert {tuple(sample) for sample in itertools.islice(stream, stream.num_photos)} == {
+        ("image", "id", "augmentation_seed")
+    }
+
+
 def test_broken_shard_is_refused_by_name(tmp_path: Path) -> None:
     (tmp_path / "broken.parquet").write_bytes(b"not parquet")
     with pytest.raises(SourceError, match=r"broken\.parquet cannot be read"):

@@ -240,3 +240,17 @@ def test_baselines_alone_are_recorded_by_a_command(tmp_path, test_set, capsys):
     assert record["train_coordinates"] == {"name": "train.csv", "num": 3}
     assert record["baselines"]["random_training_photo"]["num_runs"] == 2
     assert "geometric_median" in capsys.readouterr().out
+
+
+def test_an_evaluation_can_be_shown_again(tmp_path, test_set, capsys):
+    (tmp_path / "train.csv").write_text("LAT,LON\n0,0\n0,10\n5,5\n")
+    rows = [f"{name},{lat},{lon}" for name, (lat, lon) in zip(PHOTO_NAMES, TRUTH, strict=True)]
+    (tmp_path / "predictions.csv").write_text("\n".join(["id,latitude,longitude", *rows, ""]))
+    words = {"predictions": tmp_path / "predictions.csv", "test_set": test_set, "output_dir": tmp_path / "out"}
+    words |= {"train_coordinates": tmp_path / "train.csv", "num_resamples": 100}
+    main([word for key, value in words.items() for word in (f"--{key}", str(value))])
+    printed = capsys.readouterr().out
+    evaluation_main.main(["show", str(tmp_path / "out")])
+    shown = capsys.readouterr().out
+    assert "geometric_median" in shown
+    assert shown.strip() in printed

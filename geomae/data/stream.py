@@ -228,16 +228,16 @@ def _read_footers(files: Sequence[str], columns: Sequence[str] | None) -> tuple[
     if not files:
         raise SourceError("no shards were given: pass the parquet files of a split, as list_shards returns them.")
     groups, first_row = [], 0
-    schema: pa.Schema | None = None
+    wanted: pa.Schema | None = None
     for file in files:
         try:
             with pq.ParquetFile(file) as parquet:
-                metadata, own_schema = parquet.metadata, parquet.schema_arrow
+                metadata, schema = parquet.metadata, parquet.schema_arrow
         except (OSError, pa.ArrowInvalid) as error:
             raise SourceError(f"{file} cannot be read as parquet: {error}. Pack it anew.") from error
-        schema = own_schema if schema is None else schema
-        if not own_schema.equals(schema):
-            raise SourceError(f"{file} has the columns {own_schema.names}, {files[0]} has {schema.names}: they differ.")
+        wanted = _pick_columns(schema, columns, file) if wanted is None else wanted
+        if not _pick_columns(schema, columns, file).equals(wanted):
+            raise SourceError(f"{file} has the columns {schema.names}, {files[0]} has {wanted.names}: they differ.")
         for index in range(metadata.num_row_groups):
             num_rows = metadata.row_group(index).num_rows
             groups.append(_RowGroup(file, index, num_rows, first_row))
@@ -245,11 +245,15 @@ def _read_footers(files: Sequence[str], columns: Sequence[str] | None) -> tuple[
     groups = [group for group in groups if group.num_rows]
     if not groups:
         raise SourceError(f"the shards hold no photo at all: {', '.join(files[:3])}{' ...' if len(files) > 3 else ''}.")
-    assert schema is not None
-    wanted = list(schema.names if columns is None else columns)
-    if missing := [name for name in wanted if name not in schema.names]:
-        raise SourceError(f"{files[0]} has no column {missing[0]!r}; it has {', '.join(schema.names)}.")
-    return groups, wanted
+    assert wanted is not None
+    return groups, wanted.names
+
+
+def _pick_columns(schema: pa.Schema, columns: Sequence[str] | None, file: str) -> pa.Schema:
+    """The part of a shard's schema that is read, without metadata: what else a shard holds may differ."""
+    if missing := [name for name in columns or () if name not in schema.names]:
+        raise SourceError(f"{file} has no column {missing[0]!r}; it has {', '.join(schema.names)}.")
+    return pa.schema([schema.field(name) for name in columns or schema.names])
 
 
 def load_photos(

@@ -1,7 +1,8 @@
-"""`python -m geomae.evaluation baselines`: what answers without a photo reach on a test set, as a `metrics.json`.
+"""`python -m geomae.evaluation baselines | show`: judge answers that never saw a photo; print what was judged.
 
 python -m geomae.evaluation baselines --test_set im2gps3k_places365.csv --train_coordinates mp16_coordinates_100k.csv \
     --output_dir results/baselines/im2gps3k
+python -m geomae.evaluation show outputs/demo/evaluate
 """
 
 import argparse
@@ -12,8 +13,10 @@ from geomae.errors import GeoMAEError
 from geomae.evaluation import (
     describe_run,
     describe_test_set,
+    format_summary,
     format_table,
     judge_baselines,
+    read_metrics,
     read_test_set,
     read_training_coordinates,
     shown_path,
@@ -22,7 +25,7 @@ from geomae.evaluation import (
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Fit the baselines on training coordinates, judge them, write and print the result."""
+    """Run one of the commands."""
     parser = argparse.ArgumentParser(prog="python -m geomae.evaluation", description=__doc__.splitlines()[0])
     commands = parser.add_subparsers(dest="command", required=True)
     baselines = commands.add_parser("baselines", help="judge constants and random guesses on a test set")
@@ -41,9 +44,22 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     baselines.add_argument("--swap_train_lat_lon", action="store_true", help="the same for the training coordinates")
     baselines.add_argument("--seed", type=int, default=0)
+    show = commands.add_parser("show", help="print the table of an evaluation that was made before")
+    show.add_argument("evaluation", nargs="+", help="folders of run_evaluate_geo.py, or their metrics.json")
     arguments = parser.parse_args(argv)
+    if arguments.command == "show":
+        for folder in arguments.evaluation:
+            metrics = read_metrics(folder)
+            if "mean_km" in metrics:
+                print(format_summary(metrics, label=metrics["checkpoint"] or metrics["predictions"]))
+            else:  # of `baselines`: there is no model in it
+                print(format_table(metrics["baselines"]))
+    else:
+        _judge_baselines(arguments, list(sys.argv[1:] if argv is None else argv))
 
-    words = list(sys.argv[1:] if argv is None else argv)
+
+def _judge_baselines(arguments: argparse.Namespace, words: Sequence[str]) -> None:
+    """Fit the baselines on training coordinates, judge them, write and print the result."""
     test_set = read_test_set(arguments.test_set, split=arguments.split, swap_lat_lon=arguments.swap_lat_lon)
     training_deg = read_training_coordinates(arguments.train_coordinates, swap_lat_lon=arguments.swap_train_lat_lon)
     results, _ = judge_baselines(
