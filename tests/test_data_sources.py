@@ -99,7 +99,7 @@ def test_ids_that_look_like_numbers_keep_their_zeros(tmp_path: Path) -> None:
 
 
 def test_table_without_coordinates_lists_its_columns(tmp_path: Path) -> None:
-    with pytest.raises(SourceError, match=r"no column latitude or LAT or lat; its columns are id, where"):
+    with pytest.raises(SourceError, match=r"no column latitude or lat; its columns are id, where"):
         read_coordinate_table(write_csv(tmp_path, "id,where\na,there\n"))
 
 

@@ -43,6 +43,20 @@ def test_columns_are_found_under_the_names_of_the_field(tmp_path, header):
     assert test_set.coordinates_deg.tolist() == [[1.5, 2.5]]
 
 
+@pytest.mark.parametrize("header", ["id,file,Latitude,Longitude,user_id", "User_ID,LONG,Lat,photo_id,FILE"])
+def test_packing_and_judging_read_the_same_columns_of_a_table(tmp_path, header):
+    from geomae.data import read_coordinate_table
+
+    cells = {"id": "7", "photo_id": "7", "file": "a/b.jpg", "user_id": "ann"}
+    cells |= {"latitude": "1.5", "lat": "1.5", "longitude": "2.5", "long": "2.5"}
+    row = ",".join(cells[name] for name in header.lower().split(","))
+    file = write(tmp_path / "set.csv", f"{header}\n{row}\n")
+    judged, packed = read_test_set(file), read_coordinate_table(file)
+    assert judged.ids == packed.ids == ["a/b.jpg"]
+    assert judged.coordinates_deg.tolist() == [[packed.latitude[0], packed.longitude[0]]] == [[1.5, 2.5]]
+    assert judged.authors == packed.optional["author"] == ["ann"]
+
+
 def test_a_byte_order_mark_and_windows_line_ends_are_no_obstacle(tmp_path):
     file = tmp_path / "set.csv"
     file.write_bytes(b"\xef\xbb\xbfid,latitude,longitude\r\nx,1,2\r\n")

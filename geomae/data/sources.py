@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 from PIL import Image, UnidentifiedImageError
 
+from geomae.columns import COLUMN_ALIASES, find_column
 from geomae.errors import CoordinateError, SourceError
 from geomae.geography import check_coordinates
 
@@ -38,14 +39,6 @@ PHOTO_SUFFIXES = frozenset(
     {".jpg", ".jpeg", ".jpe", ".png", ".webp", ".tif", ".tiff", ".bmp", ".gif", ".avif", ".heic", ".heif", ".ppm"}
 )
 SCENES = ("indoor", "natural", "urban")  # what the numbers of S3_Label mean
-
-# The names that the field's tables use, in the order in which they are looked for.
-_ID_COLUMNS = ("file", "IMG_ID", "IMG_FILE", "id", "image_id")
-_LATITUDE_COLUMNS = ("latitude", "LAT", "lat")
-_LONGITUDE_COLUMNS = ("longitude", "LON", "lon", "lng")
-_AUTHOR_COLUMNS = ("author", "AUTHOR")
-_SCENE_COLUMNS = ("scene", "S3_Label")
-_COUNTRY_COLUMNS = ("country",)
 
 _GPS_BLOCK = 0x8825
 
@@ -107,9 +100,9 @@ def read_coordinate_table(csv_file: str | Path, *, swap_lat_lon: bool = False) -
         table = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig")
     except (ValueError, pd.errors.EmptyDataError) as error:
         raise SourceError(f"{path} cannot be read as CSV: {error}") from error
-    id_column = _find_column(table, _ID_COLUMNS)
-    latitude = _numbers(table, _LATITUDE_COLUMNS, path)
-    longitude = _numbers(table, _LONGITUDE_COLUMNS, path)
+    id_column = find_column("id", list(table.columns))
+    latitude = _numbers(table, "latitude", path)
+    longitude = _numbers(table, "longitude", path)
     if swap_lat_lon:
         latitude, longitude = longitude, latitude
     ids = None if id_column is None else [str(value) for value in table[id_column]]
@@ -119,15 +112,12 @@ def read_coordinate_table(csv_file: str | Path, *, swap_lat_lon: bool = False) -
     return CoordinateTable(ids, latitude, longitude, _optional_columns(table))
 
 
-def _find_column(table: pd.DataFrame, names: Sequence[str]) -> str | None:
-    return next((name for name in names if name in table.columns), None)
-
-
-def _numbers(table: pd.DataFrame, names: Sequence[str], path: Path) -> np.ndarray:
-    column = _find_column(table, names)
+def _numbers(table: pd.DataFrame, name: str, path: Path) -> np.ndarray:
+    column = find_column(name, list(table.columns))
     if column is None:
         raise SourceError(
-            f"{path} has no column {' or '.join(names)}; its columns are {', '.join(map(str, table.columns))}. "
+            f"{path} has no column {' or '.join(COLUMN_ALIASES[name])}; "
+            f"its columns are {', '.join(map(str, table.columns))}. "
             "Is its first line the header? Rename the column in the file."
         )
     return np.asarray(pd.to_numeric(table[column], errors="coerce"), dtype=np.float64)
@@ -144,9 +134,8 @@ def _refuse_duplicates(ids: Sequence[str], path: Path) -> None:
 
 def _optional_columns(table: pd.DataFrame) -> dict[str, list[str]]:
     optional = {}
-    candidates = {"author": _AUTHOR_COLUMNS, "scene": _SCENE_COLUMNS, "country": _COUNTRY_COLUMNS}
-    for name, columns in candidates.items():
-        if column := _find_column(table, columns):
+    for name in ("author", "scene", "country"):
+        if column := find_column(name, list(table.columns)):
             optional[name] = [str(value) for value in table[column]]
     scenes = {str(number): scene for number, scene in enumerate(SCENES)}
     if "scene" in optional:
@@ -194,7 +183,9 @@ def records_from_csv(folder: str | Path, csv_file: str | Path, *, swap_lat_lon: 
     """
     table = read_coordinate_table(csv_file, swap_lat_lon=swap_lat_lon)
     if table.ids is None:
-        raise SourceError(f"{csv_file} has no column {' or '.join(_ID_COLUMNS)}: it must name the photo of each row.")
+        raise SourceError(
+            f"{csv_file} has no column {' or '.join(COLUMN_ALIASES['id'])}: it must name the photo of each row."
+        )
     root = Path(folder)
     if not root.is_dir():
         raise SourceError(f"there is no folder {root}; expected the folder that holds the photos of {csv_file}.")

@@ -14,19 +14,12 @@ import pyarrow.csv
 import pyarrow.parquet
 from numpy.typing import NDArray
 
+from geomae.columns import COLUMN_ALIASES, find_column
 from geomae.errors import CoordinateError, GeoMAEError, PredictionError, SourceError
 from geomae.evaluation.metrics import check_predictions
 from geomae.geography import check_coordinates
 
 __all__ = ["Predictions", "TestSet", "read_predictions", "read_test_set", "read_training_coordinates"]
-
-# The names under which the field's files keep their columns, compared without regard to case; ours come first.
-COLUMN_ALIASES = {
-    "id": ("id", "img_id", "image_id", "photo_id", "img_file", "file"),
-    "latitude": ("latitude", "lat"),
-    "longitude": ("longitude", "lon", "lng", "long"),
-    "author": ("author", "user", "user_id"),
-}
 
 
 @dataclass(frozen=True)
@@ -83,7 +76,7 @@ def read_test_set(path: str | Path, *, split: str = "test", swap_lat_lon: bool =
     """The ids, truths and authors of a test set.
 
     Args:
-        path: a packed folder, or a CSV or parquet file with an id, latitude and longitude (`COLUMN_ALIASES`).
+        path: a packed folder, or a CSV or parquet file with an id, latitude and longitude (`geomae.columns`).
         split: which split of a packed folder; files have none.
         swap_lat_lon: read the latitude column as longitude and the other way round.
 
@@ -171,7 +164,7 @@ def _read_columns(
     available = _read_header(files[0])
     chosen = {}
     for name in (*required, *optional):
-        match = _match_column(name, available)
+        match = find_column(name, available)
         if match is not None:
             chosen[name] = match
         elif name in required:
@@ -212,11 +205,6 @@ def _read_header(file: Path) -> list[str]:
         return list(pa.parquet.read_schema(file).names)
     with file.open(encoding="utf-8-sig") as lines:
         return [name.strip().strip('"') for name in lines.readline().rstrip("\r\n").split(",")]
-
-
-def _match_column(name: str, available: list[str]) -> str | None:
-    lower = {column.lower(): column for column in reversed(available)}
-    return next((lower[alias] for alias in COLUMN_ALIASES[name] if alias in lower), None)
 
 
 def _read_file(file: Path, columns: list[str], error: type[GeoMAEError]) -> pa.Table:
