@@ -1,12 +1,15 @@
 """Reading test sets, predictions and training coordinates."""
 
+from pathlib import Path
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet
 import pytest
 
 from geomae.errors import CoordinateError, PredictionError, SourceError
-from geomae.evaluation import TestSet, read_predictions, read_test_set, read_training_coordinates
+from geomae.evaluation import TestSet, read_metrics, read_predictions, read_test_set, read_training_coordinates
+from geomae.evaluation.known_test_sets import KNOWN_TEST_SETS
 
 PLACES365 = "IMG_ID,AUTHOR,LAT,LON,S3_Label,S16_Label,S365_Label,Prob_indoor,Prob_natural,Prob_urban\n"
 
@@ -132,6 +135,38 @@ def test_a_torn_csv_is_named(tmp_path):
         read_test_set(write(tmp_path / "set.csv", "id,latitude,longitude\na,1,2\nb,3\n"))
 
 
+def test_a_broken_parquet_file_is_named(tmp_path):
+    (tmp_path / "p.parquet").write_bytes(b"PAR1 cut off")
+    with pytest.raises(PredictionError, match=r"p\.parquet cannot be read as a table.*\n.*whole parquet file"):
+        read_predictions(tmp_path / "p.parquet")
+
+
+@pytest.mark.parametrize("text", ["id,latitude,longitude,städte\na,1,2,x\n", "id,latitude,longitude\nälg,1,2\n"])
+def test_a_csv_in_latin_1_is_named_with_what_converts_it(tmp_path, text):
+    (tmp_path / "set.csv").write_text(text, encoding="latin-1")
+    with pytest.raises(SourceError, match=r"set\.csv cannot be read as a table.*\n.*iconv -f latin1 -t utf-8"):
+        read_test_set(tmp_path / "set.csv")
+
+
+@pytest.mark.parametrize("kind", [pa.large_string(), pa.string_view(), pa.dictionary(pa.int32(), pa.string())])
+def test_coordinates_kept_as_text_of_any_kind_are_read(tmp_path, kind):
+    table = {"id": ["a", "b"], "latitude": pa.array(["1.5", "-2"], kind), "longitude": [3.0, 4.0]}
+    pa.parquet.write_table(pa.table(table), tmp_path / "set.parquet")
+    assert read_test_set(tmp_path / "set.parquet").coordinates_deg.tolist() == [[1.5, 3.0], [-2.0, 4.0]]
+
+
+def test_coordinates_that_are_no_numbers_at_all_are_refused(tmp_path):
+    table = {"id": ["a"], "latitude": [[1.0]], "longitude": [2.0]}
+    pa.parquet.write_table(pa.table(table), tmp_path / "set.parquet")
+    with pytest.raises(SourceError, match="cannot be read as a table"):
+        read_test_set(tmp_path / "set.parquet")
+
+
+def test_a_folder_in_place_of_a_file_of_predictions_is_refused(tmp_path):
+    with pytest.raises(PredictionError, match=r"is a folder; expected a file that ends in \.csv or \.parquet"):
+        read_predictions(tmp_path)
+
+
 def test_predictions_that_are_not_finite_or_not_on_earth_are_refused_by_id(tmp_path):
     with pytest.raises(PredictionError, match="id b, which is not finite"):
         read_predictions(write(tmp_path / "p.csv", "id,latitude,longitude\na,1,2\nb,nan,4\n"))
@@ -158,8 +193,51 @@ def test_a_packed_folder_is_read_split_by_split_over_its_shards(tmp_path):
     test_set = read_test_set(folder, split="test")
     assert (test_set.ids, test_set.split, test_set.name) == (list("abcd"), "test", "data")
     assert read_training_coordinates(folder).tolist() == [[9.0, 7.0], [8.0, 6.0]]
-    with pytest.raises(SourceError, match=r"no validation-\*\.parquet; its splits are test, train"):
+    with pytest.raises(SourceError, match=r"no split 'validation' .*; it holds the splits test, train"):
         read_test_set(folder, split="validation")
+
+
+def test_a_missing_shard_is_refused_instead_of_judging_fewer_photos(tmp_path):
+    columns = {"id": list("abcd"), "latitude": [1.0, 2.0, 3.0, 4.0], "longitude": [5.0] * 4}
+    folder = pack(tmp_path / "data", "test", **columns)
+    pack(folder, "train", **columns)
+    for split in ("test", "train"):
+        (folder / f"{split}-00001-of-00002.parquet").unlink()
+    with pytest.raises(SourceError, match="holds 1 shards of 'test' where their names promise 2"):
+        read_test_set(folder, split="test")
+    with pytest.raises(SourceError, match="holds 1 shards of 'train' where their names promise 2"):
+        read_training_coordinates(folder)
+
+
+def test_a_split_without_labels_says_that_it_needs_a_labelled_pack(tmp_path):
+    folder = pack(tmp_path / "data", "test", id=list("ab"), latitude=pa.nulls(2), longitude=pa.nulls(2))
+    with pytest.raises(SourceError, match=r"split 'test' of data has no coordinates.*labelled pack"):
+        read_test_set(folder)
+
+
+def test_a_part_of_a_known_test_set_is_refused_under_its_name(tmp_path, shared_data):
+    rows = (shared_data / "geotags" / "im2gps3k_places365.csv").read_text().splitlines(keepends=True)
+    part = write(tmp_path / "im2gps3k_places365.csv", "".join(rows[:-7]))
+    with pytest.raises(SourceError, match=r"(?s)2,990 photos where im2gps3k has 2,997.*rename the file"):
+        read_test_set(part)
+    assert len(read_test_set(part.rename(tmp_path / "part_of_im2gps3k.csv")).ids) == 2990
+
+
+def test_other_photos_are_refused_under_the_name_of_a_known_test_set():
+    columns = {"id": [str(row) for row in range(237)], "latitude": [0.0] * 237, "longitude": [0.0] * 237}
+    with pytest.raises(
+        SourceError, match=r"test_im2gps is named after the test set im2gps.*the digest .* 718327c8eb88"
+    ):
+        TestSet.from_columns("data", columns, split="test_im2gps")
+    for name in ("im2gps4k.csv", "im2gpsother.csv", "my_im2gps.csv"):
+        assert len(TestSet.from_columns(name, columns).ids) == 237
+
+
+def test_a_packed_split_of_a_known_test_set_is_that_set(shared_data):
+    whole = read_test_set(shared_data / "geotags" / "im2gps_places365.csv")
+    latitude, longitude = whole.coordinates_deg.T
+    columns = {"id": whole.ids[::-1], "latitude": latitude[::-1], "longitude": longitude[::-1]}
+    assert len(TestSet.from_columns("data", columns, split="test_im2gps").ids) == 237
 
 
 def test_a_photo_of_an_unknown_author_is_a_cluster_of_its_own():
@@ -198,3 +276,9 @@ def test_the_real_lists_have_their_known_sizes(shared_data):
     for name, (num_photos, num_authors) in sizes.items():
         test_set = read_test_set(shared_data / "geotags" / f"{name}_places365.csv")
         assert (len(test_set.ids), len(set(test_set.authors))) == (num_photos, num_authors), name
+
+
+def test_the_digests_of_the_known_test_sets_are_those_of_the_recorded_results():
+    for name, known in KNOWN_TEST_SETS.items():
+        recorded = read_metrics(Path(__file__).resolve().parent.parent / "results" / "baselines" / name)["test_set"]
+        assert (known.num_photos, known.ids_sha256) == (recorded["num_photos"], recorded["ids_sha256"]), name

@@ -3,7 +3,8 @@
 import difflib
 import hashlib
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -15,7 +16,9 @@ import pyarrow.parquet
 from numpy.typing import NDArray
 
 from geomae.columns import COLUMN_ALIASES, find_column
+from geomae.data.shards import list_shards
 from geomae.errors import CoordinateError, GeoMAEError, PredictionError, SourceError
+from geomae.evaluation.known_test_sets import refuse_another_set
 from geomae.evaluation.metrics import check_predictions
 from geomae.geography import check_coordinates
 
@@ -44,13 +47,20 @@ class TestSet:
             split: which split of a packed folder this is.
 
         Raises:
-            SourceError: an id is empty or stands in two rows.
+            SourceError: an id is empty or stands in two rows, no row has coordinates, or the photos are not those of
+                the known test set after which the file or the split is named.
             CoordinateError: a row is not on Earth; the message says so when the columns look swapped.
         """
         ids = ["" if value is None else str(value) for value in columns["id"]]
         _refuse_bad_ids(ids, name, SourceError)
         pairs = [np.array(list(columns[key]), dtype=np.float64) for key in ("latitude", "longitude")]
+        if split is not None and np.isnan(pairs).all():
+            raise SourceError(
+                f"the split {split!r} of {name} has no coordinates: its {len(ids)} photos cannot be judged. "
+                "It needs a labelled pack: run `python -m geomae.data pack` without --unlabelled."
+            )
         check_coordinates(pairs[0], pairs[1], ids, name)
+        refuse_another_set(split or name, num_photos=len(ids), ids_sha256=_digest(ids))
         authors = list(columns["author"]) if "author" in _column_names(columns) else [None]
         if not any(authors):
             return cls(name, ids, np.stack(pairs, axis=1), split=split)
@@ -61,7 +71,7 @@ class TestSet:
     @property
     def ids_sha256(self) -> str:
         """Digest of the sorted ids: equal for equal sets of photos, whatever their order."""
-        return hashlib.sha256("\n".join(sorted(self.ids)).encode()).hexdigest()
+        return _digest(self.ids)
 
 
 @dataclass(frozen=True)
@@ -81,7 +91,8 @@ def read_test_set(path: str | Path, *, split: str = "test", swap_lat_lon: bool =
         swap_lat_lon: read the latitude column as longitude and the other way round.
 
     Raises:
-        SourceError: the path, a column or the split is missing, an id is empty or stands in two rows.
+        SourceError: the path, a column, the split or one of its shards is missing, an id is empty or stands in two
+            rows, or the photos are not those of the known test set after which the file or the split is named.
         CoordinateError: a row is not on Earth; the message says so when the columns look swapped.
     """
     path = Path(path)
@@ -121,7 +132,7 @@ def read_training_coordinates(
         swap_lat_lon: read the latitude column as longitude and the other way round.
 
     Raises:
-        SourceError: the path, a column or the split is missing, or no row has coordinates.
+        SourceError: the path, a column, the split or one of its shards is missing, or no row has coordinates.
         CoordinateError: a row is not on Earth.
     """
     path = Path(path)
@@ -139,6 +150,10 @@ def read_training_coordinates(
         swap_flag="--swap_train_lat_lon",
     )
     return coordinates_deg
+
+
+def _digest(ids: Sequence[str]) -> str:
+    return hashlib.sha256("\n".join(sorted(ids)).encode()).hexdigest()
 
 
 def _column_names(columns: Any) -> Sequence[str]:
@@ -161,7 +176,8 @@ def _read_columns(
 ) -> pa.Table:
     """The named columns of a file or of a packed folder's split, under our names, coordinates as float64."""
     files = _find_files(path, split, error)
-    available = _read_header(files[0])
+    with _broken_files_named(files[0], error):
+        available = _read_header(files[0])
     chosen = {}
     for name in (*required, *optional):
         match = find_column(name, available)
@@ -172,8 +188,7 @@ def _read_columns(
                 f"{path} has no column for the {name}; its columns are {', '.join(available)}.\n"
                 f"  Accepted names: {', '.join(COLUMN_ALIASES[name])}."
             )
-    tables = [_read_file(file, list(chosen.values()), error) for file in files]
-    table = pa.concat_tables([_with_our_names(table, chosen, path, error) for table in tables])
+    table = pa.concat_tables([_read_file(file, chosen, error) for file in files])
     if len(table) == 0:
         raise error(f"{path} has a header but no rows")
     return table
@@ -181,18 +196,9 @@ def _read_columns(
 
 def _find_files(path: Path, split: str | None, error: type[GeoMAEError]) -> list[Path]:
     if path.is_dir():
-        files = sorted(path.glob(f"{split}-*.parquet"))
-        if files:
-            return files
-        splits = sorted({file.name.rsplit("-", 3)[0] for file in path.glob("*-of-*.parquet")})
-        raise error(
-            f"the folder {path} has no {split}-*.parquet; "
-            + (
-                f"its splits are {', '.join(splits)}: pass one with --split"
-                if splits
-                else "give a packed folder or a CSV file"
-            )
-        )
+        if split is None:
+            raise error(f"{path} is a folder; expected a file that ends in .csv or .parquet")
+        return list_shards(path, split)
     if not path.is_file():
         raise error(f"there is no file or folder {path}")
     if path.suffix.lower() not in {".csv", ".parquet"}:
@@ -207,40 +213,52 @@ def _read_header(file: Path) -> list[str]:
         return [name.strip().strip('"') for name in lines.readline().rstrip("\r\n").split(",")]
 
 
-def _read_file(file: Path, columns: list[str], error: type[GeoMAEError]) -> pa.Table:
-    """The columns as strings (CSV) or as they are (parquet)."""
+@contextmanager
+def _broken_files_named(file: Path, error: type[GeoMAEError]) -> Iterator[None]:
+    """What Arrow and Python raise about a file's content, as our error."""
     try:
+        yield
+    except (pa.ArrowException, UnicodeDecodeError, OSError) as problem:
+        raise error(
+            f"{file} cannot be read as a table: {problem}.\n"
+            "  Expected a whole parquet file, or a CSV in UTF-8 (`iconv -f latin1 -t utf-8` converts one in Latin-1)."
+        ) from problem
+
+
+def _read_file(file: Path, chosen: dict[str, str], error: type[GeoMAEError]) -> pa.Table:
+    """The chosen columns under our names, coordinates as float64 and the others as strings."""
+    with _broken_files_named(file, error):
         if file.suffix.lower() == ".parquet":
-            return pa.parquet.read_table(file, columns=columns)
-        names = _read_header(file)
-        return pa.csv.read_csv(
-            file,
-            read_options=pa.csv.ReadOptions(column_names=names, skip_rows=1),
-            convert_options=pa.csv.ConvertOptions(
-                include_columns=columns, column_types=dict.fromkeys(columns, pa.string()), strings_can_be_null=False
-            ),
-        )
-    except pa.ArrowException as problem:
-        raise error(f"{file} cannot be read as a table: {problem}") from problem
-
-
-def _with_our_names(table: pa.Table, chosen: dict[str, str], path: Path, error: type[GeoMAEError]) -> pa.Table:
-    columns = {}
-    for name, original in chosen.items():
-        column = table[original].combine_chunks()
-        if name in ("latitude", "longitude"):
-            columns[name] = pa.array(_as_degrees(column, original, path, error))
+            table = pa.parquet.read_table(file, columns=list(chosen.values()))
         else:
-            columns[name] = column.cast(pa.string())
+            table = _read_csv(file, list(chosen.values()))
+        columns = {}
+        for name, original in chosen.items():
+            column = table[original].combine_chunks()
+            if name in ("latitude", "longitude"):
+                columns[name] = pa.array(_as_degrees(column, original, file, error))
+            else:
+                columns[name] = column.cast(pa.string())
     return pa.table(columns)
+
+
+def _read_csv(file: Path, columns: list[str]) -> pa.Table:
+    """The columns as strings."""
+    return pa.csv.read_csv(
+        file,
+        read_options=pa.csv.ReadOptions(column_names=_read_header(file), skip_rows=1),
+        convert_options=pa.csv.ConvertOptions(
+            include_columns=columns, column_types=dict.fromkeys(columns, pa.string()), strings_can_be_null=False
+        ),
+    )
 
 
 def _as_degrees(column: pa.Array, name: str, path: Path, error: type[GeoMAEError]) -> NDArray[np.float64]:
     """Float64 values; empty cells become NaN, which the checks of coordinates then refuse by id."""
-    if not pa.types.is_string(column.type):
+    if pa.types.is_integer(column.type) or pa.types.is_floating(column.type) or pa.types.is_null(column.type):
         return np.asarray(column.cast(pa.float64()).to_numpy(zero_copy_only=False), dtype=np.float64)
-    values = np.empty(len(column))
-    for row, text in enumerate(column.to_pylist()):
+    values = np.empty(len(column))  # every other type is read as text: there are four of strings alone
+    for row, text in enumerate(column.cast(pa.string()).to_pylist()):
         try:
             values[row] = float(text) if text and text.strip() else np.nan
         except ValueError as problem:
