@@ -38,7 +38,7 @@ class GeoBaselineConfig(PretrainedConfig):
     """Per channel, divides what `image_mean` leaves."""
 
     drop_path_rate: float = 0.0
-    """Stochastic depth of the backbone, where it knows it."""
+    """Stochastic depth of the backbone; must be 0 for networks that do not know it, such as VGG."""
 
     head_type: str = "tanh"
     """The geolocation head: `tanh` (the thesis) or `sphere` (unit vector)."""

@@ -1,6 +1,8 @@
 """Weights in and out: whatever the public calls a ViT checkpoint -> our encoder, and our encoder -> timm."""
 
 import json
+import math
+import pickle
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,6 +15,8 @@ from safetensors.torch import load_file, save_file
 from timm.layers import resample_abs_pos_embed
 from torch import Tensor
 from transformers import AutoModelForImageClassification, PreTrainedModel
+
+from .patches import sincos_positions
 
 __all__ = ["LoadReport", "export_encoder", "load_encoder_weights", "load_geolocator", "to_timm_names"]
 
@@ -76,13 +80,13 @@ def load_encoder_weights(model: PreTrainedModel, source: str | Path) -> LoadRepo
         What was loaded, what is new and what was not used.
 
     Raises:
-        ValueError: the weights do not fit: nothing of the backbone is in them, a tensor has another shape, or part of
-            the backbone is missing. The model is left as it was.
+        ValueError: the weights do not fit: nothing of the backbone is in them, a tensor has another shape, part of the
+            backbone is missing, or learned positions meet a model of fixed ones. The model is left as it was.
     """
     offered = to_timm_names(read_state_dict(Path(source)))
     backbone = model.backbone
     wanted = backbone.state_dict()
-    resized = resize_position_embedding(offered, wanted, backbone)
+    resized = settle_positions(offered, backbone, source)
     missing = sorted(wanted.keys() - offered.keys())
     if missing:
         raise ValueError(
@@ -106,7 +110,13 @@ def load_encoder_weights(model: PreTrainedModel, source: str | Path) -> LoadRepo
 def read_state_dict(source: Path) -> dict[str, Tensor]:
     """Tensors of a file, a folder or a Hub repository, by the names they have there; pickles are read weights-only."""
     if not source.exists() and re.fullmatch(r"[\w.-]+/[\w.-]+", str(source)):
-        source = Path(snapshot_download(str(source), allow_patterns=["*.json", *WEIGHT_FILES]))
+        try:
+            source = Path(snapshot_download(str(source), allow_patterns=["*.json", *WEIGHT_FILES]))
+        except (OSError, ValueError) as error:  # huggingface_hub's errors are one or the other
+            reason = str(error).splitlines()[0]
+            raise ValueError(
+                f"{source} is no folder here, and the Hub could not give a repository of that name: {reason}"
+            ) from error
     if source.is_dir():
         index = source / "model.safetensors.index.json"
         if index.is_file():
@@ -122,7 +132,13 @@ def read_state_dict(source: Path) -> dict[str, Tensor]:
         )
     if source.suffix == ".safetensors":
         return load_file(source)
-    content = torch.load(source, map_location="cpu", weights_only=True)
+    try:
+        content = torch.load(source, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise ValueError(
+            f"{source} holds more than tensors, and loading it could run code: save its state_dict() instead, "
+            "best as .safetensors."
+        ) from error
     return content.get("model", content.get("state_dict", content))
 
 
@@ -144,14 +160,28 @@ def to_timm_names(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return renamed
 
 
-def resize_position_embedding(offered: dict[str, Tensor], wanted: Mapping[str, Tensor], backbone: Any) -> list[str]:
-    """Interpolate `pos_embed` of another photo size in place; the names of what was interpolated."""
-    old, new = offered.get("pos_embed"), wanted.get("pos_embed")
-    if old is None or new is None or old.shape == new.shape or old.shape[-1] != new.shape[-1]:
+def settle_positions(offered: dict[str, Tensor], backbone: Any, source: str | Path) -> list[str]:
+    """Fit `pos_embed` to the model, in place: interpolated to its grid, or its own table where positions are fixed.
+
+    Returns:
+        The names of what was interpolated.
+    """
+    old, parameter = offered.get("pos_embed"), dict(backbone.named_parameters()).get("pos_embed")
+    if old is None or parameter is None or old.shape[-1] != parameter.shape[-1]:
         return []
-    grid = list(backbone.patch_embed.grid_size)
-    offered["pos_embed"] = resample_abs_pos_embed(old, new_size=grid, num_prefix_tokens=backbone.num_prefix_tokens)
-    return ["pos_embed"]
+    if not parameter.requires_grad:
+        table = sincos_positions(old.shape[-1], math.isqrt(old.shape[1] - 1))
+        if table.shape != old.shape or not torch.allclose(old.float(), table, atol=1e-3):
+            raise ValueError(
+                f"{source} was trained with positions of its own, and the model has position_embedding=sincos: "
+                "set position_embedding to learned."
+            )
+        offered["pos_embed"] = parameter.detach()
+    elif old.shape != parameter.shape:
+        grid = list(backbone.patch_embed.grid_size)
+        offered["pos_embed"] = resample_abs_pos_embed(old, new_size=grid, num_prefix_tokens=backbone.num_prefix_tokens)
+        return ["pos_embed"]
+    return []
 
 
 def export_encoder(model: PreTrainedModel, path: str | Path) -> Path:

@@ -19,7 +19,7 @@ def build_backbone(config: GeoBaselineConfig) -> nn.Module:
     """The timm model that the configuration names, without classifier.
 
     Raises:
-        ValueError: timm does not know the name; the message lists near ones.
+        ValueError: timm does not know the name, or the network does not take an option; the message says which.
     """
     if not timm.is_model(config.backbone):
         near = timm.list_models(f"*{config.backbone.split('_')[0]}*")[:5]
@@ -29,9 +29,14 @@ def build_backbone(config: GeoBaselineConfig) -> nn.Module:
     arguments: dict[str, Any] = {"drop_path_rate": config.drop_path_rate} if config.drop_path_rate else {}
     if timm.get_pretrained_cfg(config.backbone, allow_unregistered=True).fixed_input_size:
         arguments["img_size"] = config.image_size
-    return timm.create_model(
-        config.backbone, num_classes=0, in_chans=config.num_channels, **(arguments | config.backbone_kwargs)
-    )
+    arguments |= config.backbone_kwargs
+    try:
+        return timm.create_model(config.backbone, num_classes=0, in_chans=config.num_channels, **arguments)
+    except TypeError as error:
+        raise ValueError(
+            f"backbone={config.backbone} does not take every one of {arguments}: {error}. "
+            "Leave out what it does not know (drop_path_rate: 0, backbone_kwargs)."
+        ) from error
 
 
 class GeoBaselineForGeolocation(GeoPreTrainedModel):
@@ -43,8 +48,9 @@ class GeoBaselineForGeolocation(GeoPreTrainedModel):
         super().__init__(config)
         self.pixel_normalizer = PixelNormalizer(config.image_mean, config.image_std)
         self.backbone = build_backbone(config)
+        # num_features is the width before timm's own last layers, which some models keep without a classifier
         self.head = build_head(
-            config.head_type, self.backbone.num_features, config.head_hidden_sizes, config.head_dropout_prob
+            config.head_type, self.backbone.head_hidden_size, config.head_hidden_sizes, config.head_dropout_prob
         )
         self._keep_timm_initialization()
         self.post_init()
@@ -57,7 +63,7 @@ class GeoBaselineForGeolocation(GeoPreTrainedModel):
             coordinates_deg: `(B, 2)` true latitude and longitude, degrees; gives `loss` and `error_km`.
         """
         pixels = self.pixel_normalizer(pixel_values).to(next(self.backbone.parameters()).dtype)
-        return self.head(self.backbone(pixels), coordinates_deg)  # (B, C, H, W) -> (B, num_features)
+        return self.head(self.backbone(pixels), coordinates_deg)  # (B, C, H, W) -> (B, head_hidden_size)
 
     def _keep_timm_initialization(self) -> None:
         """Mark what timm has initialised: transformers would redraw every convolution from N(0, 0.02)."""

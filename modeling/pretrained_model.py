@@ -23,7 +23,7 @@ class GeoPreTrainedModel(PreTrainedModel):
     _keep_in_fp32_modules_strict = {"head"}
 
     def flops_per_photo(self) -> float:
-        """Floating point operations of one training step for one photo, forward and backward."""
+        """Floating point operations of one training step for one photo, forward and backward; needs a loss."""
         return count_step_flops(self)
 
     def tie_weights(self, *args: Any, **kwargs: Any) -> None:

@@ -89,6 +89,20 @@ def test_unknown_backbone_is_refused_with_near_names() -> None:
         GeoBaselineForGeolocation(GeoBaselineConfig(backbone="resnet999"))
 
 
+@pytest.mark.parametrize("backbone", ["mobilenetv3_small_050", "ghostnet_050", "convnext_atto", "levit_128s"])
+def test_other_families_of_timm_work_as_backbones(backbone: str) -> None:
+    size = 224 if backbone == "levit_128s" else 64
+    model = GeoBaselineForGeolocation(
+        GeoBaselineConfig(backbone=backbone, image_size=size, head_hidden_sizes=[8])
+    ).eval()
+    assert model(torch.zeros(2, 3, size, size, dtype=torch.uint8)).coordinates_deg.shape == (2, 2)
+
+
+def test_options_that_a_backbone_does_not_know_are_refused_by_name() -> None:
+    with pytest.raises(ValueError, match=r"backbone=vgg11 does not take every one of {'drop_path_rate': 0\.1}"):
+        GeoBaselineForGeolocation(GeoBaselineConfig(backbone="vgg11", drop_path_rate=0.1))
+
+
 def test_gradient_checkpointing_recomputes_the_backbone() -> None:
     model = GeoBaselineForGeolocation(GeoBaselineConfig(**SMALL_VIT)).train()
     calls = []
