@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from geomae.errors import ConfigError
 from geomae.evaluation import BASELINES, TestSet, judge_baselines, read_test_set, read_training_coordinates
 from geomae.evaluation.baselines import densest_point, draw_from_clusters, fit_clusters
 from geomae.geography import draw_uniform, find_off_earth, great_circle_km
@@ -79,6 +80,11 @@ def test_constants_have_intervals_and_random_answers_a_spread(test_set):
     assert results["geometric_median"]["intervals_95"]["mean_km"][0] < results["geometric_median"]["mean_km"]
     assert results["random_guess"]["num_runs"] == 3
     assert results["random_guess"]["spread"]["mean_km"] > 0
+
+
+def test_no_runs_at_all_are_refused(test_set):
+    with pytest.raises(ConfigError, match=r"num_repeats must be at least 1.*got 0"):
+        judge_baselines(test_set, None, num_repeats=0)
 
 
 def test_without_training_coordinates_only_the_uniform_guess_is_judged(test_set):

@@ -88,6 +88,14 @@ def test_a_prediction_that_is_not_finite_is_refused(test_set):
         match_predictions(Predictions(["00.jpg", "01.jpg"], np.array([[0, 0], [np.inf, 0]])), test_set)
 
 
+def test_without_intervals_the_record_says_why(test_set):
+    one_author = TestSet("set.csv", test_set.ids, test_set.coordinates_deg, ["ann"] * 40)
+    metrics = judge_errors(np.arange(40.0), one_author, num_resamples=100)
+    assert metrics["intervals_95"] is None
+    assert metrics["bootstrap"]["reason"] == "no interval can be drawn from a single author"
+    assert "reason" not in judge_errors(np.arange(40.0), test_set, num_resamples=100)["bootstrap"]
+
+
 def test_intervals_say_how_they_were_drawn(test_set):
     clustered = judge_errors(np.arange(40.0), test_set, num_resamples=100)
     independent = judge_errors(np.arange(40.0), TestSet("x", test_set.ids, test_set.coordinates_deg), num_resamples=100)

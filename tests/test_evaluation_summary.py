@@ -50,3 +50,13 @@ def test_without_constants_there_is_no_best_one(judged):
     judged["baselines"] = {"uniform_on_sphere": judged["baselines"]["uniform_on_sphere"]}
     assert best_constant(judged) is None
     assert "best constant" not in format_summary(judged, "x")
+
+
+def test_a_single_author_is_shown_without_an_interval():
+    truth = draw_uniform(50, np.random.default_rng(9))
+    test_set = TestSet("set.csv", [f"{number}.jpg" for number in range(50)], truth, ["ann"] * 50)
+    metrics, _ = judge_predictions(Predictions(test_set.ids, truth + 0.001), test_set, num_resamples=100)
+    metrics |= {"baselines": {}, "test_set": describe_test_set(test_set)}
+    title, *rows = format_summary(metrics, "my model").splitlines()
+    assert title == "set.csv: 50 photos; no interval can be drawn from a single author"
+    assert "no interval" in next(row for row in rows if row.startswith("my model"))

@@ -60,6 +60,14 @@ def test_a_table_shows_numbers_with_intervals_beside_published_ones(page):
     )
 
 
+def test_a_number_without_an_interval_says_so_and_a_count_needs_none(page):
+    file = page.parent / "results" / "run" / "metrics.json"
+    file.write_text(json.dumps({**METRICS, "intervals_95": None}))
+    page.write_text("<!-- results:headline -->\n<!-- /results:headline -->\n")
+    fill(page)
+    assert "| GeoMAE | 2,997 | 3,044 (no interval) | 12.3 (no interval) |" in page.read_text()
+
+
 def test_a_row_can_stand_under_a_key_of_the_results(page):
     page.write_text("<!-- results:guess -->\n<!-- /results:guess -->\n")
     fill(page)
@@ -109,6 +117,14 @@ def test_an_unclosed_marker_is_refused_instead_of_swallowing_the_page(page):
     page.write_text("<!-- results:gain -->\ntext that must stay\n")
     with pytest.raises(ConfigError, match="is not followed by <!-- /results:gain -->"):
         fill(page)
+
+
+def test_an_unclosed_marker_before_a_closed_one_of_its_name_does_not_swallow_the_text_between(page):
+    text = "<!-- results:gain -->\ntext that must stay\n<!-- results:gain -->1<!-- /results:gain -->\n"
+    page.write_text(text)
+    with pytest.raises(ConfigError, match="<!-- results:gain --> is not followed by <!-- /results:gain -->"):
+        fill(page)
+    assert page.read_text() == text
 
 
 @pytest.mark.parametrize(

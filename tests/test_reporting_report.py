@@ -41,9 +41,9 @@ def make_run(folder, losses, *, checkpoint="", pictures=(), great_circle=False):
     return folder
 
 
-def make_evaluation(folder, num_answered=40, seed=1, test_seed=9):
+def make_evaluation(folder, num_answered=40, seed=1, test_seed=9, authors=None):
     truth = draw_uniform(40, np.random.default_rng(test_seed))
-    test_set = TestSet("set.csv", [EVIL_ID, *(f"{test_seed}-{number}.jpg" for number in range(39))], truth)
+    test_set = TestSet("set.csv", [EVIL_ID, *(f"{test_seed}-{number}.jpg" for number in range(39))], truth, authors)
     answers = draw_uniform(40, np.random.default_rng(seed))
     metrics, table = judge_predictions(
         Predictions(test_set.ids[:num_answered], answers[:num_answered]), test_set, num_resamples=100
@@ -89,6 +89,28 @@ def test_evaluations_of_two_test_sets_stand_in_two_tables(tmp_path):
     assert "| b |" in first
     assert "| c |" not in first
     assert "| c |" in second.split("## How")[0]
+
+
+def test_runs_of_one_name_keep_their_own_commands(tmp_path):
+    words = []
+    for kind in ("pretrain", "finetune"):
+        folder = make_run(tmp_path / kind / "run", [2.0, 1.0])
+        (folder / "run.json").write_text(json.dumps({"command": f"python make_{kind}", "versions": {}}))
+        words += [f"--{kind}_run", folder]
+    make_evaluation(tmp_path / "evaluate" / "run")
+    report(tmp_path, *words, "--evaluation", tmp_path / "evaluate" / "run")
+    made = (tmp_path / "report" / "report.md").read_text().split("## How it was made")[1]
+    for command in ("python make_pretrain", "python make_finetune", "python run_evaluate_geo.py"):
+        assert command in made
+    assert all(f"### {kind}/run" in made for kind in ("pretrain", "finetune", "evaluate"))
+
+
+def test_a_test_set_of_a_single_author_is_reported_without_intervals(tmp_path):
+    make_evaluation(tmp_path / "evaluate", authors=["ann"] * 40)
+    report(tmp_path, "--evaluation", tmp_path / "evaluate")
+    text = (tmp_path / "report" / "report.md").read_text()
+    assert "There are no intervals: no interval can be drawn from a single author" in text
+    assert "km (no interval), " in text
 
 
 def test_training_coordinates_get_their_map(tmp_path):

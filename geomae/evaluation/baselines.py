@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from scipy.cluster.vq import kmeans2
 from scipy.spatial import cKDTree
 
+from geomae.errors import ConfigError
 from geomae.evaluation.judge import judge_errors
 from geomae.evaluation.metrics import summarise_errors
 from geomae.evaluation.tables import TestSet
@@ -49,7 +50,7 @@ def judge_baselines(
     Args:
         test_set: n photos with true coordinates.
         training_deg: `(m, 2)` degrees; without them only `uniform_on_sphere` can be judged.
-        num_repeats: independent runs of each random baseline.
+        num_repeats: independent runs of each random baseline, at least 1.
         num_resamples: of the bootstrap around the constants.
         seed: of the draws and of the bootstrap.
 
@@ -57,7 +58,12 @@ def judge_baselines(
         Name -> metrics with a `description`. A constant has `answer_deg` and `intervals_95`. A random answer has the
         means over its runs and under `spread` their standard deviations. Then a table of `id` and one column of
         errors in km for each baseline (of the first run where it is random).
+
+    Raises:
+        ConfigError: there are too few repeats or resamples.
     """
+    if num_repeats < 1:
+        raise ConfigError(f"num_repeats must be at least 1, the runs of each random baseline; got {num_repeats}")
     rng = np.random.default_rng(seed)
     num_photos, truth_deg = len(test_set.ids), test_set.coordinates_deg
     results: dict[str, dict[str, Any]] = {}

@@ -6,9 +6,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from geomae.errors import ConfigError
 from geomae.evaluation.metrics import THRESHOLDS_KM, geoscores, threshold_key
 
-__all__ = ["bootstrap_intervals", "draw_cluster_counts"]
+__all__ = ["MIN_RESAMPLES", "RESAMPLED", "bootstrap_intervals", "draw_cluster_counts"]
+
+RESAMPLED = ("mean_km", "median_km", "geoscore", "accuracy_within_km")  # the metrics that have an interval
+MIN_RESAMPLES = 100  # with fewer, the ends of a 95 % interval are the extremes of the draws
 
 CHUNK_ELEMENTS = 4_000_000  # photos x resamples held at once: about 100 MB, whatever the test set's size
 
@@ -21,25 +25,33 @@ def bootstrap_intervals(
     num_resamples: int = 2000,
     confidence: float = 0.95,
     seed: int = 0,
-) -> dict[str, Any]:
+) -> dict[str, Any] | None:
     """Percentile bootstrap intervals, resampling whole clusters with replacement.
 
     Args:
         error_km: `(n,)` errors, finite.
         clusters: n labels, such as authors, whose photos are drawn together; every photo for itself where None.
         thresholds_km: radii in kilometres.
-        num_resamples: number of resampled test sets.
+        num_resamples: number of resampled test sets, at least `MIN_RESAMPLES`.
         confidence: share of resamples that the interval covers.
         seed: of the resampling; equal seeds give equal intervals.
 
     Returns:
-        `mean_km`, `median_km`, `geoscore`: `[low, high]`; `accuracy_within_km`: radius -> `[low, high]`.
+        `mean_km`, `median_km`, `geoscore`: `[low, high]`; `accuracy_within_km`: radius -> `[low, high]`. None with
+        fewer than two clusters: every resample would be the test set itself, and no width is not certainty.
+
+    Raises:
+        ConfigError: there are too few resamples.
 
     Source: Efron (1979) for the percentile interval; Davison and Hinkley (1997), section 3.8, for whole clusters.
     """
+    if num_resamples < MIN_RESAMPLES:
+        raise ConfigError(f"num_resamples must be at least {MIN_RESAMPLES} for an interval; got {num_resamples}")
     error_km = np.asarray(error_km, dtype=np.float64)
     labels = np.arange(error_km.size) if clusters is None else np.asarray([str(label) for label in clusters])
     names, membership = np.unique(labels, return_inverse=True)
+    if len(names) < 2:
+        return None
     order = np.argsort(error_km, kind="stable")
     sorted_km, membership = error_km[order], membership[order]
     columns = np.stack(

@@ -95,6 +95,8 @@ def judge_errors(
 ) -> dict[str, Any]:
     """The metrics of `summarise_errors` with `intervals_95`, and under `bootstrap` how those were drawn.
 
+    With fewer than two clusters `intervals_95` is None, and `bootstrap` has the `reason`.
+
     Args:
         error_km: `(n,)` errors in the order of the test set.
         test_set: gives the authors by which the intervals are clustered.
@@ -103,10 +105,13 @@ def judge_errors(
     """
     metrics = summarise_errors(error_km)
     metrics["intervals_95"] = bootstrap_intervals(error_km, test_set.authors, num_resamples=num_resamples, seed=seed)
+    unit = "author" if test_set.authors is not None else "photo"
     metrics["bootstrap"] = {
-        "clustered_by": "author" if test_set.authors is not None else "photo",
+        "clustered_by": unit,
         "num_clusters": len(set(test_set.authors)) if test_set.authors is not None else len(test_set.ids),
         "num_resamples": num_resamples,
         "seed": seed,
     }
+    if metrics["intervals_95"] is None:
+        metrics["bootstrap"]["reason"] = f"no interval can be drawn from a single {unit}"
     return metrics

@@ -26,10 +26,12 @@ def format_summary(metrics: dict[str, Any], label: str) -> str:
     """
     test_set, bootstrap = metrics["test_set"], metrics["bootstrap"]
     title = f"{test_set['name']}" + (f", split {test_set['split']}" if test_set["split"] else "")
-    lines = [
-        f"{title}: {metrics['num_photos']:,} photos; "
+    intervals = bootstrap.get("reason") or (
         f"95 % intervals from {bootstrap['num_resamples']:,} resamples of "
-        f"{bootstrap['num_clusters']:,} {bootstrap['clustered_by']}s",
+        f"{bootstrap['num_clusters']:,} {bootstrap['clustered_by']}s"
+    )
+    lines = [
+        f"{title}: {metrics['num_photos']:,} photos; {intervals}",
         "",
         format_table({label: metrics, **metrics["baselines"]}),
         "",
@@ -65,6 +67,8 @@ def format_table(rows: dict[str, dict[str, Any]]) -> str:
 
 def _uncertainty(metrics: dict[str, Any]) -> str:
     if "intervals_95" in metrics:
+        if metrics["intervals_95"] is None:
+            return "no interval"
         low, high = metrics["intervals_95"]["mean_km"]
         return f"[{low:,.0f}, {high:,.0f}]"
     return f"± {metrics['spread']['mean_km']:,.0f}" if "spread" in metrics else ""

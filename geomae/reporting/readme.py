@@ -22,6 +22,7 @@ import difflib
 import json
 import os
 import re
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ from typing import Any
 import yaml
 
 from geomae.errors import ConfigError, SourceError
+from geomae.evaluation.bootstrap import RESAMPLED
 
 __all__ = ["fill_file", "fill_text"]
 
@@ -76,7 +78,8 @@ def fill_text(text: str, definitions: Mapping[str, Any], *, results: Path, page:
         results: folder that the definitions' files are relative to.
         page: the Markdown file, for messages and for links to pictures.
     """
-    unclosed = set(OPENING.findall(text)) - {match["name"] for match in MARKED.finditer(text)}
+    # Counted, because a marker that is not closed would else take the text up to the next one of its name with it.
+    unclosed = Counter(OPENING.findall(text)) - Counter(match["name"] for match in MARKED.finditer(text))
     if unclosed:
         name = min(unclosed)
         raise ConfigError(f"{page}: <!-- results:{name} --> is not followed by <!-- /results:{name} -->")
@@ -157,6 +160,8 @@ def _format(metrics: Any, column: str, source: Any) -> str:
     text = _format_number(_look_up(metrics, column, source), column)
     for key, pattern in {"intervals_95": "{} [{}, {}]", "spread": "{} ± {}"}.items():
         if isinstance(metrics, Mapping) and key in metrics:
+            if metrics[key] is None and column.partition(".")[0] in RESAMPLED:
+                return f"{text} (no interval)"
             try:
                 beside = _look_up(metrics[key], column, source)
             except SourceError:

@@ -59,7 +59,7 @@ def write_report(
             Heading("Training coordinates"),
             save_picture(figure, folder, "training_coordinates", "Where the training photos were taken."),
         ]
-    blocks += _describe_provenance({**pretrained, **finetuned}, evaluated)
+    blocks += _describe_provenance([*pretrained.values(), *finetuned.values()], evaluated)
 
     pages = [folder / "report.md", folder / "report.html"]
     pages[0].write_text(render_markdown(blocks), encoding="utf-8")
@@ -113,10 +113,12 @@ def _histories(runs: dict[str, TrainingRecord]) -> Histories:
     return {name: record.history for name, record in runs.items()}
 
 
-def _describe_provenance(runs: dict[str, TrainingRecord], evaluated: Sequence[EvaluationRecord]) -> list[Block]:
+def _describe_provenance(runs: Sequence[TrainingRecord], evaluated: Sequence[EvaluationRecord]) -> list[Block]:
     """The commands, the commits and the versions behind the page."""
-    records = {name: record.run for name, record in runs.items() if record.run}
-    records |= dict(zip(unique_names([r.folder for r in evaluated]), (r.metrics for r in evaluated), strict=True))
+    made = [(record.folder, record.run) for record in runs if record.run]
+    made += [(record.folder, record.metrics) for record in evaluated]
+    names = unique_names([folder for folder, _ in made])  # together: a pretraining may be called as a fine-tuning is
+    records = dict(zip(names, (record for _, record in made), strict=True))
     if not records:
         return []
     blocks: list[Block] = [Heading("How it was made")]

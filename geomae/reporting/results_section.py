@@ -43,12 +43,17 @@ def describe_evaluations(evaluated: Sequence[EvaluationRecord], folder: Path) ->
         test_set = first["test_set"]
         where = test_set["name"] + (f", split {test_set['split']}" if test_set["split"] else "")
         bootstrap = first["bootstrap"]
+        brackets = (
+            f"There are no intervals: {bootstrap['reason']};"
+            if "reason" in bootstrap
+            else f"In brackets 95 % intervals from {bootstrap['num_resamples']:,} bootstrap resamples of "
+            f"{bootstrap['num_clusters']:,} {bootstrap['clustered_by']}s;"
+        )
         blocks += [
             Heading(f"Results on {where}"),
             Paragraph(
-                f"{test_set['num_photos']:,} photos, every one counted once. In brackets 95 % intervals from "
-                f"{bootstrap['num_resamples']:,} bootstrap resamples of {bootstrap['num_clusters']:,} "
-                f"{bootstrap['clustered_by']}s; after ± the standard deviation over runs of a random answer."
+                f"{test_set['num_photos']:,} photos, every one counted once. {brackets} "
+                "after ± the standard deviation over runs of a random answer."
             ),
             evaluation_table({name: record.metrics for name, record in group.items()}),
         ]
@@ -95,7 +100,9 @@ def _cell(metrics: dict[str, Any], key: Sequence[str], *, is_best: bool) -> Cell
         return f"{100.0 * value:.1f}" if is_share else f"{value:,.0f}"
 
     note = ""
-    if "intervals_95" in metrics:
+    if "intervals_95" in metrics and metrics["intervals_95"] is None:
+        note = "no interval"
+    elif "intervals_95" in metrics:
         low, high = _look_up(metrics["intervals_95"], key)
         note = f"[{shown(low)}, {shown(high)}]"
     elif "spread" in metrics:
@@ -110,10 +117,12 @@ def _judge(name: str, metrics: dict[str, Any]) -> list[Block]:
     constant = best_constant(metrics)
     if constant is not None:
         share = metrics["mean_km"] / constant[1]["mean_km"] - 1.0
-        low, high = metrics["intervals_95"]["mean_km"]
+        interval = "(no interval)"
+        if metrics["intervals_95"] is not None:
+            interval = "[{:,.0f}, {:,.0f}]".format(*metrics["intervals_95"]["mean_km"])
         blocks.append(
             Paragraph(
-                f"{name}: mean error {metrics['mean_km']:,.0f} km [{low:,.0f}, {high:,.0f}], {abs(share):.0%} "
+                f"{name}: mean error {metrics['mean_km']:,.0f} km {interval}, {abs(share):.0%} "
                 f"{'below' if share < 0 else 'above'} the best constant answer ({BASELINE_NAMES[constant[0]]}, "
                 f"{constant[1]['mean_km']:,.0f} km)."
             )
