@@ -42,7 +42,6 @@ def main(argv: Sequence[str]) -> None:
         from geomae.evaluation.predict import is_main_process, predict_coordinates
         from modeling import load_geolocator
 
-        model = load_geolocator(arguments.checkpoint)
         photos = load_photos(
             arguments.photos or arguments.test_set,
             arguments.split,
@@ -52,6 +51,7 @@ def main(argv: Sequence[str]) -> None:
         test_set = TestSet.from_columns(
             Path(arguments.test_set).name, photos, split=None if arguments.photos else arguments.split
         )
+        model = load_geolocator(arguments.checkpoint)
         predictions = predict_coordinates(
             model,
             photos,

@@ -19,9 +19,49 @@ GIVEN = {"test_set": "set.csv", "output_dir": "out", "predictions": "p.csv"}
         ({"dataloader_num_workers": -1}, "dataloader_num_workers at least 0"),
         ({"max_damaged_share": 10}, "a share from 0 to 1; got 10"),
         ({"num_resamples": 10}, "at least 100 for a 95 % interval; got 10"),
+        ({"seed": -1}, "seed must be at least 0; got -1"),
     ],
 )
 def test_what_cannot_work_is_refused_before_anything_runs(change, message):
     EvaluationArguments(**GIVEN)
     with pytest.raises(ConfigError, match=message):
         EvaluationArguments(**{**GIVEN, **change})
+
+
+@pytest.fixture
+def photos(tmp_path):
+    for name in ("photos", "packed", "empty"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "packed" / "test-00000-of-00001.parquet").touch()
+    for name in ("set.csv", "set.parquet", "photos/labels.csv"):
+        (tmp_path / name).touch()
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("test_set", "folder", "message"),
+    [
+        ("set.csv", None, "set.csv is a file, and a checkpoint needs photos.* their folder as --photos"),
+        ("packed", "photos", "packed is a folder and photos is given too: leave out --photos"),
+        ("absent.csv", "photos", "no file or folder .*absent.csv, which test_set names"),
+        ("set.csv", "absent", "--photos must be a folder, .*; got .*absent and .*set.csv"),
+        ("set.parquet", "photos", "--test_set the CSV file that names photos in it"),
+        ("empty", None, "neither packed shards nor one CSV, .* their folder as --photos"),
+    ],
+)
+def test_a_checkpoint_without_its_photos_is_refused_before_it_is_loaded(photos, test_set, folder, message):
+    words = {"test_set": str(photos / test_set), "photos": folder and str(photos / folder), "output_dir": "out"}
+    with pytest.raises(ConfigError, match=message):
+        EvaluationArguments(checkpoint="outputs/run", **words)
+
+
+@pytest.mark.parametrize(("test_set", "folder"), [("set.csv", "photos"), ("packed", None), ("photos", None)])
+def test_photos_may_stand_in_a_packed_folder_or_beside_their_csv(photos, test_set, folder):
+    words = {"test_set": str(photos / test_set), "photos": folder and str(photos / folder), "output_dir": "out"}
+    EvaluationArguments(checkpoint="outputs/run", **words)
+
+
+def test_an_output_folder_that_cannot_be_made_is_refused_before_anything_runs(tmp_path):
+    (tmp_path / "taken").touch()
+    with pytest.raises(ConfigError, match=r"output_dir .*out cannot be made or written: .*taken is a file"):
+        EvaluationArguments(**{**GIVEN, "output_dir": str(tmp_path / "taken" / "out")})

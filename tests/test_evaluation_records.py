@@ -1,12 +1,13 @@
 """metrics.json: numbers with what made them."""
 
 import json
+import os
 
 import pyarrow as pa
 import pytest
 
-from geomae.errors import SourceError
-from geomae.evaluation import describe_run, read_metrics, shown_path, write_evaluation
+from geomae.errors import ConfigError, SourceError
+from geomae.evaluation import describe_run, read_metrics, refuse_unwritable, shown_path, write_evaluation
 
 
 def test_paths_of_one_machine_are_not_written_down(tmp_path, monkeypatch):
@@ -44,6 +45,35 @@ def test_metrics_that_are_not_numbers_are_never_written(tmp_path):
     with pytest.raises(ValueError, match="JSON compliant"):
         write_evaluation(tmp_path, {"mean_km": float("nan")})
     assert not (tmp_path / "metrics.json").exists()
+
+
+def test_an_evaluation_that_is_cut_off_leaves_no_metrics_of_an_older_one(tmp_path):
+    write_evaluation(tmp_path, {"mean_km": 1.0}, predictions=pa.table({"id": ["a"]}))
+    (tmp_path / "baselines.parquet").mkdir()  # the second table of the next evaluation cannot be written
+    with pytest.raises(OSError, match=r"baselines\.parquet"):
+        write_evaluation(
+            tmp_path, {"mean_km": 2.0}, predictions=pa.table({"id": ["b"]}), baselines=pa.table({"id": ["b"]})
+        )
+    assert not (tmp_path / "metrics.json").exists()
+
+
+def test_metrics_appear_whole_or_not_at_all(tmp_path, monkeypatch):
+    def fail(*paths):
+        raise OSError("the disk is gone")
+
+    monkeypatch.setattr(os, "replace", fail)
+    with pytest.raises(OSError, match="the disk is gone"):
+        write_evaluation(tmp_path, {"mean_km": 2.0})
+    assert not (tmp_path / "metrics.json").exists()
+
+
+def test_a_folder_that_can_be_made_passes_and_is_not_made_yet(tmp_path):
+    refuse_unwritable(tmp_path / "a" / "b")
+    assert not (tmp_path / "a").exists()
+    (tmp_path / "file").touch()
+    for folder in (tmp_path / "file", tmp_path / "file" / "b"):
+        with pytest.raises(ConfigError, match="file is a file; choose another folder"):
+            refuse_unwritable(folder)
 
 
 def test_a_folder_without_metrics_says_who_writes_them(tmp_path):

@@ -12,7 +12,7 @@ import pyarrow.parquet
 import pytest
 import torch
 
-from geomae.errors import ConfigError, CoordinateError, PredictionError
+from geomae.errors import ConfigError, CoordinateError, PredictionError, SourceError
 from geomae.evaluation import __main__ as evaluation_main
 from geomae.geography import great_circle_km
 from modeling import GeoMAEConfig, GeoMAEForGeolocation, GeoMAEForPreTraining
@@ -203,6 +203,35 @@ def test_a_pretraining_checkpoint_is_refused_with_what_to_do(tmp_path, tiny_size
     GeoMAEForPreTraining(GeoMAEConfig(**tiny_sizes)).save_pretrained(tmp_path / "pretrain")
     with pytest.raises(ValueError, match="fine-tune it first"):
         run(tmp_path, "--checkpoint", tmp_path / "pretrain", "--test_set", test_set, "--photos", photos)
+
+
+@pytest.mark.parametrize("has_shards", [True, False])
+def test_missing_and_superfluous_photos_are_named_before_the_model_is_loaded(tmp_path, test_set, has_shards):
+    from packed_photos import pack
+
+    sources = {"test_set": test_set}
+    if has_shards:
+        (tmp_path / "photos").mkdir()
+        sources = {"test_set": pack(tmp_path / "packed", test=3), "photos": tmp_path / "photos"}
+    with pytest.raises(ConfigError, match="--photos"):
+        run(tmp_path, "--checkpoint", "absent", *(word for key, path in sources.items() for word in (f"--{key}", path)))
+
+
+def test_a_test_set_that_cannot_be_judged_is_refused_before_the_model_is_loaded(tmp_path, photos, test_set):
+    named_after_another = test_set.rename(tmp_path / "im2gps3k_places365.csv")
+    with pytest.raises(SourceError, match="7 photos where im2gps3k has 2,997"):
+        run(tmp_path, "--checkpoint", "absent", "--test_set", named_after_another, "--photos", photos)
+
+
+@pytest.mark.parametrize("option", ["num_repeats", "num_resamples"])
+def test_baselines_without_runs_or_resamples_end_in_one_sentence(tmp_path, test_set, option):
+    (tmp_path / "train.csv").write_text("LAT,LON\n0,0\n0,10\n5,5\n")
+    words = {"test_set": test_set, "train_coordinates": tmp_path / "train.csv", "output_dir": tmp_path / "out"}
+    words[option] = 0
+    with pytest.raises(ConfigError, match=f"{option} must be at least"):
+        evaluation_main.main(
+            ["baselines", *(str(word) for key, value in words.items() for word in (f"--{key}", value))]
+        )
 
 
 def test_judging_a_file_of_predictions_does_not_load_torch(tmp_path, test_set):

@@ -8,7 +8,14 @@ from geomae.evaluation.baselines import BASELINES, judge_baselines
 from geomae.evaluation.bootstrap import bootstrap_intervals
 from geomae.evaluation.judge import judge_errors, judge_predictions, match_predictions
 from geomae.evaluation.metrics import THRESHOLDS_KM, compute_metrics, geoscores, summarise_errors
-from geomae.evaluation.records import describe_run, describe_test_set, read_metrics, shown_path, write_evaluation
+from geomae.evaluation.records import (
+    describe_run,
+    describe_test_set,
+    read_metrics,
+    refuse_unwritable,
+    shown_path,
+    write_evaluation,
+)
 from geomae.evaluation.summary import best_constant, format_summary, format_table
 from geomae.evaluation.tables import Predictions, TestSet, read_predictions, read_test_set, read_training_coordinates
 
@@ -34,6 +41,7 @@ __all__ = [
     "read_predictions",
     "read_test_set",
     "read_training_coordinates",
+    "refuse_unwritable",
     "shown_path",
     "summarise_errors",
     "write_evaluation",

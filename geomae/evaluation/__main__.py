@@ -19,6 +19,7 @@ from geomae.evaluation import (
     read_metrics,
     read_test_set,
     read_training_coordinates,
+    refuse_unwritable,
     shown_path,
     write_evaluation,
 )
@@ -60,6 +61,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def _judge_baselines(arguments: argparse.Namespace, words: Sequence[str]) -> None:
     """Fit the baselines on training coordinates, judge them, write and print the result."""
+    refuse_unwritable(arguments.output_dir)
     test_set = read_test_set(arguments.test_set, split=arguments.split, swap_lat_lon=arguments.swap_lat_lon)
     training_deg = read_training_coordinates(arguments.train_coordinates, swap_lat_lon=arguments.swap_train_lat_lon)
     results, _ = judge_baselines(

@@ -1,8 +1,12 @@
 """What `run_evaluate_geo.py` can be told, in a YAML file or on the command line."""
 
 from dataclasses import dataclass, field
+from pathlib import Path
 
-from geomae.errors import ConfigError
+from geomae.data.shards import is_packed
+from geomae.errors import ConfigError, SourceError
+from geomae.evaluation.bootstrap import MIN_RESAMPLES
+from geomae.evaluation.records import refuse_unwritable
 
 __all__ = ["EvaluationArguments"]
 
@@ -35,7 +39,8 @@ class EvaluationArguments:
     photos: str | None = field(
         default=None,
         metadata={
-            "help": "Folder of the photos, where test_set is a CSV file and checkpoint is given; ids are paths in it."
+            "help": "Folder of the photos: needed where test_set is a CSV file and checkpoint is given; ids are paths "
+            "in it."
         },
     )
     train_coordinates: str | None = field(
@@ -68,7 +73,7 @@ class EvaluationArguments:
     num_resamples: int = field(
         default=2000, metadata={"help": "Resamples behind the 95 % intervals, at least 100; 10000 takes seconds."}
     )
-    seed: int = field(default=0, metadata={"help": "Seed of the resamples and of the random baselines."})
+    seed: int = field(default=0, metadata={"help": "Seed of the resamples and of the random baselines, at least 0."})
 
     def __post_init__(self) -> None:
         """Refuse what cannot work."""
@@ -85,5 +90,42 @@ class EvaluationArguments:
             )
         if not 0.0 <= self.max_damaged_share <= 1.0:
             raise ConfigError(f"max_damaged_share is a share from 0 to 1; got {self.max_damaged_share}")
-        if self.num_resamples < 100:
-            raise ConfigError(f"num_resamples must be at least 100 for a 95 % interval; got {self.num_resamples}")
+        if self.num_resamples < MIN_RESAMPLES:
+            raise ConfigError(
+                f"num_resamples must be at least {MIN_RESAMPLES} for a 95 % interval; got {self.num_resamples}"
+            )
+        if self.seed < 0:
+            raise ConfigError(f"seed must be at least 0; got {self.seed}")
+        refuse_unwritable(str(self.output_dir))
+        if self.checkpoint:
+            self._check_photos(Path(str(self.test_set)))
+
+    def _check_photos(self, test_set: Path) -> None:
+        """A model needs photos: inside a packed folder, beside the one CSV in their folder, or below `photos`."""
+        if not test_set.exists():
+            raise ConfigError(f"there is no file or folder {test_set}, which test_set names")
+        if self.photos and test_set.is_dir():
+            raise ConfigError(
+                f"test_set {test_set} is a folder and photos is given too: leave out --photos where the folder holds "
+                "the photos, or give the CSV file of the photos as --test_set"
+            )
+        if self.photos and (test_set.suffix.lower() != ".csv" or not Path(self.photos).is_dir()):
+            raise ConfigError(
+                f"--photos must be a folder, and --test_set the CSV file that names photos in it; got {self.photos} "
+                f"and {test_set}"
+            )
+        if not self.photos and not (test_set.is_dir() and _holds_photos(test_set)):
+            kind = "a folder with neither packed shards nor one CSV" if test_set.is_dir() else "a file"
+            raise ConfigError(
+                f"test_set {test_set} is {kind}, and a checkpoint needs photos to look at: give their CSV file as "
+                "--test_set and their folder as --photos, or a packed folder as --test_set"
+            )
+
+
+def _holds_photos(folder: Path) -> bool:
+    from geomae.data.sources import find_csv  # pandas, which a file of predictions does without
+
+    try:
+        return is_packed(folder) or find_csv(folder).is_file()
+    except SourceError:
+        return False

@@ -1,6 +1,7 @@
 """`metrics.json`: numbers together with the commit, the versions and the command that made them."""
 
 import json
+import os
 import platform
 import re
 import shlex
@@ -14,10 +15,10 @@ import pyarrow as pa
 import pyarrow.parquet
 
 from geomae import __version__
-from geomae.errors import SourceError
+from geomae.errors import ConfigError, SourceError
 from geomae.evaluation.tables import TestSet
 
-__all__ = ["describe_run", "describe_test_set", "read_metrics", "shown_path", "write_evaluation"]
+__all__ = ["describe_run", "describe_test_set", "read_metrics", "refuse_unwritable", "shown_path", "write_evaluation"]
 
 PACKAGES = ("numpy", "scipy", "pyarrow", "torch", "transformers", "datasets", "accelerate", "timm")
 
@@ -56,6 +57,19 @@ def shown_path(path: str | Path) -> str:
         return path.name
 
 
+def refuse_unwritable(output_dir: str | Path) -> None:
+    """Refuses a folder that cannot be written to or made, before hours are spent on what would go there.
+
+    Raises:
+        ConfigError: it, or the nearest of its parents that exists, is not a folder or may not be written to.
+    """
+    folder = Path(output_dir).absolute()
+    nearest = next(path for path in (folder, *folder.parents) if path.exists())
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
+        why = "may not be written to" if nearest.is_dir() else "is a file"
+        raise ConfigError(f"output_dir {output_dir} cannot be made or written: {nearest} {why}; choose another folder")
+
+
 def write_evaluation(output_dir: str | Path, metrics: dict[str, Any], **tables: pa.Table) -> list[Path]:
     """Write `metrics.json` and each table as `<name>.parquet`.
 
@@ -65,19 +79,23 @@ def write_evaluation(output_dir: str | Path, metrics: dict[str, Any], **tables: 
         tables: name -> table.
 
     Returns:
-        The paths written, `metrics.json` last, so that its presence says the evaluation is complete.
+        The paths written, `metrics.json` last and whole, and an older one removed first, so that its presence says
+        the evaluation is complete.
     """
     folder = Path(output_dir)
     folder.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(metrics, indent=2, allow_nan=False, ensure_ascii=False)
+    # Pairs of numbers on one line: a line break inside brackets is never part of a text, where it would be escaped.
+    text = re.sub(r"\[\n[-+.\deE,\s]+\]", lambda numbers: re.sub(r"\s+", "", numbers[0]).replace(",", ", "), text)
+    file, temporary = folder / "metrics.json", folder / f".metrics.json.{os.getpid()}.tmp"
+    file.unlink(missing_ok=True)
     written = []
     for name, table in tables.items():
         pa.parquet.write_table(table, folder / f"{name}.parquet")
         written.append(folder / f"{name}.parquet")
-    text = json.dumps(metrics, indent=2, allow_nan=False, ensure_ascii=False)
-    # Pairs of numbers on one line: a line break inside brackets is never part of a text, where it would be escaped.
-    text = re.sub(r"\[\n[-+.\deE,\s]+\]", lambda numbers: re.sub(r"\s+", "", numbers[0]).replace(",", ", "), text)
-    (folder / "metrics.json").write_text(text + "\n", encoding="utf-8")
-    return [*written, folder / "metrics.json"]
+    temporary.write_text(text + "\n", encoding="utf-8")
+    os.replace(temporary, file)
+    return [*written, file]
 
 
 def read_metrics(path: str | Path) -> dict[str, Any]:
