@@ -153,6 +153,11 @@ def test_coordinates_kept_as_text_of_any_kind_are_read(tmp_path, kind):
     table = {"id": ["a", "b"], "latitude": pa.array(["1.5", "-2"], kind), "longitude": [3.0, 4.0]}
     pa.parquet.write_table(pa.table(table), tmp_path / "set.parquet")
     assert read_test_set(tmp_path / "set.parquet").coordinates_deg.tolist() == [[1.5, 3.0], [-2.0, 4.0]]
+    for text, message in {"north": r"row 3 of .*latitude='north'", "": "id b: latitude=nan"}.items():
+        table["latitude"] = pa.array(["1.5", text], kind)
+        pa.parquet.write_table(pa.table(table), tmp_path / "set.parquet")
+        with pytest.raises(CoordinateError, match=message):  # Arrow's own error names neither row nor id
+            read_test_set(tmp_path / "set.parquet")
 
 
 def test_coordinates_that_are_no_numbers_at_all_are_refused(tmp_path):
