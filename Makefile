@@ -8,7 +8,7 @@ SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint bench clean
+.PHONY: help setup demo earth photos test lint bench clean
 
 PYTHON ?= python3
 VENV ?= $(or $(VIRTUAL_ENV),.venv)
@@ -55,7 +55,7 @@ bench: $(INSTALLED) ## Run every benchmark
 # The demo: every step leaves a file that the next one reads, so an interrupted `make demo` goes on where it stopped, in the
 # middle of a training too. A step whose result exists but is older than its input starts afresh.
 DEMO := outputs/demo
-ACCELERATE := $(BIN)/accelerate launch --num_processes 1
+ACCELERATE := $(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no
 RESUME = $(if $(wildcard $@),,--resume_from_checkpoint last)
 
 demo: $(DEMO)/report/report.md ## Photos, pretraining, fine-tuning, evaluation and report in a few minutes, without a download
@@ -77,6 +77,54 @@ $(DEMO)/evaluate/metrics.json: configs/evaluate/demo.yaml $(DEMO)/finetune/model
 $(DEMO)/report/report.md: $(DEMO)/evaluate/metrics.json
 	$(BIN)/python -m geomae.reporting report --output_dir $(DEMO)/report --pretrain_run $(DEMO)/pretrain \
 	  --finetune_run $(DEMO)/finetune --evaluation $(DEMO)/evaluate --train_coordinates $(DEMO)/data
+
+# The experiment in the README, from the real coordinates and the picture in GEOMAE_SHARED_DATA: about 45 minutes on two cores.
+EARTH := outputs/earth
+RUNS := mae scratch
+SETS := im2gps im2gps3k
+
+earth: results/earth/predictions_im2gps3k.png ## The experiment in the README: real coordinates of MP-16 and Im2GPS3k on a picture of the Earth
+
+$(EARTH)/data/manifest.json: | $(INSTALLED)
+	$(BIN)/python -m geomae.data earth --output_dir $(EARTH)/data --num_train 30000
+
+$(EARTH)/pretrain/model.safetensors: configs/pretrain/earth.yaml $(EARTH)/data/manifest.json
+	$(ACCELERATE) run_pretrain_mae.py $< $(RESUME)
+
+$(RUNS:%=$(EARTH)/finetune_%/model.safetensors): $(EARTH)/finetune_%/model.safetensors: configs/finetune/earth_%.yaml $(EARTH)/pretrain/model.safetensors
+	$(ACCELERATE) run_finetune_geo.py $< $(RESUME)
+
+results/earth/predictions_im2gps3k.png: $(RUNS:%=$(EARTH)/finetune_%/model.safetensors)
+	for run in $(RUNS); do for set in $(SETS); do \
+	  $(BIN)/python run_evaluate_geo.py --checkpoint $(EARTH)/finetune_$$run --test_set $(EARTH)/data --split test_$$set \
+	    --train_coordinates $(EARTH)/data --num_resamples 10000 --output_dir results/earth/$${run}_$$set; done; done
+	$(BIN)/python -m geomae.reporting report --output_dir $(EARTH)/report --pretrain_run $(EARTH)/pretrain \
+	  --finetune_run $(RUNS:%=$(EARTH)/finetune_%) --evaluation $(RUNS:%=results/earth/%_im2gps3k) --train_coordinates $(EARTH)/data
+	for run in pretrain $(RUNS:%=finetune_%); do mkdir -p results/earth/$$run; \
+	  cp $(EARTH)/$$run/run.json $(EARTH)/$$run/trainer_state.json results/earth/$$run/; done
+	cp $(EARTH)/report/finetuning_error.png $(EARTH)/report/error_cdf_1.png results/earth/
+	cp $(EARTH)/report/reconstruction_1_step_002344.png results/earth/reconstruction.png
+	cp $(EARTH)/report/prediction_map_1_1.png $@
+	$(BIN)/python -m geomae.reporting fill README.md
+
+# 120 real photos from many cameras: does the decoder learn to restore what it cannot see? And what does a model that has
+# only ever seen the ground from above say of photos? About 5 minutes on two cores.
+PHOTOS := outputs/photos
+CAMERAS = $(or $(GEOMAE_SHARED_DATA),../shared/data)/photos
+
+photos: results/photos/reconstruction_step_000600.png ## Pretraining on 120 real photos, and an evaluation on the 32 with coordinates
+
+$(PHOTOS)/pretrain/model.safetensors: configs/pretrain/photos.yaml | $(INSTALLED)
+	$(BIN)/python -m geomae.data pack $(CAMERAS)/unlabelled --unlabelled --validation_fraction 0.1 --output_dir $(PHOTOS)/unlabelled
+	$(BIN)/python -m geomae.data pack $(CAMERAS)/geotagged --csv $(CAMERAS)/geotagged.csv --output_dir $(PHOTOS)/geotagged
+	$(ACCELERATE) run_pretrain_mae.py $< $(RESUME)
+
+results/photos/reconstruction_step_000600.png: $(PHOTOS)/pretrain/model.safetensors $(EARTH)/finetune_mae/model.safetensors
+	$(BIN)/python run_evaluate_geo.py --checkpoint $(EARTH)/finetune_mae --test_set $(CAMERAS)/geotagged.csv --num_resamples 10000 \
+	  --photos $(CAMERAS)/geotagged --train_coordinates $(CAMERAS)/../geotags/mp16_coordinates_100k.csv --output_dir results/photos/geotagged
+	mkdir -p results/photos/pretrain
+	cp $(PHOTOS)/pretrain/run.json $(PHOTOS)/pretrain/trainer_state.json results/photos/pretrain/
+	cp $(PHOTOS)/pretrain/pictures/reconstruction_step_000000.png $(PHOTOS)/pretrain/pictures/reconstruction_step_000600.png results/photos/
 
 clean: ## Remove builds, caches and the demo; keep the environment and other outputs
 	rm -rf build dist *.egg-info $(DEMO) .pytest_cache .ruff_cache .mypy_cache .hypothesis

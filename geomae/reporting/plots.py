@@ -3,6 +3,7 @@
 Every function returns a `matplotlib` Figure that belongs to no global state; `save_figure` writes it.
 """
 
+import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from numpy.typing import ArrayLike, NDArray
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from geomae.evaluation.metrics import LARGEST_ERROR_KM, THRESHOLDS_KM
 
@@ -47,11 +50,15 @@ def style() -> Any:
 
 
 def save_figure(figure: Figure, path: str | Path) -> Path:
-    """Write a figure as a PNG, cut to what is drawn; the folder is created."""
+    """Write a figure as a PNG without transparency, cut to what is drawn; the folder is created."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
+    drawn = io.BytesIO()
     with style():
-        figure.savefig(path, dpi=DOTS_PER_INCH, bbox_inches="tight", pad_inches=0.12, metadata={"Software": "GeoMAE"})
+        figure.savefig(drawn, format="png", dpi=DOTS_PER_INCH, bbox_inches="tight", pad_inches=0.12)
+    made_by = PngInfo()
+    made_by.add_text("Software", "GeoMAE")
+    Image.open(drawn).convert("RGB").save(path, "PNG", optimize=True, pnginfo=made_by)
     return path
 
 
