@@ -84,8 +84,9 @@ def test_rows_of_a_csv_are_drawn_without_repetition_and_keep_their_ids(tmp_path:
 def test_more_rows_than_there_are_are_refused(tmp_path: Path) -> None:
     table = tmp_path / "points.csv"
     table.write_text("LAT,LON\n1,2\n")
-    with pytest.raises(SourceError, match="holds 1 coordinates; 5 were asked for split train"):
+    with pytest.raises(SourceError, match=r"holds 1 coordinates; 5 were asked for split train\. Pass --num_train 1"):
         split_from_csv("train", table, 0, num_points=5)
+    assert len(split_from_csv("train", table, 0, max_points=5).ids) == 1
 
 
 def test_real_geotags_make_the_thesis_s_splits(shared_data: Path) -> None:

@@ -16,7 +16,7 @@ from geomae.data.sources import (
     records_from_csv,
     records_without_coordinates,
 )
-from geomae.errors import CoordinateError, SourceError
+from geomae.errors import ConfigError, CoordinateError, SourceError
 
 MakePhoto = Callable[..., Path]
 
@@ -108,6 +108,22 @@ def test_repeated_id_is_refused(tmp_path: Path) -> None:
         read_coordinate_table(write_csv(tmp_path, "id,latitude,longitude\na,1,2\na,3,4\n"))
 
 
+@pytest.mark.parametrize("rows", ["a,1,2,3\nb,1,2,3\n", "a,1,2,\nb,1,2,\n", "a,1,2\nb,1,2,3\n"])
+def test_row_longer_than_the_header_is_refused_by_its_line(tmp_path: Path, rows: str) -> None:
+    line = 2 if rows.startswith("a,1,2,") else 3
+    with pytest.raises(SourceError, match=rf"Expected 3 fields in line {line}, saw 4.*double quotes"):
+        read_coordinate_table(write_csv(tmp_path, f"id,latitude,longitude\n{rows}"))
+
+
+def test_table_that_is_not_utf8_is_refused_with_its_line_and_what_to_do(tmp_path: Path) -> None:
+    path = tmp_path / "photos.csv"
+    path.write_bytes("id,latitude,longitude\nKøge.jpg,55,12\nMálaga.jpg,37,-4\n".encode("latin-1"))
+    with pytest.raises(SourceError, match=r"photos\.csv is not UTF-8; .* line 2\. Save it as UTF-8"):
+        read_coordinate_table(path)
+    path.write_bytes('\ufeff"id",latitude,longitude\nKøge.jpg,55,12\n'.encode())
+    assert read_coordinate_table(path).ids == ["Køge.jpg"]
+
+
 @pytest.mark.parametrize("text", ["", "id,latitude,longitude\na,1,2\nb,1,2,3,4,5\n"])
 def test_broken_csv_is_refused_by_name(tmp_path: Path, text: str) -> None:
     with pytest.raises(SourceError, match=r"photos\.csv cannot be read as CSV"):
@@ -186,6 +202,25 @@ def test_hemispheres_and_minutes_are_read() -> None:
         read_gps(jpeg_with_gps({**south_west, 2: (133.0, 0.0, 0.0)}))
     with pytest.raises(CoordinateError, match="no GPS position"):
         read_gps(jpeg_with_gps({1: "N", 2: (1.0, 2.0, 3.0)}))
+
+
+@pytest.mark.parametrize("wrong", [{1: None}, {3: None}, {1: ""}, {3: "N"}])
+def test_position_without_a_hemisphere_is_refused(wrong: dict[int, str | None]) -> None:
+    sydney = {1: "S", 2: (33.0, 51.0, 0.0), 3: "E", 4: (151.0, 12.0, 0.0)}
+    assert read_gps(jpeg_with_gps(sydney)) == pytest.approx((-33.85, 151.2))
+    with pytest.raises(CoordinateError, match="names no hemisphere"):
+        read_gps(jpeg_with_gps({tag: value for tag, value in {**sydney, **wrong}.items() if value is not None}))
+
+
+@pytest.mark.parametrize("option", ["exif", "unlabelled", None])
+def test_swapping_columns_where_no_csv_is_read_is_refused(
+    tmp_path: Path, make_photo: MakePhoto, option: str | None
+) -> None:
+    make_photo("photos/a.jpg")
+    if option:
+        write_csv(tmp_path, "id,latitude,longitude\na.jpg,1,2\n")
+    with pytest.raises(ConfigError, match=r"--swap_lat_lon swaps two columns of a CSV, but no CSV is read"):
+        open_source(tmp_path / "photos", swap_lat_lon=True, **({option: True} if option else {}))
 
 
 def test_source_is_chosen_by_what_is_there(tmp_path: Path, make_photo: MakePhoto) -> None:

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 
 from geomae.data.shards import PhotoRow, list_shards, shard_name, write_shard
 from geomae.data.stream import PhotoStream, load_photos
-from geomae.errors import SourceError
+from geomae.errors import ConfigError, SourceError
 
 # three workers on a machine of two cores are a test of the order, not of speed
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning")
@@ -232,6 +232,12 @@ def test_packed_split_loads_map_style_once_and_in_order(tmp_path: Path) -> None:
     assert dataset["id"] == [f"photo-{number:05d}" for number in range(150)]
     assert dataset[7]["image"]["bytes"] == b"7"
     assert str(dataset.split) == "test_im2gps"
+
+
+def test_swapping_the_columns_of_a_packed_folder_is_refused(tmp_path: Path) -> None:
+    write_photos(tmp_path, [10], split="test")
+    with pytest.raises(ConfigError, match=r"--swap_lat_lon .* is a packed folder"):
+        load_photos(tmp_path, "test", swap_lat_lon=True)
 
 
 def test_changed_shards_are_not_served_from_a_cache(tmp_path: Path) -> None:

@@ -126,9 +126,15 @@ def splits_near_places(num_points: Mapping[str, int], seed: int) -> list[EarthSp
 
 
 def split_from_csv(
-    name: str, csv_file: Path, seed: int, *, num_points: int | None = None, swap_lat_lon: bool = False
+    name: str,
+    csv_file: Path,
+    seed: int,
+    *,
+    num_points: int | None = None,
+    max_points: int | None = None,
+    swap_lat_lon: bool = False,
 ) -> EarthSplit:
-    """The coordinates of a CSV, or `num_points` of them drawn without repetition.
+    """The coordinates of a CSV, or `num_points` of them drawn without repetition, or at most `max_points`.
 
     Ids, authors and scenes are the file's own where it has them.
 
@@ -138,9 +144,14 @@ def split_from_csv(
     """
     table = read_coordinate_table(csv_file, swap_lat_lon=swap_lat_lon)
     rows = np.arange(len(table))
+    if num_points is None and max_points is not None:
+        num_points = min(max_points, len(table))
     if num_points is not None:
         if num_points > len(table):
-            raise SourceError(f"{csv_file} holds {len(table)} coordinates; {num_points} were asked for split {name}.")
+            raise SourceError(
+                f"{csv_file} holds {len(table)} coordinates; {num_points} were asked for split {name}. Pass "
+                f"--num_{name} {len(table)} or fewer, or leave it out."
+            )
         rows = _rng(seed, name).permutation(len(table))[:num_points]
     ids = _generated_ids(name, len(rows)) if table.ids is None else [table.ids[row] for row in rows]
     optional = {column: [values[row] for row in rows] for column, values in table.optional.items()}
@@ -148,11 +159,24 @@ def split_from_csv(
 
 
 def splits_from_csvs(
-    csv_files: Mapping[str, Path], seed: int, *, num_points: Mapping[str, int | None], swap_lat_lon: bool = False
+    csv_files: Mapping[str, Path],
+    seed: int,
+    *,
+    num_points: Mapping[str, int | None],
+    max_points: Mapping[str, int] | None = None,
+    swap_lat_lon: bool = False,
 ) -> list[EarthSplit]:
-    """One split for each name in `csv_files`; those without a number in `num_points` take every row."""
+    """One split for each name in `csv_files`; those with no number in `num_points` or `max_points` take every row."""
+    most = max_points or {}
     return [
-        split_from_csv(name, file, seed, num_points=num_points.get(name), swap_lat_lon=swap_lat_lon)
+        split_from_csv(
+            name,
+            file,
+            seed,
+            num_points=num_points.get(name),
+            max_points=most.get(name),
+            swap_lat_lon=swap_lat_lon,
+        )
         for name, file in csv_files.items()
     ]
 

@@ -14,7 +14,7 @@ import pandas as pd
 from PIL import Image, UnidentifiedImageError
 
 from geomae.columns import COLUMN_ALIASES, find_column
-from geomae.errors import CoordinateError, SourceError
+from geomae.errors import ConfigError, CoordinateError, SourceError
 from geomae.geography import check_coordinates
 
 __all__ = [
@@ -90,16 +90,13 @@ def read_coordinate_table(csv_file: str | Path, *, swap_lat_lon: bool = False) -
         swap_lat_lon: read the latitude column as longitude and the other way round.
 
     Raises:
-        SourceError: no such file, or no columns of coordinates in it, or an id twice.
+        SourceError: no such file, not UTF-8, a row longer than the header, no columns of coordinates, or an id twice.
         CoordinateError: a coordinate that is missing, not finite or not on Earth.
     """
     path = Path(csv_file)
     if not path.is_file():
         raise SourceError(f"there is no file {path}; expected a CSV with latitude and longitude.")
-    try:
-        table = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig")
-    except (ValueError, pd.errors.EmptyDataError) as error:
-        raise SourceError(f"{path} cannot be read as CSV: {error}") from error
+    table = _read_table(path)
     id_column = find_column("id", list(table.columns))
     latitude = _numbers(table, "latitude", path)
     longitude = _numbers(table, "longitude", path)
@@ -110,6 +107,37 @@ def read_coordinate_table(csv_file: str | Path, *, swap_lat_lon: bool = False) -
         _refuse_duplicates(ids, path)
     check_coordinates(latitude, longitude, ids or [f"row {row + 2}" for row in range(len(table))], str(path))
     return CoordinateTable(ids, latitude, longitude, _optional_columns(table))
+
+
+def _read_table(path: Path) -> pd.DataFrame:
+    """A UTF-8 CSV as text, columns under the names of its first line."""
+    try:
+        # told of a header, pandas takes the first column for an index where rows have one field more, silently
+        table = pd.read_csv(path, header=None, dtype=str, keep_default_na=False, encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise SourceError(
+            f"{path} is not UTF-8; the first line that is not is line {_first_line_not_utf8(path)}. Save it as UTF-8, "
+            "for example with `iconv -f latin1 -t utf-8`."
+        ) from error
+    except pd.errors.ParserError as error:
+        raise SourceError(
+            f"{path} cannot be read as CSV: {str(error).strip()}. Does a field hold a comma? Put it between double "
+            "quotes."
+        ) from error
+    except ValueError as error:
+        raise SourceError(f"{path} cannot be read as CSV: {error}") from error
+    names = [str(name) for name in table.iloc[0]]
+    return table[1:].set_axis(names, axis=1).loc[:, ~pd.Index(names).duplicated()]
+
+
+def _first_line_not_utf8(path: Path) -> int:
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            try:
+                line.decode("utf-8")
+            except UnicodeDecodeError:
+                return number
+    return 1
 
 
 def _numbers(table: pd.DataFrame, name: str, path: Path) -> np.ndarray:
@@ -223,15 +251,22 @@ def open_source(
 
     Raises:
         SourceError: options that exclude each other, or no photos.
+        ConfigError: `swap_lat_lon` where no CSV is read.
     """
     root = Path(folder)
     if sum([csv_file is not None, exif, unlabelled]) > 1:
         raise SourceError("--csv, --exif and --unlabelled each say where coordinates come from: choose one of them.")
-    if unlabelled:
-        return records_without_coordinates(root), f"photos of {root.name}, without coordinates"
-    if not exif and csv_file is None and (any(root.glob("*.csv")) or root.with_name(f"{root.name}.csv").is_file()):
+    looks_for_csv = csv_file is None and not exif and not unlabelled
+    if looks_for_csv and (any(root.glob("*.csv")) or root.with_name(f"{root.name}.csv").is_file()):
         csv_file = find_csv(root)
         logger.info("coordinates come from %s", csv_file)
+    if swap_lat_lon and csv_file is None:
+        raise ConfigError(
+            f"--swap_lat_lon swaps two columns of a CSV, but no CSV is read for {root}. Leave it out, or name the CSV "
+            "with --csv."
+        )
+    if unlabelled:
+        return records_without_coordinates(root), f"photos of {root.name}, without coordinates"
     if csv_file is not None:
         records = records_from_csv(root, csv_file, swap_lat_lon=swap_lat_lon)
         return records, f"photos of {root.name} with coordinates of {Path(csv_file).name}"
@@ -261,7 +296,7 @@ def read_gps(data: bytes) -> tuple[float, float]:
     """Latitude and longitude, in degrees, of a photo's EXIF block.
 
     Raises:
-        CoordinateError: there is no position, or it is (0, 0), not finite, or not on Earth.
+        CoordinateError: there is no position, or it names no hemisphere, is (0, 0), not finite, or not on Earth.
     """
     try:
         with warnings.catch_warnings():
@@ -273,8 +308,10 @@ def read_gps(data: bytes) -> tuple[float, float]:
     except Exception as error:  # broken EXIF raises struct.error, SyntaxError, KeyError, ... in Pillow
         raise CoordinateError(f"its EXIF block cannot be read: {error}") from error
     try:
-        latitude = _degrees(gps[2], gps.get(1, "N"), "S")
-        longitude = _degrees(gps[4], gps.get(3, "E"), "W")
+        latitude = _degrees(gps[2]) * _sign(gps.get(1), "NS")
+        longitude = _degrees(gps[4]) * _sign(gps.get(3), "EW")
+    except CoordinateError:
+        raise
     except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
         raise CoordinateError("no GPS position in its EXIF block") from error
     if not (math.isfinite(latitude) and math.isfinite(longitude)):
@@ -286,8 +323,17 @@ def read_gps(data: bytes) -> tuple[float, float]:
     return latitude, longitude
 
 
-def _degrees(parts: Sequence[float], reference: str | bytes, negative: str) -> float:
+def _degrees(parts: Sequence[float]) -> float:
     degrees, minutes, seconds = (float(part) for part in (*parts, 0.0, 0.0)[:3])
-    value = degrees + minutes / 60 + seconds / 3600
-    letter = reference.decode("ascii", "replace") if isinstance(reference, bytes) else reference
-    return -value if letter.strip().upper().startswith(negative) else value
+    return degrees + minutes / 60 + seconds / 3600
+
+
+def _sign(reference: str | bytes | None, letters: str) -> int:
+    """1 or -1 for the first or the second letter; without one Sydney would lie in the northern hemisphere."""
+    text = reference.decode("ascii", "replace") if isinstance(reference, bytes) else reference or ""
+    letter = text.strip(" \0").upper()[:1]
+    if not letter or letter not in letters:
+        raise CoordinateError(
+            f"its GPS position names no hemisphere: expected {letters[0]} or {letters[1]}, found {text!r}"
+        )
+    return 1 if letter == letters[0] else -1

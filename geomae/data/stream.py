@@ -20,7 +20,7 @@ from datasets import Features, Image, IterableDataset
 
 from geomae.data.shards import OPTIONAL_COLUMNS, is_packed, list_shards, photo_schema
 from geomae.data.sources import find_csv, records_from_csv
-from geomae.errors import SourceError
+from geomae.errors import ConfigError, SourceError
 
 __all__ = ["PhotoStream", "load_photos"]
 
@@ -273,8 +273,14 @@ def load_photos(
 
     Raises:
         SourceError: there are no such photos.
+        ConfigError: `swap_lat_lon` for a packed folder, where no CSV is read.
     """
     if csv_file is None and is_packed(path):
+        if swap_lat_lon:
+            raise ConfigError(
+                f"--swap_lat_lon swaps two columns of a CSV, but {path} is a packed folder. Leave it out; if its "
+                "coordinates are swapped, pack the photos again with --swap_lat_lon."
+            )
         files = [str(file) for file in list_shards(path, split)]
         dataset = datasets.Dataset.from_parquet(files, split=datasets.NamedSplit(split))
         return dataset.cast_column("image", Image(decode=False))
