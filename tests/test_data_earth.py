@@ -248,8 +248,17 @@ def test_finished_shards_are_kept_and_missing_ones_written_again(tmp_path: Path,
     assert changed == {"train-00001-of-00003.parquet"}
 
 
-def test_other_options_write_every_shard_again(tmp_path: Path, picture_file: Path) -> None:
+def test_finished_crops_are_not_overwritten_by_other_options(tmp_path: Path, picture_file: Path) -> None:
     pack(tmp_path / "out", picture_file)
+    before = contents(tmp_path / "out")
+    with pytest.raises(SourceError, match=r"split 'train' made with extent_km=.* would overwrite"):
+        pack(tmp_path / "out", picture_file, extent_km=(2000.0, 3000.0))
+    assert contents(tmp_path / "out") == before
+
+
+def test_unfinished_crops_of_other_options_are_written_again(tmp_path: Path, picture_file: Path) -> None:
+    pack(tmp_path / "out", picture_file)
+    (tmp_path / "out" / "manifest.json").unlink()  # written last
     pack(tmp_path / "out", picture_file, extent_km=(2000.0, 3000.0))
     pack(tmp_path / "fresh", picture_file, extent_km=(2000.0, 3000.0))
     assert contents(tmp_path / "out") == contents(tmp_path / "fresh")

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from geomae.data.__main__ import main
-from geomae.data.shards import list_shards
+from geomae.data.shards import list_shards, read_coordinates
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -57,6 +57,33 @@ def test_earth_cuts_the_splits_that_its_csvs_name(tmp_path: Path, picture: Path,
     splits = json.loads((out / "manifest.json").read_text())["splits"]
     assert {name: entry["num_photos"] for name, entry in splits.items()} == {"train": 25, "test_im2gps": 60, "test": 60}
     assert ids(out, "test_im2gps") == [f"photo-{number}" for number in range(60)]
+
+
+def test_earth_takes_all_rows_of_a_csv_shorter_than_the_default(tmp_path: Path, picture: Path, table: Path) -> None:
+    options = ["--picture", str(picture), "--image_size", "16", "--num_processes", "1", "--train_csv", str(table)]
+    assert main(["earth", "--output_dir", str(tmp_path / "out"), *options, "--extent_km", "1000", "2000"]) == 0
+    assert sorted(ids(tmp_path / "out", "train")) == sorted(f"photo-{number}" for number in range(60))
+
+
+def test_swap_without_a_csv_is_refused_by_name(
+    tmp_path: Path, picture: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["earth", "--output_dir", str(tmp_path / "out"), "--picture", str(picture), "--swap_lat_lon"]) == 2
+    assert "--swap_lat_lon swaps two columns of a CSV, but no CSV is named" in capsys.readouterr().err
+
+
+def test_labelled_photos_are_not_overwritten_by_unlabelled_ones(
+    tmp_path: Path, make_photo: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_photo("photos/a.jpg")
+    (tmp_path / "photos.csv").write_text("id,latitude,longitude\na.jpg,1,2\n")
+    command = ["pack", str(tmp_path / "photos"), "--output_dir", str(tmp_path / "out"), "--num_processes", "1"]
+    assert main(command) == 0
+    assert main([*command, "--unlabelled"]) == 2
+    assert "would overwrite" in capsys.readouterr().err
+    assert main([*command, "--split_name", "test"]) == 2
+    assert "in its split 'train'" in capsys.readouterr().err
+    assert read_coordinates(tmp_path / "out", "train").tolist() == [[1.0, 2.0]]
 
 
 def test_earth_needs_no_download(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

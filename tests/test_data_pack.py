@@ -67,11 +67,51 @@ def test_splits_share_no_author_and_lose_no_photo(records: list[PhotoRecord], tm
     assert manifest["num_photos"] == 40
 
 
-def test_leftover_split_that_would_share_photos_is_refused(records: list[PhotoRecord], tmp_path: Path) -> None:
+def test_finished_split_is_not_overwritten_by_other_options(records: list[PhotoRecord], tmp_path: Path) -> None:
     pack(records, tmp_path / "out", validation_fraction=0.3)
-    with pytest.raises(SourceError, match=r"split 'validation' .* validation_fraction=0\.3 where this run has 0\.0"):
+    with pytest.raises(SourceError, match=r"split 'train' made with validation_fraction=0\.3, .*=0\.0 would overwrite"):
         pack(records, tmp_path / "out")
-    pack(records[:5], tmp_path / "out", source="other photos", split_name="test")
+    for file in (tmp_path / "out").glob("*.parquet"):
+        file.unlink()
+    assert set(pack(records, tmp_path / "out")["splits"]) == {"train"}
+
+
+def test_finished_split_is_not_overwritten_by_another_source(records: list[PhotoRecord], tmp_path: Path) -> None:
+    pack(records, tmp_path / "out", source="photos with coordinates")
+    unlabelled = [PhotoRecord(record.id, record.file) for record in records]
+    with pytest.raises(SourceError, match=r"made with source='photos with .*another --output_dir.*delete train-\*"):
+        pack(unlabelled, tmp_path / "out", source="photos without coordinates")
+    assert all(row["latitude"] is not None for row in rows_of(tmp_path / "out"))
+
+
+def test_same_photos_under_another_split_name_are_refused(records: list[PhotoRecord], tmp_path: Path) -> None:
+    pack(records, tmp_path / "out")
+    with pytest.raises(SourceError, match=r"holds 40 of these photos in its split 'train'.* into 'test' too"):
+        pack(records, tmp_path / "out", split_name="test")
+
+
+def test_photos_that_another_table_of_the_folder_names_too_are_refused(
+    records: list[PhotoRecord], tmp_path: Path
+) -> None:
+    pack(records[:30], tmp_path / "out", source="photos with coordinates of one.csv", folder="photos")
+    other = {"source": "photos with coordinates of two.csv", "folder": "photos", "split_name": "test"}
+    with pytest.raises(SourceError, match=r"holds 1 of these photos in its split 'train'; the first is 29\.jpg"):
+        pack(records[29:], tmp_path / "out", **other)
+    assert set(pack(records[30:], tmp_path / "out", **other)["splits"]) == {"train", "test"}
+
+
+def test_photos_of_one_name_in_two_folders_are_two_photos(records: list[PhotoRecord], tmp_path: Path) -> None:
+    pack(records, tmp_path / "out", source="photos of one", folder="one")
+    manifest = pack(records, tmp_path / "out", source="photos of two", folder="two", split_name="test")
+    assert {name: entry["num_photos"] for name, entry in manifest["splits"].items()} == {"train": 40, "test": 40}
+
+
+def test_shards_of_a_killed_run_with_other_fractions_are_refused(records: list[PhotoRecord], tmp_path: Path) -> None:
+    pack(records, tmp_path / "out", validation_fraction=0.3)
+    (tmp_path / "out" / "manifest.json").unlink()  # written last
+    with pytest.raises(SourceError, match=r"in its split 'validation'.* into 'train' too.*delete validation-\*"):
+        pack(records, tmp_path / "out")
+    assert pack(records, tmp_path / "out", validation_fraction=0.3)["num_photos"] == 40
 
 
 def test_fractions_are_shares_of_the_authors() -> None:
@@ -171,6 +211,54 @@ def test_resumed_run_does_not_touch_finished_shards(records: list[PhotoRecord], 
     assert missing.read_bytes() == before
     assert finished.stat().st_mtime_ns == times
     assert manifest["num_photos"] == 40
+
+
+def test_mended_photo_is_packed_by_the_next_run(records: list[PhotoRecord], tmp_path: Path) -> None:
+    good = Path(records[3].file).read_bytes()
+    Path(records[3].file).write_bytes(b"gone bad")
+    Path(records[5].file).unlink()
+    assert pack(records, tmp_path / "out")["num_bad"] == 2
+    for record in (records[3], records[5]):
+        Path(record.file).write_bytes(good)
+    manifest = pack(records, tmp_path / "out")
+    assert (manifest["num_photos"], manifest["num_bad"]) == (40, 0)
+
+
+def test_photos_mended_after_the_run_stopped_let_it_go_on(records: list[PhotoRecord], tmp_path: Path) -> None:
+    good = Path(records[0].file).read_bytes()
+    for record in records[:10]:
+        Path(record.file).write_bytes(b"gone bad")
+    with pytest.raises(TooManyDamagedPhotosError):
+        pack(records, tmp_path / "out")
+    for record in records[:10]:
+        Path(record.file).write_bytes(good)
+    assert pack(records, tmp_path / "out")["num_bad"] == 0
+
+
+def test_unchanged_source_with_bad_photos_is_not_packed_again(records: list[PhotoRecord], tmp_path: Path) -> None:
+    Path(records[3].file).write_bytes(b"gone bad")
+    first = pack(records, tmp_path / "out")
+    times = {file: file.stat().st_mtime_ns for file in (tmp_path / "out").glob("*.parquet")}
+    assert pack(records, tmp_path / "out") == first
+    assert {file: file.stat().st_mtime_ns for file in times} == times
+
+
+def test_position_of_a_second_frame_is_not_stored(make_photo: MakePhoto) -> None:
+    exif, frame = Image.Exif(), io.BytesIO()
+    exif.get_ifd(0x8825).update({1: "S", 2: (33.0, 51.0, 0.0), 3: "E", 4: (151.0, 12.0, 0.0)})
+    Image.new("RGB", (96, 64)).save(frame, "JPEG", exif=exif)
+    data = make_photo().read_bytes()
+    packed = PhotoPacker().pack_bytes(data + frame.getvalue())  # frames of an MPO file stand one behind the other
+    assert packed == PhotoPacker().pack_bytes(data)
+    assert b"Exif" not in packed
+
+
+def test_photo_whose_metadata_cannot_be_told_from_its_pixels_is_encoded_again(make_photo: MakePhoto) -> None:
+    data = make_photo(seed=7).read_bytes()
+    packed = PhotoPacker(jpeg_quality=95).pack_bytes(data[:20] + b"taken at home" + data[20:])
+    assert b"home" not in packed
+    difference = decode_photo(packed, min_short_side=0).astype(int) - decode_photo(data, min_short_side=0)
+    assert np.abs(difference).mean() < 3
 
 
 def test_repeated_id_is_refused(records: list[PhotoRecord], tmp_path: Path) -> None:

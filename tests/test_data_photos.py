@@ -248,9 +248,35 @@ def test_stripped_jpeg_has_the_same_pixels_and_no_metadata() -> None:
     exif[0x010E] = "taken at 55.68 N, 12.57 E"
     data = encoded(Image.fromarray(quadrant_photo()), "JPEG", exif=exif, comment=b"at home", icc_profile=b"profile")
     stripped = strip_metadata(data)
+    assert stripped is not None
     assert len(stripped) < len(data)
     assert not any(secret in stripped for secret in (b"55.68", b"at home", b"profile", b"Exif"))
     assert (decode_photo(stripped, min_short_side=0) == decode_photo(data, min_short_side=0)).all()
+
+
+@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"restart_marker_blocks": 1}])
+def test_stripped_jpeg_ends_where_its_first_image_ends(options: dict[str, int]) -> None:
+    noise = np.random.default_rng(0).integers(0, 255, (64, 96, 3), dtype=np.uint8)
+    data = encoded(Image.fromarray(noise), "JPEG", quality=95, **options)
+    for trailer in (b"SEFT taken at home", data, b"\xff\xe1\0\x10Exif at home"):
+        stripped = strip_metadata(data + trailer)
+        assert stripped == strip_metadata(data)
+        assert stripped is not None
+        assert (decode_photo(stripped, min_short_side=0) == decode_photo(data, min_short_side=0)).all()
+
+
+def test_comment_between_two_scans_is_stripped() -> None:
+    data = encoded(Image.fromarray(quadrant_photo()), "JPEG", progressive=True)
+    second_scan = data.index(b"\xff\xda", data.index(b"\xff\xda") + 2)
+    spoilt = data[:second_scan] + b"\xff\xfe\0\x09at home" + data[second_scan:]
+    assert (decode_photo(spoilt, min_short_side=0) == decode_photo(data, min_short_side=0)).all()
+    assert strip_metadata(spoilt) == strip_metadata(data)
+
+
+def test_jpeg_whose_end_cannot_be_found_is_not_stripped() -> None:
+    data = encoded(Image.fromarray(quadrant_photo()), "JPEG")
+    assert strip_metadata(data[:-2]) is None
+    assert strip_metadata(data[:20] + b"rubbish" + data[20:]) is None
 
 
 def test_only_small_upright_colour_jpegs_are_kept_as_they_are() -> None:

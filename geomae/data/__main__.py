@@ -22,7 +22,8 @@ from geomae.data.places import (
 from geomae.data.sources import open_source
 from geomae.errors import ConfigError, GeoMAEError
 
-_DEFAULT_NUM_TRAIN, _DEFAULT_NUM_VALIDATION, _DEFAULT_NUM_TEST = 30_000, 2_000, 1_000
+_DEFAULT_NUM = {"train": 30_000, "validation": 2_000}
+_DEFAULT_NUM_TEST = 1_000
 
 
 def _build_parser() -> argparse.ArgumentParser:
@@ -72,8 +73,9 @@ def _add_pack_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_earth_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--num_train", type=_positive, default=_DEFAULT_NUM_TRAIN, help="crops (%(default)s)")
-    parser.add_argument("--num_validation", type=_positive, default=_DEFAULT_NUM_VALIDATION, help="crops (%(default)s)")
+    for split, default in _DEFAULT_NUM.items():
+        fewer = f"{default}, or all rows of a shorter --{split}_csv"
+        parser.add_argument(f"--num_{split}", type=_positive, help=f"crops ({fewer})")
     parser.add_argument("--num_test", type=_positive, default=_DEFAULT_NUM_TEST, help="crops near places (%(default)s)")
     parser.add_argument("--image_size", type=_positive, default=96, help="pixels of a crop's side (%(default)s)")
     parser.add_argument(
@@ -108,6 +110,7 @@ def run_pack(arguments: argparse.Namespace) -> dict[str, Any]:
         arguments.output_dir,
         PhotoPacker(arguments.short_side, arguments.jpeg_quality),
         source=source,
+        folder=arguments.source.resolve().name,
         split_name=_split_name(arguments.split_name),
         validation_fraction=arguments.validation_fraction,
         test_fraction=arguments.test_fraction,
@@ -150,12 +153,24 @@ def _choose_splits(arguments: argparse.Namespace, shared_data: Path | None) -> t
     for item in arguments.test_csv:
         name, found, file = item.rpartition("=")
         csv_files[_split_name(f"test_{name}" if found else "test")] = Path(file)
-    numbers = {"train": arguments.num_train, "validation": arguments.num_validation}
+    asked = {"train": arguments.num_train, "validation": arguments.num_validation}
     if csv_files:
-        splits = splits_from_csvs(csv_files, arguments.seed, num_points=numbers, swap_lat_lon=arguments.swap_lat_lon)
+        splits = splits_from_csvs(
+            csv_files,
+            arguments.seed,
+            num_points=asked,
+            max_points=_DEFAULT_NUM,
+            swap_lat_lon=arguments.swap_lat_lon,
+        )
         return splits, f"coordinates of {', '.join(file.name for file in csv_files.values())}"
+    if arguments.swap_lat_lon:
+        raise ConfigError(
+            "--swap_lat_lon swaps two columns of a CSV, but no CSV is named. Leave it out, or name one with "
+            "--train_csv, --validation_csv or --test_csv."
+        )
+    numbers = {name: asked[name] or default for name, default in _DEFAULT_NUM.items()}
     if shared_data is not None:
-        splits = splits_from_shared_data(shared_data, arguments.num_train, arguments.num_validation, arguments.seed)
+        splits = splits_from_shared_data(shared_data, numbers["train"], numbers["validation"], arguments.seed)
         return splits, "coordinates of MP-16 (train), YFCC25600 (validation), Im2GPS and Im2GPS3k (test)"
     return splits_near_places(
         numbers | {"test": arguments.num_test}, arguments.seed

@@ -16,7 +16,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from geomae.data.manifest import write_manifest
+from geomae.data.manifest import refuse_other_run, write_manifest
 from geomae.data.photos import encode_jpeg
 from geomae.data.shards import OPTIONAL_COLUMNS, PhotoRow, ShardTask, build_shards, digest_of, shard_name
 from geomae.errors import ConfigError, SourceError
@@ -227,6 +227,9 @@ def pack_earth(
 
     Returns:
         The manifest.
+
+    Raises:
+        SourceError: the folder holds a finished split of the same name that was made otherwise.
     """
     options = asdict(cutter) | {"picture_file": Path(cutter.picture_file).name, "extent_km": list(cutter.extent_km)}
     options["photos_per_shard"] = photos_per_shard
@@ -239,6 +242,7 @@ def pack_earth(
             digest = digest_of(options, picture_sha256, known, payload)
             name = shard_name(split.name, index, len(payloads))
             tasks.append(ShardTask(name, split.name, len(payload["id"]), digest, payload))
+    refuse_other_run(output_dir, {split.name for split in splits}, source=source, options=options)
     reports = build_shards(
         output_dir, tasks, cutter, optional_columns=known, num_processes=num_processes, description="earth"
     )

@@ -10,7 +10,15 @@ from typing import Any
 
 from geomae.errors import SourceError
 
-__all__ = ["MAX_BAD_LISTED", "BadPhoto", "ShardReport", "forget_splits", "read_splits", "write_manifest"]
+__all__ = [
+    "MAX_BAD_LISTED",
+    "BadPhoto",
+    "ShardReport",
+    "forget_splits",
+    "read_splits",
+    "refuse_other_run",
+    "write_manifest",
+]
 
 MAX_BAD_LISTED = 1000  # names of damaged photos in the manifest; all of them are counted
 
@@ -91,14 +99,40 @@ def _versions() -> dict[str, str]:
 
 
 def read_splits(output_dir: Path) -> dict[str, Any]:
-    """What the manifest of a packed folder says of each split; empty where there is no manifest."""
+    """What the manifest of a packed folder says of each split whose shards were not deleted."""
     path = output_dir / "manifest.json"
     if not path.is_file():
         return {}
     try:
-        return dict(json.loads(path.read_text(encoding="utf-8"))["splits"])
+        splits = dict(json.loads(path.read_text(encoding="utf-8"))["splits"])
+        files = {name: [output_dir / shard["file"] for shard in entry["shards"]] for name, entry in splits.items()}
     except (ValueError, KeyError, TypeError) as error:
         raise SourceError(f"{path} is not a manifest of packed photos: {error!r}. Pack the folder anew.") from error
+    return {name: entry for name, entry in splits.items() if any(file.is_file() for file in files[name])}
+
+
+def refuse_other_run(output_dir: Path, splits: set[str], *, source: str, options: dict[str, Any]) -> None:
+    """A finished split is never overwritten by photos of another source, or by the same photos packed otherwise.
+
+    Args:
+        output_dir: the packed folder.
+        splits: those that the run would write.
+        source: as `write_manifest`.
+        options: as `write_manifest`.
+
+    Raises:
+        SourceError: the manifest lists one of the splits with another source or another option.
+    """
+    asked = {"source": source} | options
+    for name, entry in read_splits(output_dir).items():
+        made = {"source": entry["source"]} | entry["options"]
+        changed = [key for key in asked if key in made and made[key] != asked[key]]
+        if name in splits and changed:
+            raise SourceError(
+                f"{output_dir} holds a finished split {name!r} made with {changed[0]}={made[changed[0]]!r}, which this "
+                f"run with {changed[0]}={asked[changed[0]]!r} would overwrite. Choose another --output_dir, or for "
+                f"`pack` another --split_name, or delete {name}-*.parquet there."
+            )
 
 
 def forget_splits(output_dir: Path, splits: set[str]) -> None:

@@ -1,12 +1,13 @@
 """Photos of any source -> shards: upright RGB JPEGs of a short side at most, split by author, damaged ones named."""
 
 import hashlib
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from geomae.data.manifest import BadPhoto, read_splits, write_manifest
+from geomae.data.manifest import BadPhoto, read_splits, refuse_other_run, write_manifest
 from geomae.data.photos import (
     can_keep_jpeg,
     decode_photo,
@@ -14,7 +15,7 @@ from geomae.data.photos import (
     resize_short_side,
     strip_metadata,
 )
-from geomae.data.shards import OPTIONAL_COLUMNS, PhotoRow, ShardTask, build_shards, digest_of, shard_name
+from geomae.data.shards import OPTIONAL_COLUMNS, PhotoRow, ShardTask, build_shards, digest_of, read_ids, shard_name
 from geomae.data.sources import PhotoRecord, read_gps
 from geomae.errors import ConfigError, CoordinateError, DamagedPhotoError, SourceError
 
@@ -60,8 +61,9 @@ class PhotoPacker:
         """
         if can_keep_jpeg(data, self.short_side):
             stripped = strip_metadata(data)
-            decode_photo(stripped, min_short_side=0)
-            return stripped
+            if stripped is not None:
+                decode_photo(stripped, min_short_side=0)
+                return stripped
         photo = decode_photo(data, min_short_side=self.short_side)
         if min(photo.shape[:2]) > self.short_side:
             photo = resize_short_side(photo, self.short_side)
@@ -74,6 +76,7 @@ def pack_photos(
     packer: PhotoPacker,
     *,
     source: str,
+    folder: str | None = None,
     split_name: str = "train",
     validation_fraction: float = 0.0,
     test_fraction: float = 0.0,
@@ -88,6 +91,7 @@ def pack_photos(
         output_dir: the packed folder; other splits in it stay. The bytes do not depend on `num_processes`.
         packer: how large to store them.
         source: where the photos came from, in words, for the manifest, which is returned.
+        folder: name of the folder that the ids are paths in: another folder's photos may have the same ids.
         split_name: the split of all photos that the fractions do not take.
         validation_fraction: share of the authors (of the photos, where there is no author) for validation.
         test_fraction: the same for the test.
@@ -95,14 +99,17 @@ def pack_photos(
         photos_per_shard: planned; a shard holds fewer where photos are damaged.
 
     Raises:
-        SourceError: there are no photos, an id comes twice, or the folder holds a split that would share photos.
+        SourceError: there are no photos, an id comes twice, or `output_dir` holds a split that would share photos with
+            the new ones, or a finished one that was made otherwise.
         TooManyDamagedPhotosError: more than `max_bad_fraction` are unusable.
     """
     _check_shares(validation_fraction, test_fraction, max_bad_fraction)
     fractions = {"validation_fraction": validation_fraction, "test_fraction": test_fraction}
     options = asdict(packer) | fractions | {"split_name": split_name, "photos_per_shard": photos_per_shard}
+    options |= {} if folder is None else {"folder": folder}
     tasks, known = _plan(records, asdict(packer), photos_per_shard, (validation_fraction, test_fraction, split_name))
-    _refuse_leftover_splits(output_dir, {task.split for task in tasks}, source, options)
+    refuse_other_run(output_dir, {task.split for task in tasks}, source=source, options=options)
+    _refuse_shared_photos(output_dir, tasks, folder)
     reports = build_shards(
         output_dir,
         tasks,
@@ -124,16 +131,18 @@ def _check_shares(validation_fraction: float, test_fraction: float, max_bad_frac
         raise ConfigError(f"max_bad_fraction={max_bad_fraction:g}: expected a share from 0 to 1.")
 
 
-def _refuse_leftover_splits(output_dir: Path, splits: set[str], source: str, options: dict[str, Any]) -> None:
-    """A split cut from the same photos with other fractions would share authors with the new ones."""
-    fractions = ("validation_fraction", "test_fraction")
-    for name, entry in read_splits(output_dir).items():
-        changed = [key for key in fractions if entry["options"].get(key) != options[key]]
-        if name not in splits and entry["source"] == source and changed:
+def _refuse_shared_photos(output_dir: Path, tasks: Sequence[ShardTask], folder: str | None) -> None:
+    """No photo in two splits: neither in a finished one, nor in what a killed run with other options left behind."""
+    planned = {record.id: task.split for task in tasks for record in task.payload}
+    splits, listed = {task.split for task in tasks}, read_splits(output_dir)
+    for name, ids in read_ids(output_dir, apart_from=splits).items():
+        known = listed[name]["options"].get("folder") if name in listed else None
+        shared = [photo_id for photo_id in ids if photo_id in planned]
+        if shared and (folder is None or known is None or known == folder):
             raise SourceError(
-                f"{output_dir} holds a split {name!r} of the {source}, made with {changed[0]}="
-                f"{entry['options'].get(changed[0])} where this run has {options[changed[0]]}: it would share photos "
-                "with the new splits. Choose another --output_dir, or delete its shards and manifest.json."
+                f"{output_dir} holds {len(shared)} of these photos in its split {name!r}; the first is {shared[0]}, "
+                f"which this run would put into {planned[shared[0]]!r} too. Choose another --output_dir, or delete "
+                f"{name}-*.parquet there."
             )
 
 
@@ -175,6 +184,15 @@ def _plan(
     for split, own in sorted(splits.items()):
         parts = [tuple(own[first : first + photos_per_shard]) for first in range(0, len(own), photos_per_shard)]
         for index, part in enumerate(parts):
-            digest = digest_of(packer_options, known, [asdict(record) for record in part])
+            digest = digest_of(packer_options, known, [asdict(record) | _file_state(record.file) for record in part])
             tasks.append(ShardTask(shard_name(split, index, len(parts)), split, len(part), digest, part))
     return tasks, known
+
+
+def _file_state(file: str) -> dict[str, int]:
+    """In the digest of a shard, so that a photo that was mended, replaced or made readable is packed again."""
+    try:
+        state = os.stat(file)
+    except OSError:
+        return {}
+    return {"size": state.st_size, "mtime_ns": state.st_mtime_ns, "mode": state.st_mode}

@@ -2,6 +2,7 @@
 
 import io
 import math
+import re
 import warnings
 
 import cv2
@@ -28,6 +29,8 @@ MAX_PIXELS = 100_000_000  # a decompression bomb of more is refused from its hea
 
 _ORIENTATION_TAG = 0x0112
 _CROP_ATTEMPTS = 10
+_START_OF_SCAN, _END_OF_IMAGE = 0xDA, 0xD9
+_MARKER_BEHIND_PIXELS = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")
 _RESIZE_PER_CROP = 256 / 224  # the thesis resizes to 256 and cuts the central 224
 
 
@@ -160,25 +163,38 @@ def can_keep_jpeg(data: bytes, short_side: int) -> bool:
     return min(height, width) <= short_side and colorspace in ("YCbCr", "RGB") and read_orientation(data) == 1
 
 
-def strip_metadata(jpeg: bytes) -> bytes:
+def strip_metadata(jpeg: bytes) -> bytes | None:
     """The JPEG without EXIF, comments, previews and profiles: pixels untouched, no coordinates left in the file.
 
-    Source: ITU-T T.81 (1992), annex B: segments are 0xFF, a marker, and a two-byte length that counts itself.
+    It ends where the first image does: phones append trailers, and second frames with a position of their own.
+
+    Returns:
+        None where the segments cannot be followed to the end of the image: what is metadata cannot be known.
+
+    Source: ITU-T T.81 (1992), annex B: segments are 0xFF, a marker, and a two-byte length that counts itself; the
+    pixels behind a start of scan run to the next marker that is neither stuffed (0x00) nor a restart.
     """
     kept = [jpeg[:2]]
     position = 2
-    while position + 4 <= len(jpeg) and jpeg[position] == 0xFF:
+    while position + 2 <= len(jpeg) and jpeg[position] == 0xFF:
         marker = jpeg[position + 1]
-        if marker == 0xDA:  # start of scan: everything from here on is pixels
-            break
         if marker == 0xFF:  # a fill byte
             position += 1
             continue
+        if marker == _END_OF_IMAGE:
+            return b"".join([*kept, jpeg[position : position + 2]])
+        if marker < 0xC0 or 0xD0 <= marker <= 0xD8:  # has no length, and no place between segments
+            return None
         end = position + 2 + int.from_bytes(jpeg[position + 2 : position + 4], "big")
+        if marker == _START_OF_SCAN:
+            found = _MARKER_BEHIND_PIXELS.search(jpeg, end)
+            if found is None:
+                return None
+            end = found.start()
         if not (0xE1 <= marker <= 0xED or marker in (0xEF, 0xFE)):  # APP0 and APP14 say how to read the colours
             kept.append(jpeg[position:end])
         position = end
-    return b"".join([*kept, jpeg[position:]])
+    return None
 
 
 def resize_short_side(photo: np.ndarray, short_side: int) -> np.ndarray:

@@ -13,7 +13,7 @@ import multiprocessing
 import os
 import re
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -41,6 +41,7 @@ __all__ = [
     "list_shards",
     "photo_schema",
     "read_coordinates",
+    "read_ids",
     "shard_name",
 ]
 
@@ -339,6 +340,28 @@ def list_shards(path: str | Path, split: str) -> list[Path]:
             "Was the run that wrote them stopped? Start it again with the same options: it finishes what is missing."
         )
     return [file for _, file in found[split]]
+
+
+def read_ids(path: str | Path, *, apart_from: Collection[str] = ()) -> dict[str, list[str]]:
+    """The ids that each split of a packed folder holds, in the shards that are there, finished or not.
+
+    Args:
+        path: the packed folder; it may be absent.
+        apart_from: splits that are not read.
+
+    Raises:
+        SourceError: a shard cannot be read.
+    """
+    found: dict[str, list[str]] = {}
+    for file in sorted(Path(path).glob("*.parquet")):
+        match = _SHARD_PATTERN.fullmatch(file.name)
+        if match and match["split"] not in apart_from:
+            try:
+                ids = pq.read_table(file, columns=["id"])["id"].to_pylist()
+            except (pa.ArrowInvalid, OSError) as error:
+                raise SourceError(f"{file} cannot be read: {error}. Delete it, and pack its split anew.") from error
+            found.setdefault(match["split"], []).extend(ids)
+    return found
 
 
 def read_coordinates(path: str | Path, split: str) -> np.ndarray:
