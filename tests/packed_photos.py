@@ -70,20 +70,25 @@ def training_arguments(output_dir: Path, **changes: Any) -> GeoMAETrainingArgume
     return GeoMAETrainingArguments(**{**settings, **changes})
 
 
-def stream_of(folder: Path, args: GeoMAETrainingArguments) -> PhotoStream:
+def stream_of(folder: Path, args: GeoMAETrainingArguments, shuffle_buffer: int = 16) -> PhotoStream:
     """The training photos as this process sees them."""
     return PhotoStream(
-        list_shards(folder, "train"), seed=args.seed, batch_size=args.per_device_train_batch_size, window_samples=16
+        list_shards(folder, "train"),
+        seed=args.seed,
+        batch_size=args.per_device_train_batch_size,
+        window_samples=shuffle_buffer,
     )
 
 
-def mae_trainer(folder: Path, args: GeoMAETrainingArguments, **architecture: Any) -> MAETrainer:
+def mae_trainer(
+    folder: Path, args: GeoMAETrainingArguments, *, shuffle_buffer: int = 16, **architecture: Any
+) -> MAETrainer:
     """A tiny masked autoencoder and its trainer."""
     config = GeoMAEConfig(**{**TINY, **architecture})
     return MAETrainer(
         GeoMAEForPreTraining(config),
         args,
-        train_dataset=stream_of(folder, args),
+        train_dataset=stream_of(folder, args, shuffle_buffer),
         train_collator=PhotoCollator(16, augment=True, labelled=False),
         eval_dataset=load_photos(folder, "validation"),
         eval_collator=PhotoCollator(16, augment=False, labelled=False, num_patches=config.num_patches),

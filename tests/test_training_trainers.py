@@ -1,5 +1,6 @@
 """The trainers: exact resuming, exact evaluation, honest logs, and stops that say what to do."""
 
+import json
 import logging
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ import pytest
 import torch
 from packed_photos import geolocation_trainer, mae_trainer, pack, training_arguments
 
-from geomae.errors import NonFiniteLossError, PredictionError, TooManyDamagedPhotosError
+from geomae.errors import ConfigError, NonFiniteLossError, PredictionError, TooManyDamagedPhotosError
 
 NUM_TRAINING = 40
 
@@ -97,6 +98,71 @@ def test_changed_batch_size_goes_on_after_as_many_photos(
         changed.train(resume_from_checkpoint="true")
     assert changed.stream.start_batch == 8  # 4 steps of 8 photos are 8 batches of 4
     assert "batch_size 8 -> 4" in caplog.text
+
+
+def test_changed_accumulation_goes_on_at_the_same_photo(photos: Path, tmp_path: Path) -> None:
+    saving: dict[str, Any] = {"save_strategy": "steps", "save_steps": 3, "per_device_train_batch_size": 4}
+    unbroken = mae_trainer(photos, training_arguments(tmp_path / "whole", max_steps=8, per_device_train_batch_size=4))
+    all_ids = record_ids(unbroken)
+    unbroken.train()
+    mae_trainer(photos, training_arguments(tmp_path, max_steps=3, gradient_accumulation_steps=2, **saving)).train()
+    changed = mae_trainer(photos, training_arguments(tmp_path, max_steps=5, gradient_accumulation_steps=1, **saving))
+    ids = record_ids(changed)
+    changed.train(resume_from_checkpoint="true")
+    assert ids == all_ids[24:]  # 3 steps of 2 batches of 4
+
+
+def test_second_resume_after_a_changed_batch_size_goes_on_where_the_first_ended(photos: Path, tmp_path: Path) -> None:
+    saving: dict[str, Any] = {"save_strategy": "steps", "save_steps": 1}
+    mae_trainer(photos, training_arguments(tmp_path, max_steps=2, **saving)).train()  # 16 photos
+    halved = {"per_device_train_batch_size": 4, **saving}
+    first = mae_trainer(photos, training_arguments(tmp_path, max_steps=5, **halved))
+    first.train(resume_from_checkpoint="true")
+    assert first.state.epoch == 28 / NUM_TRAINING  # 12 photos more
+    unbroken = mae_trainer(photos, training_arguments(tmp_path / "whole", max_steps=8, per_device_train_batch_size=4))
+    all_ids = record_ids(unbroken)
+    unbroken.train()
+    second = mae_trainer(photos, training_arguments(tmp_path, max_steps=6, **halved))
+    ids = record_ids(second)
+    second.train(resume_from_checkpoint="true")
+    assert ids == all_ids[28:32]
+
+
+def test_changed_shuffle_buffer_is_named(photos: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    mae_trainer(photos, training_arguments(tmp_path, save_strategy="steps", save_steps=4)).train()
+    changed = mae_trainer(photos, training_arguments(tmp_path, max_steps=5), shuffle_buffer=8)
+    with caplog.at_level(logging.WARNING, "geomae"):
+        changed.train(resume_from_checkpoint="true")
+    assert "shuffle_buffer 16 -> 8" in caplog.text
+
+
+def test_checkpoint_that_does_not_know_its_place_is_refused(photos: Path, tmp_path: Path) -> None:
+    mae_trainer(photos, training_arguments(tmp_path, save_strategy="steps", save_steps=4)).train()
+    state_file = tmp_path / "checkpoint-4/trainer_state.json"
+    state = json.loads(state_file.read_text())
+    del state["stateful_callbacks"]["StreamProgress"]
+    state_file.write_text(json.dumps(state))
+    with pytest.raises(ConfigError, match=r"checkpoint-4 does not say how far .*--init_from"):
+        mae_trainer(photos, training_arguments(tmp_path, max_steps=5)).train(resume_from_checkpoint="true")
+
+
+def test_resumed_run_takes_learning_rate_and_decay_from_its_arguments(photos: Path, tmp_path: Path) -> None:
+    options: dict[str, Any] = {"save_strategy": "steps", "save_steps": 2, "schedule": "linear", "weight_decay": 0.05}
+    mae_trainer(photos, training_arguments(tmp_path, learning_rate=1e-3, **options)).train()
+    changed = {**options, "learning_rate": 2e-4, "weight_decay": 0.3, "adam_beta2": 0.9}
+    resumed = mae_trainer(photos, training_arguments(tmp_path, **changed))
+    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    rates = {entry["step"]: entry["learning_rate"] for entry in resumed.state.log_history if "loss" in entry}
+    assert rates[3] == pytest.approx(2e-4 / 2)  # the third of four steps on a line from 2e-4 to 0
+    assert [group["weight_decay"] for group in resumed.optimizer.param_groups] == [0.3, 0.0]
+    assert {group["betas"] for group in resumed.optimizer.param_groups} == {(0.9, 0.9)}
+
+
+def test_checkpoint_with_other_groups_of_parameters_is_refused(photos: Path, tmp_path: Path) -> None:
+    mae_trainer(photos, training_arguments(tmp_path, save_strategy="steps", save_steps=4, weight_decay=0.1)).train()
+    other = mae_trainer(photos, training_arguments(tmp_path, max_steps=5, weight_decay=0.0))
+    with pytest.raises(ConfigError, match=r"other groups of parameters .*weight_decay, layer_decay"):
+        other.train(resume_from_checkpoint="true")
 
 
 def test_logs_of_training_say_what_they_should(photos: Path, tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 import bisect
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from timm.optim import param_groups_layer_decay
@@ -13,10 +13,12 @@ from transformers import PreTrainedModel
 
 from geomae.errors import ConfigError
 
-__all__ = ["build_parameter_groups", "build_schedule", "learning_rate_factor"]
+__all__ = ["build_parameter_groups", "build_schedule", "learning_rate_factor", "set_hyperparameters"]
 
 # Names that end so are positions and learned tokens: vectors in the shape of matrices, which decay must not touch.
 NEVER_DECAYED = ("pos_embed", "position_embedding", "position_embeddings", "_token")
+
+HYPERPARAMETERS = ("initial_lr", "weight_decay", "betas", "eps")  # what a user sets
 
 
 def build_parameter_groups(
@@ -126,3 +128,19 @@ def build_schedule(optimizer: Optimizer, args: Any, num_training_steps: int) -> 
         gamma=args.gamma,
     )
     return LambdaLR(optimizer, factor)
+
+
+def set_hyperparameters(optimizer: Optimizer, schedule: LambdaLR, groups: Sequence[Mapping[str, Any]]) -> None:
+    """Give a restored optimizer the hyperparameters of other groups, at the step where its schedule stands.
+
+    Args:
+        optimizer: as restored from a checkpoint.
+        schedule: of the same optimizer, restored as well.
+        groups: as many, with `initial_lr`, the highest learning rate, and `weight_decay`; `betas` and `eps` where the
+            optimizer has them. What an optimizer counts in its groups stays.
+    """
+    schedule.base_lrs = [group["initial_lr"] for group in groups]
+    for restored, group, factor in zip(optimizer.param_groups, groups, schedule.lr_lambdas, strict=True):
+        restored.update({name: group[name] for name in HYPERPARAMETERS if name in group})
+        restored["lr"] = group["initial_lr"] * factor(schedule.last_epoch)
+    schedule._last_lr = [group["lr"] for group in optimizer.param_groups]

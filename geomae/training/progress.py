@@ -18,11 +18,11 @@ from geomae.training.run_folder import STATE_FILE
 from geomae.training.safeguards import DamageCounter, LossGuard
 from geomae.training.throughput import ThroughputMeter, find_peak_flops
 
-__all__ = ["StreamProgress", "find_start_batch"]
+__all__ = ["StreamProgress"]
 
 logger = logging.getLogger(__name__)
 
-ORDER_DEPENDS_ON = ("seed", "num_processes", "batch_size", "num_workers", "num_photos")
+ORDER_DEPENDS_ON = ("seed", "num_processes", "batch_size", "num_workers", "num_photos", "shuffle_buffer")
 
 
 class StreamProgress(TrainerCallback, ExportableState):
@@ -31,9 +31,14 @@ class StreamProgress(TrainerCallback, ExportableState):
     Nothing here makes the host wait for the device between two logs.
     """
 
-    def __init__(self, args: GeoMAETrainingArguments, accelerator: Accelerator) -> None:
+    def __init__(self, args: GeoMAETrainingArguments, accelerator: Accelerator, *, shuffle_buffer: int) -> None:
         self.args = args
         self.accelerator = accelerator
+        self.shuffle_buffer = shuffle_buffer
+        self.num_batches_done = 0
+        """Batches of this process since the stream's beginning, counted as the stream counts them now."""
+        self.num_photos_seen = 0
+        """Photos over all processes and all sessions of the run, damaged ones included."""
         self.guard = LossGuard()
         self.damage = DamageCounter(args.max_bad_fraction, args.num_photos)
         self.meter = ThroughputMeter()
@@ -54,6 +59,8 @@ class StreamProgress(TrainerCallback, ExportableState):
     def count_batch(self, ids: Sequence[str], num_bad: int) -> None:
         """A batch has arrived; raises TooManyDamagedPhotosError above `max_bad_fraction` of this process's photos."""
         self.ids = ids
+        self.num_batches_done += 1
+        self.num_photos_seen += self.args.per_device_train_batch_size * self.args.world_size
         self.damage.count(len(ids), num_bad)
 
     def add_errors(self, error_km: Tensor) -> None:
@@ -106,7 +113,7 @@ class StreamProgress(TrainerCallback, ExportableState):
 
     def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Count the step; look at every pending loss before anything is logged, judged or saved."""
-        state.epoch = state.global_step / self.args.steps_per_epoch
+        state.epoch = self.num_photos_seen / self.args.num_photos
         self._num_steps += 1
         if self._num_steps == 1 and not control.should_log:
             self.meter.restart()  # the first step starts the readers and compiles
@@ -125,55 +132,59 @@ class StreamProgress(TrainerCallback, ExportableState):
         self.meter.restart()
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint keeps: everything that the order of the photos depends on, and the damage so far."""
-        return {"args": {}, "attributes": {**describe_order(self.args), "num_bad_photos": self.num_bad_photos}}
+        """What a checkpoint keeps: all that the order of the photos depends on, the place in it, the damage so far."""
+        counts = ("num_batches_done", "num_photos_seen", "num_bad_photos")
+        return {"args": {}, "attributes": self.describe_order() | {name: getattr(self, name) for name in counts}}
 
     def resume(self, checkpoint: str | None) -> int:
-        """Take over a checkpoint's counts; returns the batches that each process has already trained on."""
+        """Take over a checkpoint's counts; returns the batches of the stream that each process has behind it.
+
+        Raises:
+            ConfigError: the checkpoint's state cannot be read, or says nothing of the stream.
+        """
         self.guard.last_checkpoint = checkpoint
-        if checkpoint is None:
-            self._num_bad_before = 0
-            return 0
-        saved = _read_saved(checkpoint)
-        self._num_bad_before = int(saved.get("num_bad_photos", 0))
-        return find_start_batch(checkpoint, self.args)
+        self._num_bad_before, self.num_batches_done, self.num_photos_seen = 0, 0, 0
+        if checkpoint is not None:
+            saved = _read_saved(checkpoint)
+            self._num_bad_before = int(saved.get("num_bad_photos", 0))
+            self._continue_behind(saved, checkpoint)
+        return self.num_batches_done
 
+    def describe_order(self) -> dict[str, int]:
+        """Everything that the order of a stream's photos is a function of, by the user's names."""
+        return {
+            "seed": self.args.stream_seed,
+            "num_processes": self.args.world_size,
+            "batch_size": self.args.per_device_train_batch_size,
+            "num_workers": self.args.dataloader_num_workers,
+            "num_photos": self.args.num_photos,
+            "shuffle_buffer": self.shuffle_buffer,
+        }
 
-def describe_order(args: GeoMAETrainingArguments) -> dict[str, int]:
-    """Everything that the order of a stream's photos is a function of."""
-    return {
-        "seed": args.stream_seed,
-        "num_processes": args.world_size,
-        "batch_size": args.per_device_train_batch_size,
-        "num_workers": args.dataloader_num_workers,
-        "num_photos": args.num_photos,
-        "total_batch_size": args.total_batch_size,
-    }
+    def _continue_behind(self, saved: dict[str, Any], checkpoint: str) -> None:
+        """Set the place in the stream where a checkpoint was saved.
 
-
-def find_start_batch(checkpoint: str, args: GeoMAETrainingArguments) -> int:
-    """Batches that each process has already trained on, counted in the batches of the run that continues.
-
-    Where processes, batch size, workers, seed or data have changed since, the order is another one: the stream goes on
-    after as many photos as were seen, and the log says that some of them may come again in this epoch.
-
-    Raises:
-        ConfigError: the checkpoint's state cannot be read.
-    """
-    global_step = int(_read_state(checkpoint)["global_step"])
-    saved, present = _read_saved(checkpoint), describe_order(args)
-    changed = [name for name in ORDER_DEPENDS_ON if name in saved and saved[name] != present[name]]
-    if not changed:
-        return global_step * args.gradient_accumulation_steps
-    differences = ", ".join(f"{name} {saved[name]} -> {present[name]}" for name in changed)
-    logger.warning(
-        "the order of the photos changes with %s: going on after as many photos as %s has seen, some of which may come "
-        "again within this epoch",
-        differences,
-        checkpoint,
-    )
-    num_photos_seen = global_step * int(saved["total_batch_size"])
-    return round(num_photos_seen / (args.per_device_train_batch_size * args.world_size))
+        Where processes, batch size, workers, seed, buffer or data have changed since, the order is another one: the
+        stream goes on after as many photos as were seen, and the log says that some of them may come again.
+        """
+        if "num_batches_done" not in saved:
+            raise ConfigError(
+                f"{checkpoint} does not say how far its run was in the photos: another trainer or an older version "
+                "of this one wrote it. Start from its weights with --init_from instead"
+            )
+        self.num_batches_done, self.num_photos_seen = int(saved["num_batches_done"]), int(saved["num_photos_seen"])
+        present = self.describe_order()
+        changed = [name for name in ORDER_DEPENDS_ON if saved.get(name) != present[name]]
+        if not changed:
+            return
+        logger.warning(
+            "the order of the photos changes with %s: going on after as many photos as %s has seen, some of which may "
+            "come again within this epoch",
+            ", ".join(f"{name} {saved.get(name)} -> {present[name]}" for name in changed),
+            checkpoint,
+        )
+        photos_per_batch = self.args.per_device_train_batch_size * self.args.world_size
+        self.num_batches_done = round(self.num_photos_seen / photos_per_batch)
 
 
 def _read_state(checkpoint: str) -> dict[str, Any]:

@@ -12,17 +12,17 @@ import torch
 from accelerate.utils import gather_object
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from torch.utils.data import DataLoader, Dataset, Subset
 from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerState
 from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 
 from geomae.data.stream import PhotoStream
-from geomae.errors import DamagedPhotoError, PredictionError, SourceError
+from geomae.errors import ConfigError, DamagedPhotoError, PredictionError, SourceError
 from geomae.evaluation.metrics import summarise_errors
 from geomae.geography import great_circle_km
 from geomae.training.arguments import GeoMAETrainingArguments
-from geomae.training.optimization import build_parameter_groups, build_schedule
+from geomae.training.optimization import build_parameter_groups, build_schedule, set_hyperparameters
 from geomae.training.progress import StreamProgress
 from geomae.training.run_folder import STATE_FILE, find_checkpoint
 from geomae.training.safeguards import DamageCounter
@@ -88,7 +88,7 @@ class StreamingTrainer(Trainer):
         )
         self.stream = train_dataset
         self.train_collator, self.eval_collator = train_collator, eval_collator or train_collator
-        self.progress = StreamProgress(args, self.accelerator)
+        self.progress = StreamProgress(args, self.accelerator, shuffle_buffer=train_dataset.window_samples)
         self.add_callback(self.progress)
         self.latest_evaluation: EvaluationRows | None = None
         self._start_batch = 0
@@ -104,10 +104,12 @@ class StreamingTrainer(Trainer):
         """Train, from the beginning or from where a checkpoint was saved.
 
         Args:
-            resume_from_checkpoint: see `find_checkpoint`; a run resumed with unchanged processes, batch size, workers
-                and seed sees the photos that the unbroken run would have seen.
+            resume_from_checkpoint: see `find_checkpoint`; a run resumed with unchanged processes, batch size, workers,
+                seed and shuffle_buffer sees the photos that the unbroken run would have seen. Learning rate, schedule
+                and weight decay are those of `args`, not of the checkpoint.
 
         Raises:
+            ConfigError: the checkpoint does not fit this run.
             NonFiniteLossError: the loss or its gradient is no number.
             TooManyDamagedPhotosError: more than `args.max_bad_fraction` of the photos cannot be decoded.
         """
@@ -199,6 +201,21 @@ class StreamingTrainer(Trainer):
             self.lr_scheduler = build_schedule(optimizer or self.create_optimizer(), self.args, num_training_steps)
             self._created_lr_scheduler = True
         return self.lr_scheduler
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        """State comes from the checkpoint, hyperparameters from `args`; transformers takes both from the checkpoint."""
+        if checkpoint is None:
+            return
+        optimizer, schedule = cast(Optimizer, self.optimizer), cast(LambdaLR, self.lr_scheduler)
+        fresh = [dict(group) for group in optimizer.param_groups]
+        try:
+            super()._load_optimizer_and_scheduler(checkpoint)
+        except ValueError as error:
+            raise ConfigError(
+                f"{checkpoint} was saved with other groups of parameters ({error}): resume with the weight_decay, "
+                "layer_decay and decays_all_parameters of that run, or start from its weights with --init_from"
+            ) from error
+        set_hyperparameters(optimizer, schedule, fresh)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add speed, running error and damaged photos to the logs of training."""
