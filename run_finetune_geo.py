@@ -27,10 +27,12 @@ from geomae.training import (
     build_collators,
     build_stream,
     claim_output_dir,
+    empty_output_dir,
     given_keys,
     inherit_encoder,
     load_validation,
     parse_config,
+    refuse_what_the_model_refuses,
 )
 from modeling import (
     GeoBaselineConfig,
@@ -56,20 +58,23 @@ def main(argv: Sequence[str]) -> None:
         args.output_dir,
         resume_from=args.resume_from_checkpoint,
         overwrite=args.overwrite_output_dir,
-        is_main_process=args.process_index == 0,
+        init_from=start.init_from,
     )
 
     # data
-    architecture = inherit_encoder(architecture, start.init_from, given=given_keys(argv))
+    config_class, model_class = MODELS[start.model_type]
+    with refuse_what_the_model_refuses():
+        architecture = inherit_encoder(architecture, start.init_from, given=given_keys(argv))
+        config = config_class(**vars(architecture))
     stream = build_stream(data, args, labelled=True)
     validation = load_validation(data)
-    training_collator, validation_collator = build_collators(data, image_size=architecture.image_size, labelled=True)
+    training_collator, validation_collator = build_collators(data, image_size=config.image_size, labelled=True)
 
     # model
     set_seed(args.seed)
-    config_class, model_class = MODELS[start.model_type]
-    model = model_class(config_class(**vars(architecture)))
-    report = load_encoder_weights(model, start.init_from) if start.init_from else "Fresh weights."
+    with refuse_what_the_model_refuses():
+        model = model_class(config)
+        report = load_encoder_weights(model, start.init_from) if start.init_from else "Fresh weights."
 
     # trainer
     trainer = GeolocationTrainer(
@@ -86,6 +91,7 @@ def main(argv: Sequence[str]) -> None:
         trainer.add_callback(PredictionMaps(trainer))
 
     # run: with load_best_model_at_end, the best model is judged once more and lands at the top of output_dir
+    empty_output_dir(args.output_dir, resume_from=args.resume_from_checkpoint, is_main_process=args.process_index == 0)
     trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
     if validation is not None:
         trainer.save_metrics("eval", trainer.evaluate())

@@ -25,11 +25,13 @@ from geomae.training import (
     build_collators,
     build_stream,
     claim_output_dir,
+    empty_output_dir,
     given_keys,
     inherit_encoder,
     load_validation,
     parse_config,
     pick_panel,
+    refuse_what_the_model_refuses,
 )
 from modeling import GeoMAEConfig, GeoMAEForPreTraining, load_encoder_weights
 
@@ -43,12 +45,13 @@ def main(argv: Sequence[str]) -> None:
         args.output_dir,
         resume_from=args.resume_from_checkpoint,
         overwrite=args.overwrite_output_dir,
-        is_main_process=args.process_index == 0,
+        init_from=start.init_from,
     )
 
     # data
-    architecture = inherit_encoder(architecture, start.init_from, given=given_keys(argv))
-    config = GeoMAEConfig(**vars(architecture))
+    with refuse_what_the_model_refuses():
+        architecture = inherit_encoder(architecture, start.init_from, given=given_keys(argv))
+        config = GeoMAEConfig(**vars(architecture))
     stream = build_stream(data, args, labelled=False)
     validation = load_validation(data)
     training_collator, validation_collator = build_collators(
@@ -57,8 +60,9 @@ def main(argv: Sequence[str]) -> None:
 
     # model
     set_seed(args.seed)
-    model = GeoMAEForPreTraining(config)
-    report = load_encoder_weights(model, start.init_from) if start.init_from else "Fresh weights."
+    with refuse_what_the_model_refuses():
+        model = GeoMAEForPreTraining(config)
+        report = load_encoder_weights(model, start.init_from) if start.init_from else "Fresh weights."
 
     # trainer
     trainer = MAETrainer(
@@ -76,6 +80,7 @@ def main(argv: Sequence[str]) -> None:
         trainer.add_callback(ReconstructionPanels(trainer, panel, every_steps=args.reconstruction_steps))
 
     # run
+    empty_output_dir(args.output_dir, resume_from=args.resume_from_checkpoint, is_main_process=args.process_index == 0)
     trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
     trainer.save_model()
     trainer.save_state()

@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 import run_finetune_geo
 from geomae.data.collate import PhotoCollator
 from geomae.errors import ConfigError
+from geomae.training import empty_output_dir
 from modeling import GeoBaselineForGeolocation, GeoMAEConfig, GeoMAEForGeolocation, GeoMAEForPreTraining
 
 SMOKE = str(ROOT / "configs/finetune/smoke.yaml")
@@ -65,6 +66,35 @@ def test_baseline_is_any_timm_backbone(photos: Path, tmp_path: Path) -> None:
     argv += ["--dataloader_num_workers", "0", "--per_device_train_batch_size", "4", "--prediction_maps", "false"]
     run_finetune_geo.main(argv)
     assert GeoBaselineForGeolocation.from_pretrained(tmp_path / "run").config.backbone == "resnet10t"
+
+
+def test_baseline_starts_from_the_encoder_of_a_geomae(
+    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pretrained = GeoMAEForPreTraining(GeoMAEConfig(**TINY))
+    pretrained.save_pretrained(tmp_path / "pretrained")
+    config = tmp_path / "run.yaml"
+    config.write_text(
+        "model_type: geobaseline\nbackbone: vit_tiny_patch16_224\nmax_steps: 1\nlearning_rate: 1e-12\n"
+        "backbone_kwargs: {patch_size: 8, embed_dim: 16, depth: 2, num_heads: 2, mlp_ratio: 2}\n"
+        "dataloader_num_workers: 0\nprediction_maps: false\n"
+    )
+    argv = [str(config), "--data_dirs", str(photos), "--output_dir", str(tmp_path / "run"), "--disable_tqdm"]
+    run_finetune_geo.main([*argv, "--init_from", str(tmp_path / "pretrained")])
+    tuned = GeoBaselineForGeolocation.from_pretrained(tmp_path / "run")
+    assert tuned.config.image_size == TINY["image_size"]
+    for name, weights in pretrained.backbone.state_dict().items():
+        torch.testing.assert_close(tuned.backbone.state_dict()[name], weights, atol=1e-9, rtol=0)
+    assert "Loaded" in capsys.readouterr().out
+
+
+def test_overwritten_run_leaves_nothing_of_the_earlier_one(photos: Path, tmp_path: Path) -> None:
+    words_of_both = words(photos, tmp_path, "--max_steps", "2", "--eval_steps", "1", "--save_steps", "1")
+    run_finetune_geo.main(words_of_both)
+    written = {path.name for path in tmp_path.iterdir() if path.suffix != ".py"}
+    assert {"config.json", "training_args.bin", "eval_results.json", "all_results.json"} <= written
+    empty_output_dir(str(tmp_path), resume_from=None, is_main_process=True)
+    assert not [path for path in tmp_path.iterdir() if path.suffix != ".py"]
 
 
 def test_key_of_the_other_architecture_is_refused(photos: Path, tmp_path: Path) -> None:

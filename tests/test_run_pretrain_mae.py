@@ -12,7 +12,7 @@ from packed_photos import pack
 from safetensors.torch import load_file
 
 import run_pretrain_mae
-from geomae.errors import ConfigError
+from geomae.errors import ConfigError, GeoMAEError
 from modeling import GeoMAEForGeolocation, GeoMAEForPreTraining
 
 SMOKE = str(ROOT / "configs/pretrain/smoke.yaml")
@@ -51,6 +51,18 @@ def test_folder_of_a_run_is_refused_before_any_work_and_can_be_overwritten(photo
     assert (tmp_path / "model.safetensors").is_file()
 
 
+@pytest.mark.parametrize(
+    "mistake", [["--data_dirs", "nowhere"], ["--init_from", "nowhere"], ["--hidden_size", "33"]], ids=lambda m: m[0]
+)
+def test_old_run_outlives_a_mistake_in_the_new_one(photos: Path, tmp_path: Path, mistake: list[str]) -> None:
+    (tmp_path / "model.safetensors").write_text("weeks of work")
+    argv = [SMOKE, "--output_dir", str(tmp_path), "--overwrite_output_dir", "true"]
+    argv += [] if "--data_dirs" in mistake else ["--data_dirs", str(photos)]
+    with pytest.raises(GeoMAEError):
+        run_pretrain_mae.main([*argv, *mistake])
+    assert (tmp_path / "model.safetensors").read_text() == "weeks of work"
+
+
 def test_stopped_run_continues_to_the_same_weights(photos: Path, pretrained: Path, tmp_path: Path) -> None:
     argv = [SMOKE, "--data_dirs", str(photos), "--output_dir", str(tmp_path), "--disable_tqdm"]
     whole = sorted(pretrained.glob("checkpoint-*"))
@@ -75,6 +87,21 @@ def test_mistake_of_a_user_ends_in_one_line(monkeypatch: pytest.MonkeyPatch) -> 
         runpy.run_path(str(ROOT / "run_pretrain_mae.py"), run_name="__main__")
     expected = "ConfigError: unknown key --mask_ration on the command line; did you mean --mask_ratio?"
     assert caught.value.code == expected
+
+
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        (["--patch_size", "5"], "image_size=32 is not a multiple of patch_size=5"),
+        (["--init_from", "no/such/folder"], "no/such/folder does not exist"),
+    ],
+    ids=["architecture", "weights"],
+)
+def test_refusal_of_the_model_is_one_of_the_configuration(
+    photos: Path, tmp_path: Path, words: list[str], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        run_pretrain_mae.main([SMOKE, "--data_dirs", str(photos), "--output_dir", str(tmp_path), *words])
 
 
 def test_two_processes_in_bf16_show_every_photo_once(photos: Path, tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from geomae.errors import ConfigError
-from geomae.training import claim_output_dir, find_checkpoint
+from geomae.training import claim_output_dir, empty_output_dir, find_checkpoint
 from geomae.training.run_folder import describe_run, write_run_record
 
 
@@ -49,9 +49,10 @@ def test_fresh_start_has_no_checkpoint(tmp_path: Path, resume: str | bool | None
 
 
 def claim(
-    folder: Path, *, resume_from: str | None = None, overwrite: bool = False, is_main_process: bool = True
+    folder: Path, *, resume_from: str | None = None, overwrite: bool = False, init_from: Path | str | None = None
 ) -> None:
-    claim_output_dir(str(folder), resume_from=resume_from, overwrite=overwrite, is_main_process=is_main_process)
+    start = None if init_from is None else str(init_from)
+    claim_output_dir(str(folder), resume_from=resume_from, overwrite=overwrite, init_from=start)
 
 
 def test_folder_of_another_run_is_refused_with_the_ways_out(tmp_path: Path) -> None:
@@ -65,15 +66,30 @@ def test_folder_of_another_run_is_refused_with_the_ways_out(tmp_path: Path) -> N
     assert (tmp_path / "checkpoint-3").is_dir()
 
 
-def test_overwriting_removes_what_a_run_wrote_and_nothing_else(tmp_path: Path) -> None:
+def test_overwriting_removes_what_a_run_wrote_and_nothing_else_and_not_before_it_is_told_to(tmp_path: Path) -> None:
     make_checkpoint(tmp_path, 3)
-    for name in ("run.json", "trainer_state.json", "model.safetensors", "notes.txt"):
+    written = ("run.json", "trainer_state.json", "model.safetensors", "config.json", "training_args.bin")
+    for name in (*written, "eval_results.json", "all_results.json", "notes.txt"):
         (tmp_path / name).write_text("")
     (tmp_path / "pictures").mkdir()
-    claim(tmp_path, overwrite=True, is_main_process=False)
-    assert (tmp_path / "run.json").exists()
+    before = sorted(tmp_path.iterdir())
     claim(tmp_path, overwrite=True)
+    empty_output_dir(str(tmp_path), resume_from=None, is_main_process=False)
+    empty_output_dir(str(tmp_path), resume_from="last", is_main_process=True)
+    assert sorted(tmp_path.iterdir()) == before
+    empty_output_dir(str(tmp_path), resume_from=None, is_main_process=True)
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+
+
+@pytest.mark.parametrize("start", [".", "checkpoint-3", "checkpoint-3/model.safetensors", "../run/checkpoint-3"])
+def test_weights_to_start_from_are_not_overwritten(tmp_path: Path, start: str) -> None:
+    run = tmp_path / "run"
+    make_checkpoint(run, 3)
+    with pytest.raises(ConfigError, match=r"init_from .* lies in output_dir .*Choose another output_dir"):
+        claim(run, overwrite=True, init_from=run / start)
+    claim(run, resume_from="true", init_from=run / start)
+    claim(run, overwrite=True, init_from=make_checkpoint(tmp_path / "other", 3))
+    claim(run, overwrite=True, init_from="facebook/vit-mae-base")
 
 
 def test_record_says_how_to_repeat_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,15 +6,18 @@ from pathlib import Path
 import pytest
 from packed_photos import pack, training_arguments
 
-from geomae.errors import SourceError
+from geomae.errors import ConfigError, SourceError
 from geomae.training import (
     DataArguments,
+    GeoBaselineArguments,
     GeoMAEArguments,
     build_collators,
     build_stream,
     inherit_encoder,
     load_validation,
+    refuse_what_the_model_refuses,
 )
+from modeling import GeoMAEConfig
 
 
 def test_folders_are_mixed_into_one_stream(tmp_path: Path) -> None:
@@ -64,6 +67,19 @@ def test_encoder_sizes_come_from_the_checkpoint_unless_given(tmp_path: Path) -> 
     own = GeoMAEArguments(patch_size=4, pooling="mean")
     taken = inherit_encoder(own, str(tmp_path), given={"patch_size", "pooling"})
     assert taken == GeoMAEArguments(hidden_size=48, patch_size=4, pooling="mean")  # mask and dropout are a run's own
+
+
+def test_baseline_takes_from_the_checkpoint_what_it_has_itself(tmp_path: Path) -> None:
+    saved = {"model_type": "geomae", "hidden_size": 48, "patch_size": 8, "image_size": 96}
+    (tmp_path / "config.json").write_text(json.dumps(saved))
+    assert inherit_encoder(GeoBaselineArguments(), str(tmp_path), given=set()) == GeoBaselineArguments(image_size=96)
+
+
+def test_refusal_of_the_model_becomes_one_of_ours_and_ours_stay() -> None:
+    with pytest.raises(ConfigError, match="image_size=30 is not a multiple"), refuse_what_the_model_refuses():
+        GeoMAEConfig(image_size=30)
+    with pytest.raises(SourceError, match="mine"), refuse_what_the_model_refuses():
+        raise SourceError("mine")
 
 
 def test_other_weights_give_no_sizes(tmp_path: Path) -> None:

@@ -20,8 +20,15 @@ if TYPE_CHECKING:
     )
     from geomae.training.callbacks import PredictionMaps, ReconstructionPanels, RunRecord
     from geomae.training.optimization import build_parameter_groups, build_schedule, learning_rate_factor
-    from geomae.training.run_folder import claim_output_dir, find_checkpoint
-    from geomae.training.setup import build_collators, build_stream, inherit_encoder, load_validation, pick_panel
+    from geomae.training.run_folder import claim_output_dir, empty_output_dir, find_checkpoint
+    from geomae.training.setup import (
+        build_collators,
+        build_stream,
+        inherit_encoder,
+        load_validation,
+        pick_panel,
+        refuse_what_the_model_refuses,
+    )
     from geomae.training.trainers import GeolocationTrainer, MAETrainer, StreamingTrainer
 
 __all__ = [
@@ -43,6 +50,7 @@ __all__ = [
     "build_schedule",
     "build_stream",
     "claim_output_dir",
+    "empty_output_dir",
     "find_checkpoint",
     "given_keys",
     "inherit_encoder",
@@ -50,6 +58,7 @@ __all__ = [
     "load_validation",
     "parse_config",
     "pick_panel",
+    "refuse_what_the_model_refuses",
 ]
 
 _HOME = {
@@ -76,6 +85,7 @@ _HOME = {
     ),
     "run_folder": (
         "claim_output_dir",
+        "empty_output_dir",
         "find_checkpoint",
     ),
     "setup": (
@@ -84,6 +94,7 @@ _HOME = {
         "inherit_encoder",
         "load_validation",
         "pick_panel",
+        "refuse_what_the_model_refuses",
     ),
     "trainers": (
         "GeolocationTrainer",

@@ -18,13 +18,17 @@ import torch
 
 from geomae.errors import ConfigError
 
-__all__ = ["claim_output_dir", "describe_run", "find_checkpoint", "write_run_record"]
+__all__ = ["claim_output_dir", "describe_run", "empty_output_dir", "find_checkpoint", "write_run_record"]
 
 logger = logging.getLogger(__name__)
 
 STATE_FILE = "trainer_state.json"  # transformers writes it last: a checkpoint without it was cut off
 RECORD_FILE = "run.json"
-MADE_BY_A_RUN = (RECORD_FILE, STATE_FILE, "checkpoint-*", "model*.safetensors*", "pictures", "runs")
+# The copies of `modeling` beside a model stay: the next run writes them over.
+MADE_BY_A_RUN = (
+    *(RECORD_FILE, STATE_FILE, "checkpoint-*", "model*.safetensors*", "pictures", "runs"),
+    *("config.json", "training_args.bin", "all_results.json", "eval_results.json", "train_results.json"),
+)
 PACKAGES = ("accelerate", "datasets", "numpy", "timm", "torch", "transformers")
 
 
@@ -69,32 +73,53 @@ def _whole_checkpoints(output_dir: Path) -> list[Path]:
 
 
 def claim_output_dir(
-    output_dir: str, *, resume_from: str | bool | None, overwrite: bool, is_main_process: bool
+    output_dir: str, *, resume_from: str | bool | None, overwrite: bool, init_from: str | None
 ) -> None:
-    """Refuse a folder that holds another run, or empty it of that run.
+    """Refuse a folder that holds another run; nothing is removed yet.
 
     Args:
         output_dir: the run's folder; need not exist.
         resume_from: as for `find_checkpoint`; a run that continues may keep its folder.
-        overwrite: remove what an earlier run wrote there; other files stay.
-        is_main_process: only this process removes anything.
+        overwrite: `empty_output_dir` will remove what an earlier run wrote there.
+        init_from: what the run starts from; must not be removed.
 
     Raises:
-        ConfigError: the folder holds a run, and it is neither continued nor overwritten.
+        ConfigError: the folder holds a run, and it is neither continued nor overwritten; or it holds `init_from`.
     """
-    leftovers = [path for pattern in MADE_BY_A_RUN for path in sorted(Path(output_dir).glob(pattern))]
-    if not leftovers or resume_from not in (None, False, "false"):
-        return
-    if not overwrite:
+    leftovers = _leftovers(output_dir, resume_from)
+    if leftovers and not overwrite:
         raise ConfigError(
             f"output_dir {output_dir} already holds a run ({leftovers[0].name}). Choose another, continue that run "
             "with --resume_from_checkpoint true, or remove it with --overwrite_output_dir true"
         )
-    for path in leftovers if is_main_process else ():
+    start = Path(init_from or "").resolve()
+    if init_from and any(start in (path.parent, path) or path in start.parents for path in leftovers):
+        raise ConfigError(
+            f"init_from {init_from} lies in output_dir {output_dir}, which overwrite_output_dir would empty. "
+            "Choose another output_dir"
+        )
+
+
+def empty_output_dir(output_dir: str, *, resume_from: str | bool | None, is_main_process: bool) -> None:
+    """Remove what an earlier run wrote, once all else of the new one stands; other files stay.
+
+    Args:
+        output_dir: the run's folder, which `claim_output_dir` has let pass.
+        resume_from: as for `find_checkpoint`; a run that continues keeps its folder.
+        is_main_process: only this process removes anything.
+    """
+    for path in _leftovers(output_dir, resume_from) if is_main_process else ():
         if path.is_dir():
             shutil.rmtree(path)
         else:
             path.unlink()
+
+
+def _leftovers(output_dir: str, resume_from: str | bool | None) -> list[Path]:
+    """What another run has left in the folder; nothing where that run continues."""
+    if resume_from not in (None, False, "false"):
+        return []
+    return [path for pattern in MADE_BY_A_RUN for path in sorted(Path(output_dir).resolve().glob(pattern))]
 
 
 def write_run_record(output_dir: str, record: Mapping[str, Any]) -> Path:

@@ -2,9 +2,10 @@
 
 import dataclasses
 import json
-from collections.abc import Set
+from collections.abc import Iterator, Set
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from datasets import Dataset
@@ -13,10 +14,19 @@ from torch import Tensor
 from geomae.data.collate import PhotoCollator
 from geomae.data.shards import list_shards
 from geomae.data.stream import PhotoStream, load_photos
-from geomae.errors import SourceError
-from geomae.training.arguments import DataArguments, GeoMAEArguments, GeoMAETrainingArguments
+from geomae.errors import ConfigError, GeoMAEError, SourceError
+from geomae.training.arguments import DataArguments, GeoBaselineArguments, GeoMAEArguments, GeoMAETrainingArguments
 
-__all__ = ["build_collators", "build_stream", "inherit_encoder", "load_validation", "pick_panel"]
+__all__ = [
+    "build_collators",
+    "build_stream",
+    "inherit_encoder",
+    "load_validation",
+    "pick_panel",
+    "refuse_what_the_model_refuses",
+]
+
+Architecture = TypeVar("Architecture", GeoMAEArguments, GeoBaselineArguments)
 
 # What a checkpoint's encoder is built of; dropout, head and decoder are each run's own.
 ENCODER_FIELDS = (
@@ -98,11 +108,22 @@ def pick_panel(photos: Dataset | None, collator: PhotoCollator, *, num_photos: i
     return {name: value for name, value in batch.items() if name in ("pixel_values", "noise")}
 
 
-def inherit_encoder(architecture: GeoMAEArguments, init_from: str | None, *, given: Set[str]) -> GeoMAEArguments:
+@contextmanager
+def refuse_what_the_model_refuses() -> Iterator[None]:
+    """Make a `ValueError` of `modeling`, whose text says what to do, a `ConfigError`, which ends without traceback."""
+    try:
+        yield
+    except GeoMAEError:
+        raise
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+
+
+def inherit_encoder(architecture: Architecture, init_from: str | None, *, given: Set[str]) -> Architecture:
     """Take the encoder's sizes from the checkpoint that a run starts from, so that no YAML has to repeat them.
 
     Args:
-        architecture: of the run.
+        architecture: of the run; a baseline has only the photos' size and normalisation in common with GeoMAE.
         init_from: a checkpoint folder of GeoMAE gives its sizes; anything else gives none.
         given: keys that the user has set; they stand.
     """
@@ -112,5 +133,6 @@ def inherit_encoder(architecture: GeoMAEArguments, init_from: str | None, *, giv
     saved = json.loads(config_file.read_text(encoding="utf-8"))
     if saved.get("model_type") != "geomae":
         return architecture
-    taken = {name: saved[name] for name in ENCODER_FIELDS if name in saved and name not in given}
+    known = {field.name for field in dataclasses.fields(architecture)}
+    taken = {name: saved[name] for name in ENCODER_FIELDS if name in known & saved.keys() - given}
     return dataclasses.replace(architecture, **taken)
