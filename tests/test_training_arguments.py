@@ -15,6 +15,7 @@ from geomae.training import (
     GeoMAETrainingArguments,
     parse_config,
 )
+from geomae.training.arguments import NOT_USED
 from modeling import GeoBaselineConfig, GeoMAEConfig
 
 
@@ -67,11 +68,26 @@ def test_error_metric_is_better_when_smaller() -> None:
         ({"schedule": "step"}, "needs step_epochs"),
         ({"schedule": "multistep"}, "needs rising milestone_epochs"),
         ({"schedule": "multistep", "milestone_epochs": [6, 3]}, "needs rising milestone_epochs"),
-        ({"lr_scheduler_type": "cosine"}, "lr_scheduler_type is not used; write schedule"),
+        ({"lr_scheduler_type": "cosine"}, "lr_scheduler_type is cosine, but it is not used here: write schedule"),
         ({"layer_decay": 1.5}, "layer_decay is 1.5"),
         ({"max_bad_fraction": -1}, "max_bad_fraction is -1"),
         ({"learning_rate": 0}, "learning_rate is 0"),
-        ({"auto_find_batch_size": True}, "auto_find_batch_size"),
+        ({"auto_find_batch_size": True}, "auto_find_batch_size is True, .*gradient_accumulation_steps"),
+        ({"ignore_data_skip": False}, "ignore_data_skip is False, .* jumps to its place"),
+        ({"lr_scheduler_kwargs": {"num_cycles": 2}}, "lr_scheduler_kwargs is .*min_learning_rate"),
+        ({"dataloader_persistent_workers": True}, "dataloader_persistent_workers is True"),
+        ({"dataloader_drop_last": True}, "dataloader_drop_last is True, .*every training batch is full"),
+        ({"remove_unused_columns": True}, "remove_unused_columns is True"),
+        ({"label_smoothing_factor": 0.1}, "label_smoothing_factor is 0.1"),
+        ({"bf16_full_eval": True}, "bf16_full_eval is True, .*precision of training"),
+        ({"accelerator_config": {"dispatch_batches": True}}, "dispatch_batches and split_batches .* not used"),
+        ({"warmup_epochs": 1, "warmup_steps": 5}, "warmup_epochs and warmup_steps are both set"),
+        ({"warmup_epochs": -1}, "warmup_epochs is -1"),
+        ({"base_learning_rate": -1e-3}, "base_learning_rate is -0.001; it must be above 0"),
+        ({"min_learning_rate": -1e-3}, "min_learning_rate is -0.001"),
+        ({"min_learning_rate": 1e-2, "learning_rate": 1e-3}, "min_learning_rate is 0.01, above .* 0.001"),
+        ({"num_train_epochs": 0}, "num_train_epochs is 0; it must be above 0"),
+        ({"weight_decay": -0.1}, "weight_decay is -0.1"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, dict) else "",
 )
@@ -94,6 +110,19 @@ def test_what_cannot_work_is_refused(settings: dict[str, Any], message: str) -> 
 def test_data_that_cannot_work_is_refused(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         DataArguments(**{"data_dirs": ["somewhere"], **settings})
+
+
+def test_what_is_not_used_is_a_key_and_each_says_what_to_do() -> None:
+    assert NOT_USED.keys() <= {field.name for field in fields(GeoMAETrainingArguments)}
+    assert all(NOT_USED.values())
+
+
+@pytest.mark.parametrize("settings", [{"use_cpu": True}, {}], ids=["told_to", "without_a_gpu"])
+def test_fp16_without_a_gpu_is_refused(settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    if not settings:
+        monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with pytest.raises(ConfigError, match=r"fp16 is true, but without a CUDA device .* bf16: true"):
+        arguments(fp16=True, **settings)
 
 
 def test_epochs_become_steps_by_the_number_of_photos() -> None:
@@ -124,6 +153,12 @@ def test_base_learning_rate_grows_with_the_batch() -> None:
     args = arguments(base_learning_rate=1.5e-4, per_device_train_batch_size=512, gradient_accumulation_steps=8)
     args.fit_to(10_000)
     assert args.learning_rate == pytest.approx(2.4e-3)  # He et al. (2021): 1.5e-4 x 4096 / 256
+
+
+def test_end_of_the_schedule_above_the_rate_that_follows_from_the_batch_is_refused() -> None:
+    args = arguments(base_learning_rate=1e-3, min_learning_rate=1e-4, per_device_train_batch_size=8)
+    with pytest.raises(ConfigError, match=r"min_learning_rate is 0.0001, above the highest learning rate, 3.125e-05"):
+        args.fit_to(1_000)
 
 
 def test_run_without_photos_is_refused() -> None:

@@ -18,6 +18,7 @@ class Settings:
     learning_rate: float = 1e-3
     base_learning_rate: float | None = None
     sizes: list[int] = field(default_factory=lambda: [1, 2])
+    names: list[str] = field(default_factory=list)
     name: str | None = None
     flag: bool = True
     options: dict[str, Any] = field(default_factory=dict)
@@ -63,6 +64,9 @@ def test_number_in_scientific_notation_is_a_number(read: Any) -> None:
     [
         (["--sizes", "5", "6"], {"sizes": [5, 6]}),
         (["--sizes=5"], {"sizes": [5]}),
+        (["--names", "2024"], {"names": ["2024"]}),
+        (["--names", "2024", "1e3"], {"names": ["2024", "1e3"]}),
+        (["--names", '["2024", a]'], {"names": ["2024", "a"]}),
         (["--no_flag"], {"flag": False}),
         (["--flag", "false"], {"flag": False}),
         (["--flag"], {"flag": True}),
@@ -108,6 +112,7 @@ def test_key_given_twice_is_refused(read: Any) -> None:
         ("shuffle_buffer: many", r"shuffle_buffer in .*run.yaml is 'many' \(str\); it must be a whole number"),
         ("shuffle_buffer: 1.5", "must be a whole number"),
         ("shuffle_buffer: true", "must be a whole number"),
+        ("shuffle_buffer: .inf", r"shuffle_buffer in .*run.yaml is inf \(float\); it must be a whole number"),
         ("learning_rate: high", "must be a number"),
         ("learning_rate: null", "must be a number"),
         ("flag: 1", "must be true or false"),
@@ -134,6 +139,11 @@ def test_broken_file_is_refused_with_its_path(read: Any, tmp_path: Path) -> None
     with pytest.raises(ConfigError, match="not a text file"):
         parse_config([Settings], [str(tmp_path / "photo.yaml")])
     assert read("") == Settings()
+
+
+def test_broken_value_on_the_command_line_is_refused_with_its_key(read: Any) -> None:
+    with pytest.raises(ConfigError, match=r"--sizes on the command line is '\[1,', which is no value"):
+        read("", "--sizes", "[1,")
 
 
 def test_refusal_of_the_dataclass_names_the_file(read: Any) -> None:

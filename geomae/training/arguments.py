@@ -5,8 +5,9 @@ The architecture's fields repeat those of `modeling`'s configs, defaults include
 misspelt one is refused; a test holds the two together.
 """
 
+import math
 import os
-from dataclasses import dataclass, field
+from dataclasses import MISSING, dataclass, field, fields
 from typing import Any, Literal
 
 import torch
@@ -29,6 +30,44 @@ __all__ = [
 ]
 
 SCHEDULES = ("constant", "linear", "cosine", "step", "multistep")
+
+# Keys of transformers that change nothing here, or harm: the loaders, the parameter groups, the schedule and the
+# evaluation are our own. Each with what to do instead.
+_OWN_LOADER = "photos come from a stream of our own; choose dataloader_num_workers, dataloader_prefetch_factor"
+_OWN_ORDER = "the order of the photos is the stream's; choose shuffle_buffer, seed or data_seed"
+_OWN_EVALUATION = "every evaluation judges each photo once, in the precision of training, and keeps a row of each"
+_OWN_SCRIPT = "the script always trains, and evaluates as eval_strategy says"
+_OWN_LOSS = "the loss is the model's own"
+NOT_USED = {
+    "lr_scheduler_type": f"write schedule: one of {', '.join(SCHEDULES)}",
+    "lr_scheduler_kwargs": "write step_epochs, milestone_epochs, gamma or min_learning_rate",
+    "optim_target_modules": "parameters are grouped by layer_decay and decays_all_parameters",
+    "ignore_data_skip": "a resumed stream jumps to its place, and skipping batches would leave photos out",
+    "remove_unused_columns": "the collator needs columns that the model does not take",
+    "dataloader_drop_last": "every training batch is full",
+    "dataloader_persistent_workers": _OWN_LOADER,
+    "dataloader_in_order": "only batches in their order can be resumed",
+    "train_sampling_strategy": _OWN_ORDER,
+    "length_column_name": _OWN_ORDER,
+    "auto_find_batch_size": "choose per_device_train_batch_size and gradient_accumulation_steps",
+    "restore_callback_states_from_checkpoint": "what a run counts is restored without it",
+    "prediction_loss_only": _OWN_EVALUATION,
+    "eval_accumulation_steps": _OWN_EVALUATION,
+    "eval_do_concat_batches": _OWN_EVALUATION,
+    "eval_use_gather_object": _OWN_EVALUATION,
+    "include_for_metrics": _OWN_EVALUATION,
+    "batch_eval_metrics": _OWN_EVALUATION,
+    "bf16_full_eval": _OWN_EVALUATION,
+    "fp16_full_eval": _OWN_EVALUATION,
+    "label_names": _OWN_LOSS,
+    "label_smoothing_factor": _OWN_LOSS,
+    "neftune_noise_alpha": "it is for embeddings of words",
+    "use_liger_kernel": "it is for language models",
+    "do_train": _OWN_SCRIPT,
+    "do_eval": _OWN_SCRIPT,
+    "do_predict": "run_evaluate_geo.py judges a checkpoint",
+}
+
 BASE_BATCH_SIZE = 256  # `base_learning_rate` is per 256 photos, as in He et al. (2021), appendix A.1
 
 
@@ -182,7 +221,9 @@ class GeoMAETrainingArguments(TrainingArguments):
         {"dispatch_batches": False, "non_blocking": True}, "Each process reads its own photos."
     )
     dataloader_num_workers: int = option(2, "Readers per process; each decodes whole batches.")
-    save_total_limit: int | None = option(2, "Checkpoints kept, beside the best one.")
+    save_total_limit: int | None = option(
+        2, "Checkpoints kept, the best one among them; never fewer than the best and the newest."
+    )
     resume_from_checkpoint: str | None = option(
         None, "A checkpoint folder; true: the newest in output_dir; last: the same, or a fresh start without one."
     )
@@ -198,35 +239,60 @@ class GeoMAETrainingArguments(TrainingArguments):
         if self.greater_is_better is None and (self.metric_for_best_model or "").endswith("_km"):
             self.greater_is_better = False
         self.run_name = self.run_name or self.output_dir.strip("/").removeprefix("outputs/").replace("/", "-")
+        self._check_not_used()
         self._check_ranges()
         super().__post_init__()
+        accelerator_config: Any = self.accelerator_config  # by now an AcceleratorConfig
+        if accelerator_config.dispatch_batches or accelerator_config.split_batches:
+            raise ConfigError(f"dispatch_batches and split_batches of accelerator_config are not used: {_OWN_LOADER}")
         if "wandb" in (self.report_to or ()):
             os.environ.setdefault("WANDB_PROJECT", "geomae")
         # Without a launcher transformers would use nn.DataParallel, which splits batches behind the stream's back.
         self._n_gpu = min(self._n_gpu, 1)
         self.num_photos = 0
 
+    def _check_not_used(self) -> None:
+        for known in fields(self):
+            default = known.default if known.default_factory is MISSING else known.default_factory()
+            value = getattr(self, known.name)
+            if known.name in NOT_USED and value != default:
+                raise ConfigError(
+                    f"{known.name} is {value}, but it is not used here: {NOT_USED[known.name]}; leave it at {default}"
+                )
+
     def _check_ranges(self) -> None:
         if self.schedule not in SCHEDULES:
             raise ConfigError(f"schedule is {self.schedule!r}; it must be one of {', '.join(SCHEDULES)}")
-        if self.lr_scheduler_type != "linear":
-            raise ConfigError(f"lr_scheduler_type is not used; write schedule: one of {', '.join(SCHEDULES)}")
-        if self.auto_find_batch_size or self.restore_callback_states_from_checkpoint:
+        if self.fp16 and (self.use_cpu or not torch.cuda.is_available()):
             raise ConfigError(
-                "auto_find_batch_size and restore_callback_states_from_checkpoint do not work on a stream"
+                "fp16 is true, but without a CUDA device nothing scales its gradients, and they vanish: "
+                "write bf16: true, or --fp16 false"
             )
         if self.schedule == "step" and not (self.step_epochs and self.step_epochs > 0):
             raise ConfigError(f"schedule: step needs step_epochs above 0, such as 3; it is {self.step_epochs}")
         milestones = self.milestone_epochs or []
         if self.schedule == "multistep" and (not milestones or sorted(milestones) != milestones):
             raise ConfigError(f"schedule: multistep needs rising milestone_epochs, such as [6, 10]; got {milestones}")
-        if not self.learning_rate > 0:
-            raise ConfigError(f"learning_rate is {self.learning_rate}; it must be above 0")
+        if self.warmup_epochs is not None and self.warmup_steps:
+            raise ConfigError("warmup_epochs and warmup_steps are both set; keep one of them")
+        for name in ("learning_rate", "base_learning_rate", "num_train_epochs"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise ConfigError(f"{name} is {value}; it must be above 0")
         ranges: dict[str, tuple[float, float]] = {"layer_decay": (0, 1), "max_bad_fraction": (0, 1), "gamma": (0, 1)}
+        ranges |= dict.fromkeys(("warmup_epochs", "min_learning_rate", "weight_decay"), (0, math.inf))
         for name, (lowest, highest) in ranges.items():
             value = getattr(self, name)
             if value is not None and not lowest <= value <= highest:
                 raise ConfigError(f"{name} is {value}; it must lie between {lowest} and {highest}")
+        if self.base_learning_rate is None:
+            self._check_min_learning_rate()
+
+    def _check_min_learning_rate(self) -> None:
+        if self.min_learning_rate > self.learning_rate:
+            raise ConfigError(
+                f"min_learning_rate is {self.min_learning_rate}, above the highest learning rate, {self.learning_rate}"
+            )
 
     @property
     def stream_seed(self) -> int:
@@ -250,7 +316,7 @@ class GeoMAETrainingArguments(TrainingArguments):
             num_photos: photos of one epoch, over all processes.
 
         Raises:
-            ConfigError: there are no photos.
+            ConfigError: there are no photos, or min_learning_rate is above the learning rate.
         """
         if num_photos < 1:
             raise ConfigError("the training data has no photos")
@@ -259,6 +325,7 @@ class GeoMAETrainingArguments(TrainingArguments):
             self.max_steps = max(1, round(self.num_train_epochs * self.steps_per_epoch))
         if self.base_learning_rate is not None:
             self.learning_rate = self.base_learning_rate * self.total_batch_size / BASE_BATCH_SIZE
+            self._check_min_learning_rate()
         if self.warmup_epochs is not None:
             self.warmup_steps = round(self.warmup_epochs * self.steps_per_epoch)
         epoch_steps = max(1, round(self.steps_per_epoch))

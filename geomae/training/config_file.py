@@ -203,12 +203,21 @@ def _value_of_words(words: list[str], hint: Any, key: str) -> Any:
             raise ConfigError(f"--{key} on {COMMAND_LINE} has no value; write --{key} VALUE")
         return True
     wants_list = any(typing.get_origin(member) is list or member is list for member in members)
-    if str in members and not (wants_list and len(words) > 1) and not words[0].startswith(("{", "[")):
+    # Of a list of texts every word is text: the folder 2024 is no number.
+    is_text = list[str] in members or (str in members and not (wants_list and len(words) > 1))
+    if is_text and not words[0].startswith(("{", "[")):
         value: Any = words if len(words) > 1 else words[0]
     else:
-        values = [yaml.load(word, Loader=_StrictLoader) for word in words]
+        values = [_load_word(word, key) for word in words]
         value = values if len(values) > 1 else values[0]
     return _coerce(value, hint, key, COMMAND_LINE)
+
+
+def _load_word(word: str, key: str) -> Any:
+    try:
+        return yaml.load(word, Loader=_StrictLoader)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"--{key} on {COMMAND_LINE} is {word!r}, which is no value: {error}") from error
 
 
 def _coerce(value: Any, hint: Any, key: str, source: str) -> Any:
@@ -227,7 +236,7 @@ def _coerce(value: Any, hint: Any, key: str, source: str) -> Any:
     for member in members:
         try:
             return _convert(value, member, key, source)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):  # int(inf) overflows
             continue
     raise ConfigError(
         f"{key} {'on' if source == COMMAND_LINE else 'in'} {source} is {value!r} ({type(value).__name__}); "
