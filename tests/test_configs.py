@@ -1,5 +1,6 @@
-"""Every YAML of training loads, builds its model and trains when shrunk; the thesis's say what the thesis says."""
+"""Every YAML loads, builds its model and trains when shrunk, or judges; the thesis's say what the thesis says."""
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,11 @@ from accelerate.commands.config.config_args import load_config_from_file
 from launching import ROOT
 from packed_photos import TINY, pack
 
+import run_evaluate_geo
 import run_finetune_geo
 import run_pretrain_mae
 from geomae.data.photos import evaluation_short_side
+from geomae.evaluation import EvaluationArguments
 from geomae.training import (
     DataArguments,
     FinetuneArguments,
@@ -21,12 +24,15 @@ from geomae.training import (
     GeoMAEArguments,
     GeoMAETrainingArguments,
     PretrainArguments,
+    given_keys,
+    inherit_encoder,
     parse_config,
 )
-from modeling import GeoMAEConfig, GeoMAEForPreTraining
+from modeling import GeoMAEConfig, GeoMAEForGeolocation, GeoMAEForPreTraining
 
 PRETRAIN = sorted((ROOT / "configs/pretrain").glob("*.yaml"))
 FINETUNE = sorted((ROOT / "configs/finetune").glob("*.yaml"))
+EVALUATE = sorted((ROOT / "configs/evaluate").glob("*.yaml"))
 ACCELERATE = sorted((ROOT / "configs/accelerate").glob("*.yaml"))
 # The machine that runs the tests has no GPU; what a file asks of one is checked as text.
 ON_A_CPU = ["--fp16", "false", "--torch_compile", "false", "--optim", "adamw_torch"]
@@ -64,7 +70,23 @@ def test_model_is_built_on_the_meta_device(path: Path) -> None:
 
 @pytest.mark.parametrize("path", PRETRAIN + FINETUNE, ids=named)
 def test_file_trains_for_two_steps_when_shrunk(path: Path, photos: Path, tmp_path: Path) -> None:
-    _, start, _, _ = load(path)
+    train_shrunk(path, photos, tmp_path, ON_A_CPU)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", ["finetune/thesis_mae_mp16", "finetune/mae_vit_base_mp16"])
+def test_file_trains_in_its_own_precision_and_compiled_on_a_gpu(name: str, photos: Path, tmp_path: Path) -> None:
+    path = ROOT / f"configs/{name}.yaml"
+    train_shrunk(path, photos, tmp_path, [])
+    written, ran = yaml.safe_load(path.read_text()), json.loads((tmp_path / "run/run.json").read_text())["config"]
+    for key in ("fp16", "bf16", "torch_compile", "optim"):
+        assert ran[key] == written.get(key, ran[key]), key
+    losses = [e["loss"] for e in json.loads((tmp_path / "run/trainer_state.json").read_text())["log_history"][:2]]
+    assert all(0 < loss < float("inf") for loss in losses)
+
+
+def train_shrunk(path: Path, photos: Path, tmp_path: Path, hardware: list[str]) -> None:
+    start = load(path)[1]
     shrunk: dict[str, Any] = {"data_dirs": str(photos), "validation_dir": "null", "output_dir": str(tmp_path / "run")}
     shrunk |= {"max_steps": 2, "per_device_train_batch_size": 4, "dataloader_num_workers": 0, "warmup_steps": 1}
     shrunk |= {"eval_strategy": "steps", "eval_steps": 2, "save_strategy": "steps", "save_steps": 2}
@@ -76,7 +98,7 @@ def test_file_trains_for_two_steps_when_shrunk(path: Path, photos: Path, tmp_pat
         shrunk |= TINY
     words = [word for key, value in shrunk.items() for word in (f"--{key}", *_words(value))]
     script = run_pretrain_mae if path in PRETRAIN else run_finetune_geo
-    script.main([str(path), *ON_A_CPU, *words])
+    script.main([str(path), *hardware, *words])
     assert (tmp_path / "run/model.safetensors").is_file()
     assert (tmp_path / "run/checkpoint-2").is_dir()
 
@@ -85,11 +107,38 @@ def _words(value: Any) -> list[str]:
     return [str(item) for item in value] if isinstance(value, list) else [str(value)]
 
 
-@pytest.mark.parametrize("path", PRETRAIN + FINETUNE, ids=named)
+@pytest.mark.parametrize("path", EVALUATE, ids=named)
+def test_evaluation_is_one_of_a_checkpoint_into_a_folder_of_its_own(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)  # what the file names is looked for, and made here
+    written = yaml.safe_load(path.read_text())
+    if "photos" in written:
+        Path(written["photos"]).mkdir(parents=True)
+        Path(written["test_set"]).write_text("IMG_ID,LAT,LON\n")
+    else:
+        pack(Path(written["test_set"]), **{written["split"]: 4})
+    (arguments,) = parse_config([EvaluationArguments], [str(path)])
+    assert arguments.checkpoint.startswith("outputs/")
+    assert arguments.output_dir.startswith("outputs/")
+    others = [yaml.safe_load(other.read_text())["output_dir"] for other in EVALUATE if other != path]
+    assert arguments.output_dir not in [*others, arguments.checkpoint]
+
+
+def test_smoke_judges_what_fine_tuning_wrote(photos: Path, tmp_path: Path) -> None:
+    GeoMAEForGeolocation(GeoMAEConfig(**TINY)).save_pretrained(tmp_path / "model")
+    words = ["--checkpoint", str(tmp_path / "model"), "--test_set", str(photos), "--train_coordinates", str(photos)]
+    run_evaluate_geo.main([str(ROOT / "configs/evaluate/smoke.yaml"), *words, "--output_dir", str(tmp_path / "out")])
+    metrics = json.loads((tmp_path / "out/metrics.json").read_text())
+    assert metrics["num_photos"] == 4
+
+
+@pytest.mark.parametrize("path", PRETRAIN + FINETUNE + EVALUATE, ids=named)
 def test_header_states_command_hardware_time_and_expectation(path: Path) -> None:
     header = path.read_text().split("\n\n")[0]
     assert all(line.startswith("#") for line in header.splitlines())
-    script = "run_pretrain_mae.py" if path in PRETRAIN else "run_finetune_geo.py"
+    script = {"pretrain": "run_pretrain_mae.py", "finetune": "run_finetune_geo.py"}.get(path.parent.name)
+    script = script or "run_evaluate_geo.py"
     assert f"{script} {path.relative_to(ROOT)}" in header
     for word in ("hardware:", "time:", "expected:"):
         assert word in header
@@ -246,17 +295,23 @@ def test_modern_fine_tuning_is_the_recipe_of_mae() -> None:
     assert 8 * args.per_device_train_batch_size == 1024
 
 
-def test_comparison_on_the_earth_has_the_same_network_and_budget() -> None:
+def test_comparison_on_the_earth_has_the_same_network_and_budget(tmp_path: Path) -> None:
     _, _, pretrained, _ = load(ROOT / "configs/pretrain/earth.yaml")
-    data, _, tuned, tuning = load(ROOT / "configs/finetune/earth_mae.yaml")
-    scratch_data, _, scratch, from_scratch = load(ROOT / "configs/finetune/earth_scratch.yaml")
-    for name in ("image_size", "patch_size", "hidden_size", "num_hidden_layers", "num_attention_heads"):
-        assert getattr(scratch, name) == getattr(pretrained, name), name
-    for name in ("pooling", "drop_path_rate", "head_type", "head_hidden_sizes"):
-        assert getattr(scratch, name) == getattr(tuned, name), name
-    assert tuning.num_train_epochs == from_scratch.num_train_epochs
-    assert tuning.per_device_train_batch_size == from_scratch.per_device_train_batch_size
-    assert (data.data_dirs, data.crop_scale) == (scratch_data.data_dirs, scratch_data.crop_scale)
+    GeoMAEConfig(**vars(pretrained)).save_pretrained(tmp_path)
+    tuned_file = ROOT / "configs/finetune/earth_mae.yaml"
+    data, start, tuned, tuning = load(tuned_file)
+    tuned = inherit_encoder(tuned, str(tmp_path), given=given_keys([str(tuned_file)]))
+    scratch_data, scratch_start, scratch, from_scratch = load(ROOT / "configs/finetune/earth_scratch.yaml")
+    assert vars(scratch) == vars(tuned)
+    assert scratch_data == data
+    assert (scratch_start.model_type, scratch_start.init_from) == (start.model_type, None)
+    # No layer decay from fresh weights: there is nothing to preserve. run_name follows from output_dir.
+    differing = ("layer_decay", "output_dir", "run_name")
+    values, scratch_values = (
+        {key: value for key, value in args.to_dict().items() if key not in differing} for args in (tuning, from_scratch)
+    )
+    assert scratch_values == values
+    assert from_scratch.layer_decay is None
 
 
 # ---- accelerate
