@@ -105,7 +105,7 @@ results/earth/predictions_im2gps3k.png: $(RUNS:%=$(EARTH)/finetune_%/model.safet
 	cp $(EARTH)/report/finetuning_error.png $(EARTH)/report/error_cdf_1.png results/earth/
 	cp $(EARTH)/report/reconstruction_1_step_002344.png results/earth/reconstruction.png
 	cp $(EARTH)/report/prediction_map_1_1.png $@
-	$(BIN)/python -m geomae.reporting fill README.md
+	$(BIN)/python -m geomae.reporting fill README.md model_cards/*.md
 
 # 120 real photos from many cameras: does the decoder learn to restore what it cannot see? And what does a model that has
 # only ever seen the ground from above say of photos? About 5 minutes on two cores.
@@ -125,6 +125,7 @@ results/photos/reconstruction_step_000600.png: $(PHOTOS)/pretrain/model.safetens
 	mkdir -p results/photos/pretrain
 	cp $(PHOTOS)/pretrain/run.json $(PHOTOS)/pretrain/trainer_state.json results/photos/pretrain/
 	cp $(PHOTOS)/pretrain/pictures/reconstruction_step_000000.png $(PHOTOS)/pretrain/pictures/reconstruction_step_000600.png results/photos/
+	$(BIN)/python -m geomae.reporting fill README.md model_cards/*.md
 
 clean: ## Remove builds, caches and the demo; keep the environment and other outputs
 	rm -rf build dist *.egg-info $(DEMO) .pytest_cache .ruff_cache .mypy_cache .hypothesis

@@ -147,7 +147,7 @@ def test_what_is_not_there_is_named(page, change, error, message):
 def test_every_marked_page_of_this_repository_is_up_to_date():
     root = Path(__file__).resolve().parent.parent
     tables = root / "results" / "tables.yaml"
-    if not tables.is_file():
-        pytest.skip("results/tables.yaml is not written yet")
-    pages = [path for path in sorted(root.glob("*.md")) if "<!-- results:" in path.read_text(encoding="utf-8")]
-    assert main(["fill", *map(str, pages), "--tables", str(tables), "--check"]) == 0 if pages else True
+    candidates = [page for folder in ("", "docs", "model_cards") for page in sorted((root / folder).glob("*.md"))]
+    pages = [page for page in candidates if "<!-- results:" in page.read_text(encoding="utf-8")]
+    assert {"README.md", "geomae_earth.md"} <= {page.name for page in pages}
+    assert main(["fill", *map(str, pages), "--tables", str(tables), "--check"]) == 0
