@@ -4,11 +4,11 @@ import json
 import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from geomae.errors import SourceError
+from geomae.provenance import find_versions
 
 __all__ = [
     "MAX_BAD_LISTED",
@@ -20,6 +20,7 @@ __all__ = [
     "write_manifest",
 ]
 
+PACKAGES = ("numpy", "opencv-python-headless", "pillow", "pyarrow", "simplejpeg")
 MAX_BAD_LISTED = 1000  # names of damaged photos in the manifest; all of them are counted
 
 
@@ -74,7 +75,7 @@ def write_manifest(
         "bad": [photo for entry in splits.values() for photo in entry["bad"]][:MAX_BAD_LISTED],
         "source": source,
         "options": options,
-        "versions": _versions(),
+        "versions": find_versions(PACKAGES),
         "splits": splits,
     }
     _write_json(output_dir / "manifest.json", manifest)
@@ -85,17 +86,6 @@ def _write_json(path: Path, content: dict[str, Any]) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     temporary.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     os.replace(temporary, path)
-
-
-def _versions() -> dict[str, str]:
-    names = ("geomae", "numpy", "opencv-python-headless", "pillow", "pyarrow", "simplejpeg")
-    found = {}
-    for name in names:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:  # geomae run from a checkout that is not installed
-            found[name] = "not installed"
-    return found
 
 
 def read_splits(output_dir: Path) -> dict[str, Any]:

@@ -2,21 +2,18 @@
 
 import json
 import os
-import platform
 import re
 import shlex
-import subprocess
 from collections.abc import Sequence
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet
 
-from geomae import __version__
 from geomae.errors import ConfigError, SourceError
 from geomae.evaluation.tables import TestSet
+from geomae.provenance import find_commit, find_versions
 
 __all__ = ["describe_run", "describe_test_set", "read_metrics", "refuse_unwritable", "shown_path", "write_evaluation"]
 
@@ -31,8 +28,8 @@ def describe_run(argv: Sequence[str]) -> dict[str, Any]:
     """
     return {
         "command": shlex.join(["python", *map(_shown_word, argv)]),
-        "commit": _find_commit(),
-        "versions": _find_versions(),
+        "commit": find_commit(),
+        "versions": find_versions(PACKAGES),
     }
 
 
@@ -120,33 +117,3 @@ def _shown_word(word: str) -> str:
     if equals and value.startswith("/"):
         return f"{key}={shown_path(value)}"
     return shown_path(word) if word.startswith("/") else word
-
-
-def _find_versions() -> dict[str, str]:
-    versions = {"python": platform.python_version(), "geomae": __version__}
-    for package in PACKAGES:
-        try:
-            versions[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return versions
-
-
-def _find_commit() -> str | None:
-    """The checkout's commit, with `+changes` if tracked code differs from it; None outside a checkout."""
-    root = Path(__file__).resolve().parents[2]
-    if not (root / ".git").exists():
-        return None
-    try:
-        commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True, check=True)
-        # Numbers and the pages filled from them change by being recorded: they are not code.
-        changes = subprocess.run(
-            ["git", "status", "--porcelain", "--untracked-files=no", "--", ".", ":!results", ":!*.md"],
-            cwd=root,
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return commit.stdout.strip() + ("+changes" if changes.stdout.strip() else "")

@@ -6,17 +6,16 @@ import os
 import platform
 import re
 import shutil
-import subprocess
 import sys
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from geomae.errors import ConfigError
+from geomae.provenance import find_commit, find_versions
 
 __all__ = ["claim_output_dir", "describe_run", "empty_output_dir", "find_checkpoint", "write_run_record"]
 
@@ -137,21 +136,13 @@ def describe_run(config: Mapping[str, Any], *, seed: int, num_processes: int) ->
     return {
         "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         "config": dict(config),
-        "commit": _git("rev-parse", "HEAD"),
-        "has_uncommitted_changes": bool(_git("status", "--porcelain", "--untracked-files=no")),
-        "versions": {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
+        "commit": find_commit(),
+        "versions": find_versions(PACKAGES),
         "hardware": _describe_hardware(),
         "num_processes": num_processes,
         "seed": seed,
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
     }
-
-
-def _version(name: str) -> str | None:
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return None
 
 
 def _describe_hardware() -> dict[str, Any]:
@@ -160,17 +151,3 @@ def _describe_hardware() -> dict[str, Any]:
     if torch.cuda.is_available():
         hardware["gpus"] = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
     return hardware
-
-
-def _git(*arguments: str) -> str | None:
-    """The output of git in the folder of this file; None outside a checkout or without git."""
-    here = Path(__file__)
-    try:
-        # Installed inside somebody else's repository, that repository's commit would say nothing.
-        for command in (["ls-files", "--error-unmatch", here.name], arguments):
-            done = subprocess.run(
-                ["git", "-C", str(here.parent), *command], capture_output=True, text=True, check=True, timeout=10
-            )
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return done.stdout.strip()

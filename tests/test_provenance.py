@@ -1,0 +1,60 @@
+"""Records name the code that made them, and only that code."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from geomae import __version__, provenance
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def git(folder: Path, *words: str) -> str:
+    identity = ["-c", "user.name=Test", "-c", "user.email=test@example.org"]
+    done = subprocess.run(["git", *identity, *words], cwd=folder, capture_output=True, text=True, check=True)
+    return done.stdout.strip()
+
+
+def commit_found_in(folder: Path) -> str:
+    code = "import sys; sys.path.insert(0, '.'); from geomae.provenance import find_commit; print(find_commit())"
+    done = subprocess.run([sys.executable, "-P", "-c", code], cwd=folder, capture_output=True, text=True, check=True)
+    return done.stdout.strip()
+
+
+def checkout(tmp_path: Path) -> Path:
+    for name in ("__init__.py", "provenance.py"):
+        (tmp_path / "geomae").mkdir(exist_ok=True)
+        shutil.copyfile(ROOT / "geomae" / name, tmp_path / "geomae" / name)
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results" / "metrics.json").write_text("{}")
+    (tmp_path / "README.md").write_text("")
+    git(tmp_path, "init", "-q")
+    git(tmp_path, "add", ".")
+    git(tmp_path, "commit", "-q", "-m", "first")
+    return tmp_path
+
+
+def test_changed_code_is_told_from_changed_results(tmp_path: Path) -> None:
+    folder = checkout(tmp_path)
+    commit = git(folder, "rev-parse", "HEAD")
+    (folder / "results" / "metrics.json").write_text('{"mean_km": 1}')
+    (folder / "README.md").write_text("filled")
+    assert commit_found_in(folder) == commit
+    with (folder / "geomae" / "provenance.py").open("a") as file:
+        file.write("\n")
+    assert commit_found_in(folder) == f"{commit}+changes"
+
+
+def test_a_copy_inside_another_repository_does_not_claim_its_commit(tmp_path: Path) -> None:
+    folder = checkout(tmp_path)
+    inside = folder / "site-packages" / "geomae"
+    shutil.copytree(folder / "geomae", inside)
+    assert commit_found_in(inside.parent) == "None"
+
+
+def test_versions_leave_out_what_is_not_installed() -> None:
+    versions = provenance.find_versions(["numpy", "no-such-package"])
+    assert versions["geomae"] == __version__
+    assert {"python", "numpy"} <= versions.keys()
+    assert "no-such-package" not in versions
