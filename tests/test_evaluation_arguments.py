@@ -15,6 +15,7 @@ GIVEN = {"test_set": "set.csv", "output_dir": "out", "predictions": "p.csv"}
         ({"output_dir": ""}, "output_dir is missing"),
         ({"predictions": None}, "either checkpoint or predictions; neither"),
         ({"checkpoint": "outputs/run"}, "either checkpoint or predictions; both"),
+        ({"photos": "folder"}, "predictions are judged without them"),
         ({"per_device_eval_batch_size": 0}, "per_device_eval_batch_size must be at least 1"),
         ({"dataloader_num_workers": -1}, "dataloader_num_workers at least 0"),
         ({"max_damaged_share": 10}, "a share from 0 to 1; got 10"),
