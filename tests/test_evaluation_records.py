@@ -19,7 +19,9 @@ def test_paths_of_one_machine_are_not_written_down(tmp_path, monkeypatch):
 
 def test_the_command_can_be_typed_again_elsewhere(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    run = describe_run(["/elsewhere/run_evaluate_geo.py", "--test_set", "/data/a b.csv", f"--output_dir={tmp_path}/out"])
+    run = describe_run(
+        ["/elsewhere/run_evaluate_geo.py", "--test_set", "/data/a b.csv", f"--output_dir={tmp_path}/out"]
+    )
     assert run["command"] == "python run_evaluate_geo.py --test_set 'a b.csv' --output_dir=out"
 
 

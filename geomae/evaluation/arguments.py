@@ -84,7 +84,9 @@ class EvaluationArguments:
             given = "both" if self.checkpoint else "neither"
             raise ConfigError(f"give either checkpoint or predictions; {given} of them was given")
         if self.predictions and self.photos:
-            raise ConfigError("photos belong to a checkpoint; predictions are judged without them: leave one of both out")
+            raise ConfigError(
+                "photos belong to a checkpoint; predictions are judged without them: leave one of both out"
+            )
         if self.per_device_eval_batch_size < 1 or self.dataloader_num_workers < 0:
             raise ConfigError(
                 "per_device_eval_batch_size must be at least 1 and dataloader_num_workers at least 0; got "
