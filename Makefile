@@ -56,7 +56,7 @@ bench: $(INSTALLED) ## Run every benchmark
 # middle of a training too. A step whose result exists but is older than its input starts afresh.
 DEMO := outputs/demo
 ACCELERATE := $(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no
-RESUME = $(if $(wildcard $@),,--resume_from_checkpoint last)
+RESUME = $(if $(wildcard $@),--overwrite_output_dir true,--resume_from_checkpoint last)
 
 demo: $(DEMO)/report/report.md ## Photos, pretraining, fine-tuning, evaluation and report in a few minutes, without a download
 	@echo; $(BIN)/python -m geomae.evaluation show $(DEMO)/evaluate
@@ -80,13 +80,16 @@ $(DEMO)/report/report.md: $(DEMO)/evaluate/metrics.json
 
 # The experiment in the README, from the real coordinates and the picture in GEOMAE_SHARED_DATA: about 45 minutes on two cores.
 EARTH := outputs/earth
+SHARED := $(or $(GEOMAE_SHARED_DATA),../shared/data)
 RUNS := mae scratch
 SETS := im2gps im2gps3k
 
 earth: results/earth/predictions_im2gps3k.png ## The experiment in the README: real coordinates of MP-16 and Im2GPS3k on a picture of the Earth
 
 $(EARTH)/data/manifest.json: | $(INSTALLED)
-	$(BIN)/python -m geomae.data earth --output_dir $(EARTH)/data --num_train 30000
+	@test -d $(SHARED)/geotags && test -d $(SHARED)/earth || { echo "There is no geotags/ and earth/ in $(SHARED):" \
+	  "set GEOMAE_SHARED_DATA to the folder that holds both." >&2; exit 1; }
+	$(BIN)/python -m geomae.data earth --output_dir $(EARTH)/data --num_train 30000 --shared_data $(SHARED)
 
 $(EARTH)/pretrain/model.safetensors: configs/pretrain/earth.yaml $(EARTH)/data/manifest.json
 	$(ACCELERATE) run_pretrain_mae.py $< $(RESUME)
@@ -110,18 +113,19 @@ results/earth/predictions_im2gps3k.png: $(RUNS:%=$(EARTH)/finetune_%/model.safet
 # 120 real photos from many cameras: does the decoder learn to restore what it cannot see? And what does a model that has
 # only ever seen the ground from above say of photos? About 5 minutes on two cores.
 PHOTOS := outputs/photos
-CAMERAS = $(or $(GEOMAE_SHARED_DATA),../shared/data)/photos
+CAMERAS := $(SHARED)/photos
 
 photos: results/photos/reconstruction_step_000600.png ## Pretraining on 120 real photos, and an evaluation on the 32 with coordinates
 
 $(PHOTOS)/pretrain/model.safetensors: configs/pretrain/photos.yaml | $(INSTALLED)
+	@test -d $(CAMERAS) || { echo "There is no $(CAMERAS): set GEOMAE_SHARED_DATA to the folder that holds photos/." >&2; exit 1; }
 	$(BIN)/python -m geomae.data pack $(CAMERAS)/unlabelled --unlabelled --validation_fraction 0.1 --output_dir $(PHOTOS)/unlabelled
 	$(BIN)/python -m geomae.data pack $(CAMERAS)/geotagged --csv $(CAMERAS)/geotagged.csv --output_dir $(PHOTOS)/geotagged
 	$(ACCELERATE) run_pretrain_mae.py $< $(RESUME)
 
 results/photos/reconstruction_step_000600.png: $(PHOTOS)/pretrain/model.safetensors $(EARTH)/finetune_mae/model.safetensors
 	$(BIN)/python run_evaluate_geo.py --checkpoint $(EARTH)/finetune_mae --test_set $(CAMERAS)/geotagged.csv --num_resamples 10000 \
-	  --photos $(CAMERAS)/geotagged --train_coordinates $(CAMERAS)/../geotags/mp16_coordinates_100k.csv --output_dir results/photos/geotagged
+	  --photos $(CAMERAS)/geotagged --train_coordinates $(SHARED)/geotags/mp16_coordinates_100k.csv --output_dir results/photos/geotagged
 	mkdir -p results/photos/pretrain
 	cp $(PHOTOS)/pretrain/run.json $(PHOTOS)/pretrain/trainer_state.json results/photos/pretrain/
 	cp $(PHOTOS)/pretrain/pictures/reconstruction_step_000000.png $(PHOTOS)/pretrain/pictures/reconstruction_step_000600.png results/photos/

@@ -40,6 +40,7 @@ def main(argv: Sequence[str]) -> None:
         # Only this branch needs torch: a file of predictions is judged without it.
         from geomae.data import PhotoCollator, load_photos
         from geomae.evaluation.predict import is_main_process, predict_coordinates
+        from geomae.training import refuse_what_the_model_refuses
         from modeling import load_geolocator
 
         photos = load_photos(
@@ -51,7 +52,8 @@ def main(argv: Sequence[str]) -> None:
         test_set = TestSet.from_columns(
             Path(arguments.test_set).name, photos, split=None if arguments.photos else arguments.split
         )
-        model = load_geolocator(arguments.checkpoint)
+        with refuse_what_the_model_refuses():
+            model = load_geolocator(arguments.checkpoint)
         predictions = predict_coordinates(
             model,
             photos,

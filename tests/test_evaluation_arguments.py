@@ -1,5 +1,7 @@
 """What run_evaluate_geo.py can be told."""
 
+import json
+
 import pytest
 
 from geomae.errors import ConfigError
@@ -66,3 +68,15 @@ def test_an_output_folder_that_cannot_be_made_is_refused_before_anything_runs(tm
     (tmp_path / "taken").touch()
     with pytest.raises(ConfigError, match=r"output_dir .*out cannot be made or written: .*taken is a file"):
         EvaluationArguments(**{**GIVEN, "output_dir": str(tmp_path / "taken" / "out")})
+
+
+def test_an_evaluation_of_another_model_is_not_overwritten(tmp_path):
+    judged = {"predictions": "outputs/theirs.csv", "checkpoint": None, "test_set": {"name": "set.csv"}}
+    (tmp_path / "metrics.json").write_text(json.dumps(judged))
+    again = {"test_set": "elsewhere/set.csv", "output_dir": str(tmp_path), "predictions": "outputs/theirs.csv"}
+    EvaluationArguments(**again)
+    for change in ({"predictions": "outputs/mine.csv"}, {"test_set": "other.csv"}):
+        with pytest.raises(
+            ConfigError, match=r"holds an evaluation of outputs/theirs\.csv on set\.csv, and this one is of"
+        ):
+            EvaluationArguments(**{**again, **change})

@@ -99,7 +99,7 @@ def test_a_predictions_file_that_the_script_wrote_can_be_judged_again(tmp_path, 
         test_set,
     )
     pa.parquet.write_table(table, tmp_path / "again.parquet")
-    second, _ = run(tmp_path, "--predictions", tmp_path / "again.parquet", "--test_set", test_set)
+    second, _ = run(tmp_path / "elsewhere", "--predictions", tmp_path / "again.parquet", "--test_set", test_set)
     assert (first["mean_km"], first["intervals_95"]) == (second["mean_km"], second["intervals_95"])
 
 
@@ -201,7 +201,7 @@ def test_swapped_columns_can_be_read_the_other_way_round(tmp_path, test_set, pho
 
 def test_a_pretraining_checkpoint_is_refused_with_what_to_do(tmp_path, tiny_sizes, test_set, photos):
     GeoMAEForPreTraining(GeoMAEConfig(**tiny_sizes)).save_pretrained(tmp_path / "pretrain")
-    with pytest.raises(ValueError, match="fine-tune it first"):
+    with pytest.raises(ConfigError, match="fine-tune it first"):
         run(tmp_path, "--checkpoint", tmp_path / "pretrain", "--test_set", test_set, "--photos", photos)
 
 

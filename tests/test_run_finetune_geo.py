@@ -115,3 +115,22 @@ def test_two_processes_judge_as_one_does(photos: Path, tmp_path: Path) -> None:
     assert len(alone.latest_evaluation.ids) == 13  # 7 and 6, in batches of 3: one process has one batch more
     for name in ("eval_mean_km", "eval_median_km", "eval_loss", "eval_accuracy_within_2500km"):
         assert together[name] == pytest.approx(metrics[name], rel=1e-4), name
+
+
+def test_without_validation_photos_the_last_model_is_kept(
+    photos: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run_finetune_geo.main(words(photos, tmp_path, "--validation_split", "null", "--max_steps", "2"))
+    assert "nothing is judged in training, and the last model is kept" in caplog.text
+    assert (tmp_path / "model.safetensors").is_file()
+    assert not (tmp_path / "eval_results.json").exists()
+
+
+def test_a_resumed_run_says_where_it_goes_on(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    every_step = ["--max_steps", "2", "--save_strategy", "steps", "--save_steps", "1"]
+    every_step += ["--eval_strategy", "steps", "--eval_steps", "1"]
+    run_finetune_geo.main(words(photos, tmp_path, *every_step))
+    (tmp_path / "checkpoint-2" / "trainer_state.json").unlink()
+    capsys.readouterr()
+    run_finetune_geo.main(words(photos, tmp_path, *every_step, "--resume_from_checkpoint", "true"))
+    assert f"Going on from {tmp_path / 'checkpoint-1'}." in capsys.readouterr().out

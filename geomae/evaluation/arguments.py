@@ -6,7 +6,7 @@ from pathlib import Path
 from geomae.data.shards import is_packed
 from geomae.errors import ConfigError, SourceError
 from geomae.evaluation.bootstrap import MIN_RESAMPLES
-from geomae.evaluation.records import refuse_unwritable
+from geomae.evaluation.records import refuse_other_evaluation, refuse_unwritable
 
 __all__ = ["EvaluationArguments"]
 
@@ -101,6 +101,9 @@ class EvaluationArguments:
         if self.seed < 0:
             raise ConfigError(f"seed must be at least 0; got {self.seed}")
         refuse_unwritable(str(self.output_dir))
+        refuse_other_evaluation(
+            str(self.output_dir), judged=self.checkpoint or self.predictions, test_set=str(self.test_set)
+        )
         if self.checkpoint:
             self._check_photos(Path(str(self.test_set)))
 

@@ -15,7 +15,15 @@ from geomae.errors import ConfigError, SourceError
 from geomae.evaluation.tables import TestSet
 from geomae.provenance import find_commit, find_versions
 
-__all__ = ["describe_run", "describe_test_set", "read_metrics", "refuse_unwritable", "shown_path", "write_evaluation"]
+__all__ = [
+    "describe_run",
+    "describe_test_set",
+    "read_metrics",
+    "refuse_other_evaluation",
+    "refuse_unwritable",
+    "shown_path",
+    "write_evaluation",
+]
 
 PACKAGES = ("numpy", "scipy", "pyarrow", "torch", "transformers", "datasets", "accelerate", "timm")
 
@@ -65,6 +73,29 @@ def refuse_unwritable(output_dir: str | Path) -> None:
     if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
         why = "may not be written to" if nearest.is_dir() else "is a file"
         raise ConfigError(f"output_dir {output_dir} cannot be made or written: {nearest} {why}; choose another folder")
+
+
+def refuse_other_evaluation(output_dir: str | Path, *, judged: str | None, test_set: str) -> None:
+    """Refuses a folder that holds the numbers of another model or another test set.
+
+    Args:
+        output_dir: need not exist.
+        judged: the checkpoint or the file of predictions.
+        test_set: the test set's folder or file.
+
+    Raises:
+        ConfigError: `metrics.json` there is about something else.
+    """
+    if not (Path(output_dir) / "metrics.json").is_file():
+        return
+    old = read_metrics(output_dir)
+    was = (old.get("checkpoint") or old.get("predictions"), old.get("test_set", {}).get("name"))
+    now = (shown_path(judged) if judged else None, Path(test_set).name)
+    if was != now:
+        raise ConfigError(
+            f"output_dir {output_dir} holds an evaluation of {was[0]} on {was[1]}, and this one is of {now[0]} on "
+            f"{now[1]}: choose another output_dir, or delete that one"
+        )
 
 
 def write_evaluation(output_dir: str | Path, metrics: dict[str, Any], **tables: pa.Table) -> list[Path]:

@@ -75,7 +75,10 @@ def load_validation(data: DataArguments) -> Dataset | None:
     try:
         photos = load_photos(data.validation_dir or data.data_dirs[0], data.validation_split)
     except SourceError as error:
-        raise SourceError(f"{error} To train without validation, write validation_split: null.") from error
+        raise SourceError(
+            f"{error} `python -m geomae.data pack ... --validation_fraction 0.1` sets photos aside for it; "
+            "to train without validation, write validation_split: null."
+        ) from error
     if data.max_validation_photos is None or data.max_validation_photos >= len(photos):
         return photos
     return photos.select(np.linspace(0, len(photos) - 1, data.max_validation_photos).round().astype(int))

@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from torch.utils.data import DataLoader, Dataset, Subset
 from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerState
-from transformers.trainer_utils import EvalLoopOutput, TrainOutput
+from transformers.trainer_utils import EvalLoopOutput, IntervalStrategy, TrainOutput
 
 from geomae.data.stream import PhotoStream
 from geomae.errors import ConfigError, DamagedPhotoError, PredictionError, SourceError
@@ -78,6 +78,9 @@ class StreamingTrainer(Trainer):
             callbacks: beside transformers' own.
         """
         args.fit_to(train_dataset.num_photos)
+        if eval_dataset is None and (args.load_best_model_at_end or args.eval_strategy != IntervalStrategy.NO):
+            logger.warning("there are no validation photos: nothing is judged in training, and the last model is kept")
+            args.eval_strategy, args.load_best_model_at_end = IntervalStrategy.NO, False
         super().__init__(
             model=model,
             args=args,
@@ -117,6 +120,8 @@ class StreamingTrainer(Trainer):
         self._start_batch = self.progress.resume(checkpoint)
         if checkpoint is not None and self._take_over_finished(checkpoint):
             return TrainOutput(self.state.global_step, math.nan, {})
+        if checkpoint is not None:
+            self.accelerator.print(f"Going on from {checkpoint}.")
         torch.manual_seed(self.args.seed + self.args.process_index)  # each process masks and drops on its own
         return super().train(checkpoint, trial, ignore_keys_for_eval)
 
