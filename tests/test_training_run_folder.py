@@ -102,4 +102,4 @@ def test_record_says_how_to_repeat_the_run(tmp_path: Path, monkeypatch: pytest.M
     assert {"python", "torch", "transformers", "datasets", "accelerate", "timm"} <= set(read["versions"])
     assert read["hardware"]["num_cpus"] >= 1
     assert (read["seed"], read["num_processes"]) == (3, 2)
-    assert not list(path.parent.glob("*.partial"))
+    assert not [file for file in path.parent.iterdir() if file.name.endswith((".partial", ".tmp"))]

@@ -3,7 +3,7 @@
 import hashlib
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ import torch
 from geomae.data.photos import center_crop, decode_photo, evaluation_short_side, random_resized_crop
 from geomae.errors import ConfigError, CoordinateError, DamagedPhotoError
 
-__all__ = ["PhotoCollator"]
+__all__ = ["PhotoCollator", "SkippingDamagedBatches"]
 
 logger = logging.getLogger(__name__)
 
@@ -115,6 +115,25 @@ class PhotoCollator:
         if not self.augment:
             return evaluation_short_side(self.image_size)
         return math.ceil(self.image_size / math.sqrt(self.crop_scale[0] * 3 / 4))
+
+
+class SkippingDamagedBatches:
+    """A collator that gives a batch without `ids` where every photo is damaged: the last batch of a set may hold one.
+
+    Args:
+        collator: samples -> batch; raises DamagedPhotoError where nothing is left of them.
+    """
+
+    def __init__(self, collator: Callable[[Any], dict[str, Any]]) -> None:
+        self.collator = collator
+
+    def __call__(self, samples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """Make a batch; `num_bad` counts what is missing from it."""
+        try:
+            return self.collator(samples)
+        except DamagedPhotoError as problem:
+            logger.warning("a whole batch is damaged: %s", problem)
+            return {"ids": [], "num_bad": len(samples)}
 
 
 def _read_bytes(image: Mapping[str, Any]) -> bytes:

@@ -1,13 +1,13 @@
 """`manifest.json`: what a packed folder holds, from what, how it was made, and which photos were left out."""
 
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from geomae.errors import SourceError
+from geomae.files import write_whole
 from geomae.provenance import find_versions
 
 __all__ = [
@@ -83,9 +83,7 @@ def write_manifest(
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
+    write_whole(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
 
 def read_splits(output_dir: Path) -> dict[str, Any]:

@@ -1,6 +1,5 @@
 """From photos to coordinates: every photo exactly once, on any number of processes, with the same digits."""
 
-import logging
 import os
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
@@ -14,12 +13,11 @@ from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
-from geomae.errors import DamagedPhotoError, SourceError, TooManyDamagedPhotosError
+from geomae.data.collate import SkippingDamagedBatches
+from geomae.errors import SourceError, TooManyDamagedPhotosError
 from geomae.evaluation.tables import Predictions
 
 __all__ = ["is_main_process", "predict_coordinates"]
-
-logger = logging.getLogger(__name__)
 
 
 class PhotoDataset(Protocol):
@@ -28,21 +26,6 @@ class PhotoDataset(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, key: Any) -> Any: ...
-
-
-class TolerantCollator:
-    """A collator that gives an empty batch where every photo of it is damaged, instead of ending the evaluation."""
-
-    def __init__(self, collator: Callable[[list[Any]], dict[str, Any]]) -> None:
-        self.collator = collator
-
-    def __call__(self, samples: list[Any]) -> dict[str, Any]:
-        """Collate; an all-damaged batch has no `ids`, so its photos end among the missing."""
-        try:
-            return self.collator(samples)
-        except (DamagedPhotoError, TooManyDamagedPhotosError) as problem:
-            logger.warning("a whole batch is damaged: %s", problem)
-            return {"pixel_values": None, "ids": []}
 
 
 def is_main_process() -> bool:
@@ -97,7 +80,7 @@ def predict_coordinates(
     loader: DataLoader[Any] = DataLoader(
         dataset,  # type: ignore[arg-type]  # the Protocol is what DataLoader needs of a Dataset
         batch_sampler=_batches_of_rank(len(all_ids), batch_size, state.process_index, state.num_processes),
-        collate_fn=TolerantCollator(collator),
+        collate_fn=SkippingDamagedBatches(collator),
         num_workers=num_workers,
         pin_memory=device.type == "cuda",
     )

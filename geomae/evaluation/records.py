@@ -13,6 +13,7 @@ import pyarrow.parquet
 
 from geomae.errors import ConfigError, SourceError
 from geomae.evaluation.tables import TestSet
+from geomae.files import write_whole
 from geomae.provenance import find_commit, find_versions
 
 __all__ = [
@@ -115,14 +116,13 @@ def write_evaluation(output_dir: str | Path, metrics: dict[str, Any], **tables: 
     text = json.dumps(metrics, indent=2, allow_nan=False, ensure_ascii=False)
     # Pairs of numbers on one line: a line break inside brackets is never part of a text, where it would be escaped.
     text = re.sub(r"\[\n[-+.\deE,\s]+\]", lambda numbers: re.sub(r"\s+", "", numbers[0]).replace(",", ", "), text)
-    file, temporary = folder / "metrics.json", folder / f".metrics.json.{os.getpid()}.tmp"
+    file = folder / "metrics.json"
     file.unlink(missing_ok=True)
     written = []
     for name, table in tables.items():
         pa.parquet.write_table(table, folder / f"{name}.parquet")
         written.append(folder / f"{name}.parquet")
-    temporary.write_text(text + "\n", encoding="utf-8")
-    os.replace(temporary, file)
+    write_whole(file, text + "\n")
     return [*written, file]
 
 

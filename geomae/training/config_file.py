@@ -53,7 +53,7 @@ def parse_config(dataclass_types: Sequence[type | Variants], argv: Sequence[str]
     overrides = _check(overrides, hints, source=COMMAND_LINE)
     from_file = _settle_exclusive_keys(classes, from_file, overrides, path)
     try:
-        return HfArgumentParser(classes).parse_dict({**from_file, **overrides})  # type: ignore[arg-type]
+        return HfArgumentParser(classes).parse_dict({**from_file, **overrides})  # type: ignore[arg-type]  # it takes a tuple too
     except (TypeError, ValueError) as error:
         raise ConfigError(f"{path or COMMAND_LINE}: {error}") from error
 
@@ -70,7 +70,7 @@ def _print_help(dataclass_types: Sequence[type | Variants]) -> typing.NoReturn:
         for candidate in entry.choices.values() if isinstance(entry, Variants) else [entry]:
             classes.append(candidate)
     usage = "%(prog)s CONFIG.yaml [--key value ...]"
-    parser = HfArgumentParser(classes, usage=usage, conflict_handler="resolve")  # type: ignore[arg-type]
+    parser = HfArgumentParser(classes, usage=usage, conflict_handler="resolve")  # type: ignore[arg-type]  # it takes a tuple too
     parser.print_help()
     raise SystemExit(0)
 

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from geomae.errors import ConfigError
+from geomae.files import write_whole
 from geomae.provenance import find_commit, find_versions
 
 __all__ = ["claim_output_dir", "describe_run", "empty_output_dir", "find_checkpoint", "write_run_record"]
@@ -125,9 +126,7 @@ def write_run_record(output_dir: str, record: Mapping[str, Any]) -> Path:
     """Write `run.json` whole or not at all; returns its path."""
     path = Path(output_dir) / RECORD_FILE
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".json.partial")
-    partial.write_text(json.dumps(record, indent=2, default=str) + "\n", encoding="utf-8")
-    os.replace(partial, path)
+    write_whole(path, json.dumps(record, indent=2, default=str) + "\n")
     return path
 
 

@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, Dataset, Subset
 from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerState
 from transformers.trainer_utils import EvalLoopOutput, IntervalStrategy, TrainOutput
 
+from geomae.data.collate import SkippingDamagedBatches
 from geomae.data.stream import PhotoStream
 from geomae.errors import ConfigError, DamagedPhotoError, PredictionError, SourceError
 from geomae.evaluation.metrics import summarise_errors
@@ -247,7 +248,7 @@ class StreamingTrainer(Trainer):
         if num_photos < world_size:
             raise SourceError(f"{num_photos} photos to evaluate are fewer than the {world_size} processes")
         part = range(num_photos * rank // world_size, num_photos * (rank + 1) // world_size)
-        collator = _SkippingDamagedBatches(self.eval_collator)
+        collator = SkippingDamagedBatches(self.eval_collator)
         return self._build_dataloader(Subset(dataset, part), self.args.eval_batch_size, collator)
 
     def get_test_dataloader(self, test_dataset: "Dataset[Any]") -> "DataLoader[Any]":
@@ -398,17 +399,4 @@ def _num_photos(dataloader: "DataLoader[Any]") -> int:
     """Photos of the whole data set of which `dataloader` reads this process's part."""
     part = dataloader.dataset
     assert isinstance(part, Subset)
-    return len(part.dataset)  # type: ignore[arg-type]
-
-
-class _SkippingDamagedBatches:
-    """A collator that gives an empty batch where every photo is damaged: the last batch of a set may hold one photo."""
-
-    def __init__(self, collator: Collator) -> None:
-        self.collator = collator
-
-    def __call__(self, samples: Sequence[Mapping[str, Any]]) -> Batch:
-        try:
-            return self.collator(samples)
-        except DamagedPhotoError:
-            return {"ids": [], "num_bad": len(samples)}
+    return len(part.dataset)  # type: ignore[arg-type]  # map-style: it has a length
