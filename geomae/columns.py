@@ -7,7 +7,8 @@ __all__ = ["COLUMN_ALIASES", "find_column"]
 # Our name -> the names looked for, in this order, without regard to case. A table with a file and a number names its
 # photos by the file: only that finds them in a folder, and the packed photos then have the ids that the table has.
 COLUMN_ALIASES = {
-    "id": ("file", "img_id", "img_file", "id", "image_id", "photo_id"),
+    "image": ("image", "jpg", "jpeg", "img", "photo"),
+    "id": ("file", "file_name", "img_id", "img_file", "id", "image_id", "photo_id"),
     "latitude": ("latitude", "lat"),
     "longitude": ("longitude", "lon", "lng", "long"),
     "author": ("author", "user", "user_id"),

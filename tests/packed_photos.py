@@ -9,8 +9,10 @@ import numpy as np
 from PIL import Image
 
 from geomae.data.collate import PhotoCollator
-from geomae.data.shards import PhotoRow, list_shards, shard_name, write_shard
-from geomae.data.stream import PhotoStream, load_photos
+from geomae.data.layout import list_shards, shard_name
+from geomae.data.loading import load_photos
+from geomae.data.shards import PhotoRow, write_shard
+from geomae.data.stream import PhotoStream
 from geomae.training import GeolocationTrainer, GeoMAETrainingArguments, MAETrainer
 from modeling import GeoMAEConfig, GeoMAEForGeolocation, GeoMAEForPreTraining
 

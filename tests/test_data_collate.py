@@ -149,3 +149,32 @@ def test_real_photos_make_a_batch(shared_data: Path) -> None:
     batch = PhotoCollator(224, augment=True, labelled=False)(samples)
     assert batch["pixel_values"].shape == (8, 3, 224, 224)
     assert batch["pixel_values"].float().std(dim=(1, 2, 3)).min() > 5
+
+
+def test_prepared_samples_make_the_batch_that_raw_ones_do() -> None:
+    collator = PhotoCollator(48, augment=True)
+    samples = [sample(number) for number in range(3)]
+    raw, prepared = collator(samples), collator([crop for one in samples for crop in collator.prepare(one)])
+    assert torch.equal(raw["pixel_values"], prepared["pixel_values"])
+    assert torch.equal(raw["coordinates_deg"], prepared["coordinates_deg"])
+
+
+def test_batch_of_a_stream_says_where_the_stream_is_and_what_it_passed_over() -> None:
+    collator = PhotoCollator(48, augment=True)
+    places = [{"lane": 2, "position": 7, "num_bad": 1}, {"lane": 2, "position": 10, "num_bad": 2}]
+    batch = collator([{**collator.prepare(sample(n))[0], **place} for n, place in enumerate(places)])
+    assert (batch["lane"], batch["position"], batch["num_bad"].item()) == (2, 10, 3)
+
+
+def test_several_crops_of_a_photo_differ_and_share_its_coordinates() -> None:
+    batch = PhotoCollator(48, augment=True, crop_scale=(0.1, 0.3), crops_per_photo=3)([sample(0), sample(1)])
+    assert batch["ids"] == ["photo-0"] * 3 + ["photo-1"] * 3
+    assert batch["coordinates_deg"][:, 0].tolist() == [10.0] * 3 + [11.0] * 3
+    assert batch["num_bad"].item() == 0
+    assert not torch.equal(batch["pixel_values"][0], batch["pixel_values"][1])
+
+
+def test_photo_that_its_source_could_not_read_is_damaged() -> None:
+    unread = sample(1, image={"bytes": None, "path": "a.tar"}, read_error="cannot be read: a.tar ends within it")
+    with pytest.raises(DamagedPhotoError, match=r"a\.tar ends within it"):
+        PhotoCollator(48, augment=False).prepare(unread)

@@ -9,8 +9,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from geomae.data.earth import EarthCutter, EarthPicture, EarthSplit, default_extent_km, pack_earth
+from geomae.data.layout import list_shards
 from geomae.data.photos import decode_photo
-from geomae.data.shards import list_shards
 from geomae.errors import ConfigError, SourceError
 
 RADIUS_KM = 6371.0088

@@ -10,7 +10,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from geomae.data.__main__ import main
-from geomae.data.shards import list_shards, read_coordinates
+from geomae.data.layout import list_shards
+from geomae.data.shards import read_coordinates
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -112,7 +113,7 @@ def test_earth_uses_the_blue_marble_at_real_coordinates(tmp_path: Path, shared_d
 
 def test_user_s_error_is_one_message_and_no_traceback(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["pack", str(tmp_path / "absent"), "--output_dir", str(tmp_path / "out")]) == 2
-    assert "SourceError: there is no folder" in capsys.readouterr().err
+    assert "SourceError: there is nothing at" in capsys.readouterr().err
 
 
 def test_split_names_are_checked(

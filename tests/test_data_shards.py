@@ -14,19 +14,17 @@ import psutil
 import pyarrow.parquet as pq
 import pytest
 
-from geomae.data.manifest import MAX_BAD_LISTED, BadPhoto, write_manifest
+from geomae.data.damage import MAX_BAD_LISTED, BadPhoto
+from geomae.data.layout import is_packed, list_shards, shard_name
+from geomae.data.manifest import ShardReport, write_manifest
+from geomae.data.photo_index import OPTIONAL_COLUMNS
 from geomae.data.shards import (
-    OPTIONAL_COLUMNS,
     PhotoRow,
-    ShardReport,
     ShardTask,
     build_shards,
     digest_of,
-    is_packed,
-    list_shards,
     photo_schema,
     read_coordinates,
-    shard_name,
 )
 from geomae.errors import SourceError, TooManyDamagedPhotosError
 

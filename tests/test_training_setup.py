@@ -29,7 +29,7 @@ def test_folders_are_mixed_into_one_stream(tmp_path: Path) -> None:
 def test_pretraining_reads_no_coordinates(tmp_path: Path) -> None:
     data = DataArguments(data_dirs=[str(pack(tmp_path, train=10))])
     sample = next(iter(build_stream(data, training_arguments(tmp_path), labelled=False)))
-    assert set(sample) == {"image", "id", "augmentation_seed"}
+    assert set(sample) == {"image", "id", "augmentation_seed", "lane", "position", "num_bad"}
 
 
 def test_validation_takes_evenly_spread_photos_of_its_own_folder(tmp_path: Path) -> None:

@@ -8,9 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from packed_photos import geolocation_trainer, mae_trainer, pack, training_arguments
+from packed_photos import geolocation_trainer, mae_trainer, pack, stream_of, training_arguments
 
+from geomae.data.collate import PhotoCollator
 from geomae.errors import ConfigError, NonFiniteLossError, PredictionError, TooManyDamagedPhotosError
+from geomae.training import MAETrainer
 
 NUM_TRAINING = 40
 
@@ -60,8 +62,8 @@ def test_resumed_run_jumps_to_the_photos_that_come_next(photos: Path, tmp_path: 
     resumed = mae_trainer(photos, training_arguments(tmp_path, **options))
     ids = record_ids(resumed)
     decoded: list[str] = []
-    crop = resumed.train_collator.crop
-    resumed.train_collator.crop = lambda sample: decoded.append(sample["id"]) or crop(sample)
+    prepare = resumed.train_collator.prepare
+    resumed.train_collator.prepare = lambda sample: decoded.append(sample["id"]) or prepare(sample)
     resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
     assert ids == all_ids[24:]  # 3 steps of 2 batches of 4
     assert decoded == ids
@@ -89,15 +91,52 @@ def test_an_epoch_shows_every_photo_once(photos: Path, tmp_path: Path) -> None:
     assert trainer.state.epoch == 1.0
 
 
-def test_changed_batch_size_goes_on_after_as_many_photos(
-    photos: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+@pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning")
+@pytest.mark.parametrize(("before", "after"), [(0, 1), (2, 0), (2, 1), (4, 2)])
+def test_changed_workers_finish_the_epoch_with_the_photos_that_are_left(
+    photos: Path, tmp_path: Path, before: int, after: int
 ) -> None:
-    mae_trainer(photos, training_arguments(tmp_path, save_strategy="steps", save_steps=4)).train()
-    changed = mae_trainer(photos, training_arguments(tmp_path, max_steps=5, per_device_train_batch_size=4))
-    with caplog.at_level(logging.WARNING, "geomae"):
+    saving: dict[str, Any] = {"save_strategy": "steps", "save_steps": 1, "per_device_train_batch_size": 5}
+    unbroken = mae_trainer(
+        photos, training_arguments(tmp_path / "a", max_steps=8, dataloader_num_workers=before, **saving)
+    )
+    all_ids = record_ids(unbroken)
+    unbroken.train()
+    assert len(set(all_ids)) == NUM_TRAINING
+    changed = mae_trainer(
+        photos, training_arguments(tmp_path / "b", max_steps=8, dataloader_num_workers=after, **saving)
+    )
+    ids = record_ids(changed)
+    changed.train(resume_from_checkpoint=str(tmp_path / "a/checkpoint-3"))
+    assert ids == all_ids[15:]
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning")
+def test_workers_that_do_not_divide_the_lanes_are_refused_by_name(photos: Path, tmp_path: Path) -> None:
+    options: dict[str, Any] = {"save_strategy": "steps", "save_steps": 2, "max_steps": 2}
+    mae_trainer(photos, training_arguments(tmp_path, dataloader_num_workers=2, **options)).train()
+    changed = mae_trainer(photos, training_arguments(tmp_path, dataloader_num_workers=3, max_steps=4))
+    with pytest.raises(ConfigError, match=r"checkpoint-2 cannot be resumed so: .*dataloader_num_workers 1, 2"):
         changed.train(resume_from_checkpoint="true")
-    assert changed.stream.start_batch == 8  # 4 steps of 8 photos are 8 batches of 4
-    assert "batch_size 8 -> 4" in caplog.text
+
+
+def test_changed_batch_size_goes_on_behind_the_same_photo(photos: Path, tmp_path: Path) -> None:
+    saving: dict[str, Any] = {"save_strategy": "steps", "save_steps": 2}
+    first = mae_trainer(photos, training_arguments(tmp_path, max_steps=2, **saving))
+    ids = record_ids(first)
+    first.train()
+    changed = mae_trainer(photos, training_arguments(tmp_path, max_steps=8, per_device_train_batch_size=4))
+    rest = record_ids(changed)
+    changed.train(resume_from_checkpoint="true")
+    assert len({*ids, *rest}) == len(ids) + len(rest) == NUM_TRAINING
+
+
+def test_crops_of_collator_and_stream_must_agree(photos: Path, tmp_path: Path) -> None:
+    args = training_arguments(tmp_path)
+    twice = PhotoCollator(16, augment=True, labelled=False, crops_per_photo=2)
+    model, stream = mae_trainer(photos, args).model, stream_of(photos, args)
+    with pytest.raises(ConfigError, match="collator makes 2 crops of a photo and the stream counts 1"):
+        MAETrainer(model, args, train_dataset=stream, train_collator=twice)
 
 
 def test_changed_accumulation_goes_on_at_the_same_photo(photos: Path, tmp_path: Path) -> None:
@@ -249,12 +288,23 @@ def test_best_checkpoint_is_the_one_with_the_smallest_mean_error(photos: Path, t
     assert trainer.evaluate()["eval_mean_km"] == pytest.approx(means[best])
 
 
-def test_damaged_photos_are_counted_and_stop_the_run_above_the_stated_share(tmp_path: Path) -> None:
+def test_damaged_photos_are_counted_and_stop_the_run_above_the_stated_share(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     folder = pack(tmp_path / "photos", num_damaged=1, train=20, validation=6)
     allowed = training_arguments(tmp_path / "a", max_bad_fraction=0.5, max_steps=5, per_device_train_batch_size=4)
     trainer = mae_trainer(folder, allowed)
-    trainer.train()  # one epoch
+    batches: list[int] = []
+    step = trainer.training_step
+    trainer.training_step = lambda model, inputs, *rest: (
+        batches.append(len(inputs["ids"])) or step(model, inputs, *rest)
+    )
+    with caplog.at_level(logging.WARNING, "geomae"):
+        trainer.train()  # one epoch and two photos
+    assert batches == [4] * 5
     assert trainer.state.log_history[-2]["num_bad_photos"] == 2
+    assert "left out damaged photo train-0-0" in caplog.text
+    assert "2 photos could not be decoded and were left out, 20 went into batches" in caplog.text
     assert trainer.evaluate()["eval_num_bad_photos"] == 2
     strict = mae_trainer(
         folder, training_arguments(tmp_path / "b", max_bad_fraction=0.05, per_device_train_batch_size=4)

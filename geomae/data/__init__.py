@@ -8,21 +8,31 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from geomae.data.collate import PhotoCollator
+    from geomae.data.coordinates import read_coordinate_table
     from geomae.data.earth import EarthCutter, EarthPicture, EarthSplit, pack_earth
+    from geomae.data.groups import IndexedPhotos, ParquetShards, PhotoGroups
+    from geomae.data.layout import list_shards
+    from geomae.data.loading import load_photos, stream_photos
     from geomae.data.pack import PhotoPacker, pack_photos
+    from geomae.data.photo_index import PhotoIndex
     from geomae.data.photos import center_crop, decode_photo, random_resized_crop
-    from geomae.data.shards import list_shards, read_coordinates
-    from geomae.data.sources import PhotoRecord, open_source, read_coordinate_table
-    from geomae.data.stream import PhotoStream, load_photos
+    from geomae.data.shards import read_coordinates
+    from geomae.data.sources import SourceOptions, open_source
+    from geomae.data.stream import PhotoStream, StreamPlace
 
 __all__ = [
     "EarthCutter",
     "EarthPicture",
     "EarthSplit",
+    "IndexedPhotos",
+    "ParquetShards",
     "PhotoCollator",
+    "PhotoGroups",
+    "PhotoIndex",
     "PhotoPacker",
-    "PhotoRecord",
     "PhotoStream",
+    "SourceOptions",
+    "StreamPlace",
     "center_crop",
     "decode_photo",
     "list_shards",
@@ -33,16 +43,22 @@ __all__ = [
     "random_resized_crop",
     "read_coordinate_table",
     "read_coordinates",
+    "stream_photos",
 ]
 
 _HOME = {
     "collate": ("PhotoCollator",),
+    "coordinates": ("read_coordinate_table",),
     "earth": ("EarthCutter", "EarthPicture", "EarthSplit", "pack_earth"),
+    "groups": ("IndexedPhotos", "ParquetShards", "PhotoGroups"),
+    "layout": ("list_shards",),
+    "loading": ("load_photos", "stream_photos"),
     "pack": ("PhotoPacker", "pack_photos"),
+    "photo_index": ("PhotoIndex",),
     "photos": ("center_crop", "decode_photo", "random_resized_crop"),
-    "shards": ("list_shards", "read_coordinates"),
-    "sources": ("PhotoRecord", "open_source", "read_coordinate_table"),
-    "stream": ("PhotoStream", "load_photos"),
+    "shards": ("read_coordinates",),
+    "sources": ("SourceOptions", "open_source"),
+    "stream": ("PhotoStream", "StreamPlace"),
 }
 
 

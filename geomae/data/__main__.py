@@ -1,4 +1,4 @@
-"""`python -m geomae.data pack SOURCE --output_dir DIR` and `python -m geomae.data earth --output_dir DIR`."""
+"""`python -m geomae.data inspect SOURCE`, `... pack SOURCE --output_dir DIR` and `... earth --output_dir DIR`."""
 
 import argparse
 import os
@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from geomae.data.earth import EarthCutter, EarthPicture, EarthSplit, default_extent_km, pack_earth
-from geomae.data.pack import PhotoPacker, pack_photos
+from geomae.data.listing import KINDS
+from geomae.data.pack import ORDERS, PhotoPacker, pack_photos
+from geomae.data.photo_index import PhotoIndex
 from geomae.data.places import (
     BLUE_MARBLE,
     find_shared_data,
@@ -19,7 +21,7 @@ from geomae.data.places import (
     splits_from_shared_data,
     splits_near_places,
 )
-from geomae.data.sources import open_source
+from geomae.data.sources import SourceOptions, open_source
 from geomae.errors import ConfigError, GeoMAEError
 
 _DEFAULT_NUM = {"train": 30_000, "validation": 2_000}
@@ -31,16 +33,20 @@ def _build_parser() -> argparse.ArgumentParser:
         prog="python -m geomae.data", description="Make packed photos that training streams."
     )
     commands = parser.add_subparsers(dest="command", required=True)
-    _add_pack_arguments(commands.add_parser("pack", help="pack photos into shards"))
-    _add_earth_arguments(commands.add_parser("earth", help="cut crops of a world picture into shards"))
-    for command in commands.choices.values():
+    _add_source_arguments(
+        commands.add_parser("inspect", help="say what a source holds; nothing is written but its index")
+    )
+    packing = commands.add_parser("pack", help="pack photos into shards")
+    _add_source_arguments(packing)
+    _add_pack_arguments(packing)
+    earth = commands.add_parser("earth", help="cut crops of a world picture into shards")
+    _add_earth_arguments(earth)
+    earth.add_argument("--swap_lat_lon", action="store_true", help=_SWAP)
+    for command in (packing, earth):
         command.add_argument(
             "--output_dir", type=Path, required=True, help="packed folder; a stopped run resumes in it"
         )
         command.add_argument("--photos_per_shard", type=_positive, default=5000, help="photos of a shard (%(default)s)")
-        command.add_argument(
-            "--swap_lat_lon", action="store_true", help="the CSVs hold longitude where they say latitude"
-        )
         processes = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         command.add_argument("--num_processes", type=_positive, default=processes, help="all cores (%(default)s)")
     return parser
@@ -53,23 +59,51 @@ def _positive(text: str) -> int:
     return number
 
 
+_SWAP = "the tables hold longitude where they say latitude"
+
+
+def _add_source_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "source", help="folder, file, URL, pattern such as 'tars/{00..18}.tar', or data set id of the Hub (owner/name)"
+    )
+    parser.add_argument("--kind", choices=("auto", *KINDS), default="auto", help="of the source (%(default)s)")
+    parser.add_argument(
+        "--csv", help="CSV or mapping JSON of the photos' coordinates; by default the only one in the source"
+    )
+    parser.add_argument(
+        "--exif", action="store_true", help="take the coordinates from the photos, whatever table is there"
+    )
+    parser.add_argument("--unlabelled", action="store_true", help="every photo, without coordinates: for pretraining")
+    parser.add_argument("--swap_lat_lon", action="store_true", help=_SWAP)
+    parser.add_argument(
+        "--partial", action="store_true", help="the table names more photos than are here: those are not bad"
+    )
+    parser.add_argument("--source_split", help="of a packed folder or a data set of the Hub (train)")
+    parser.add_argument(
+        "--min_photo_bytes", type=_positive, help="smaller photos are dead (5121 for MP16-Pro's tars, else 1)"
+    )
+
+
 def _add_pack_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("source", type=Path, help="folder of photos, searched with its sub-folders")
-    parser.add_argument(
-        "--csv", type=Path, help="CSV of the photos' coordinates; by default the only one in the folder"
-    )
-    parser.add_argument(
-        "--exif", action="store_true", help="take the coordinates from the photos, whatever CSV is there"
-    )
-    parser.add_argument(
-        "--unlabelled", action="store_true", help="pack every photo, without coordinates: for pretraining"
-    )
     parser.add_argument("--short_side", type=_positive, default=256, help="pixels; larger photos shrink (%(default)s)")
     parser.add_argument("--jpeg_quality", type=int, default=85, help="of photos that are re-encoded (%(default)s)")
     parser.add_argument("--split_name", default="train", help="split of all that the fractions leave (%(default)s)")
     parser.add_argument("--validation_fraction", type=float, default=0.0, help="share of authors to validate on (0)")
     parser.add_argument("--test_fraction", type=float, default=0.0, help="share of authors to test on (0)")
     parser.add_argument("--max_bad_fraction", type=float, default=0.1, help="stop above this share (%(default)s)")
+    parser.add_argument(
+        "--order",
+        choices=ORDERS,
+        default="auto",
+        help="mixed: by a hash of the ids; source: each archive from end to end; auto: source by network (%(default)s)",
+    )
+    parser.add_argument(
+        "--ray",
+        nargs="?",
+        const="auto",
+        metavar="ADDRESS",
+        help="pack on a Ray cluster: its address, auto for the one at hand, local for a new one on this machine",
+    )
 
 
 def _add_earth_arguments(parser: argparse.ArgumentParser) -> None:
@@ -96,27 +130,48 @@ def _add_earth_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def run_pack(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Pack photos; returns the manifest."""
-    records, source = open_source(
-        arguments.source,
+def _open(arguments: argparse.Namespace) -> PhotoIndex:
+    options = SourceOptions(
+        kind=arguments.kind,
         csv_file=arguments.csv,
         exif=arguments.exif,
         unlabelled=arguments.unlabelled,
         swap_lat_lon=arguments.swap_lat_lon,
+        partial=arguments.partial,
+        split=arguments.source_split,
+        min_photo_bytes=arguments.min_photo_bytes,
     )
+    return open_source(arguments.source, options)
+
+
+def run_inspect(arguments: argparse.Namespace) -> None:
+    """Print what a source holds."""
+    photos = _open(arguments)
+    print(f"{photos.description}: kind {photos.kind}, {len(photos):,} photos that can be tried")
+    known = [name for name in ("latitude", *photos.known_columns()) if photos.table[name].null_count < len(photos)]
+    print(f"known of them: {', '.join(known) or 'nothing'}; the first is {photos.table['id'][0]}")
+    for reason, count in photos.bad.counts.most_common():
+        print(f"left out {count:>9,}: {reason}")
+    for photo in photos.bad.listed[:10]:
+        print(f"left out {photo.file}: {photo.reason}")
+
+
+def run_pack(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Pack photos; returns the manifest."""
+    source = Path(arguments.source)
     return pack_photos(
-        records,
+        _open(arguments),
         arguments.output_dir,
         PhotoPacker(arguments.short_side, arguments.jpeg_quality),
-        source=source,
-        folder=arguments.source.resolve().name,
+        folder=source.resolve().name if source.exists() else arguments.source,
         split_name=_split_name(arguments.split_name),
         validation_fraction=arguments.validation_fraction,
         test_fraction=arguments.test_fraction,
         max_bad_fraction=arguments.max_bad_fraction,
         photos_per_shard=arguments.photos_per_shard,
+        order=arguments.order,
         num_processes=arguments.num_processes,
+        ray_address=arguments.ray,
     )
 
 
@@ -188,6 +243,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _build_parser().parse_args(argv)
     started = time.perf_counter()
     try:
+        if arguments.command == "inspect":
+            run_inspect(arguments)
+            return 0
         manifest = run_pack(arguments) if arguments.command == "pack" else run_earth(arguments)
     except GeoMAEError as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
@@ -196,6 +254,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(
             f"{split:<16} {entry['num_photos']:>9,} photos {len(entry['shards']):>5} shards {entry['num_bad']:>7,} bad"
         )
+    for split, entry in manifest["splits"].items():
+        for reason, count in list(entry.get("num_bad_by_reason", {}).items())[:10]:
+            print(f"{split:<16} left out {count:,}: {reason}")
     for photo in manifest["bad"][:10]:
         print(f"left out {photo['file']}: {photo['reason']}")
     print(f"wrote {arguments.output_dir} in {time.perf_counter() - started:.1f} s")

@@ -22,11 +22,13 @@ logger = logging.getLogger(__name__)
 class PhotoCollator:
     """Decodes, crops and stacks photos; damaged ones are left out, named in the log and counted.
 
-    Called with B samples `{image: {bytes, path}, latitude, longitude, id, augmentation_seed}`, it returns
+    Called with B samples `{image: {bytes, path}, latitude, longitude, id, augmentation_seed}`, or with what `prepare`
+    has made of them in a stream, it returns
     - `pixel_values` (B, 3, image_size, image_size) uint8, 0 to 255, in channels_last memory order;
     - `coordinates_deg` (B, 2) float32 latitude and longitude, where `labelled`;
     - `ids`, B strings;
-    - `num_bad`, a scalar int64 tensor: photos left out of this batch;
+    - `num_bad`, a scalar int64 tensor: photos left out of this batch, or passed over by the stream on the way to it;
+    - `lane` and `position`, ints: the place in the stream behind the batch, where it comes from one;
     - `noise` (B, num_patches) float32 in [0, 1), where `num_patches` is given and `augment` is not.
     """
 
@@ -39,6 +41,7 @@ class PhotoCollator:
         flip: bool = True,
         num_patches: int | None = None,
         labelled: bool = True,
+        crops_per_photo: int = 1,
     ) -> None:
         """Check the options; nothing is read yet.
 
@@ -50,65 +53,85 @@ class PhotoCollator:
             num_patches: with it, a photo not augmented gets masking noise that is a function of its id alone, so that a
                 validation loss of the masked autoencoder can be repeated.
             labelled: whether coordinates are needed.
+            crops_per_photo: random crops made of each photo that is decoded: where decoding is what training waits for.
 
         Raises:
-            ConfigError: the crop scale is not an interval within 0 to 1, or the image size is not positive.
+            ConfigError: the crop scale is not an interval within 0 to 1, or a number is not positive.
         """
         low, high = crop_scale
         if not 0 < low <= high <= 1:
             raise ConfigError(f"crop_scale={list(crop_scale)}: expected 0 < smallest share <= largest share <= 1.")
-        if image_size < 1:
-            raise ConfigError(f"image_size={image_size}: expected at least 1 pixel.")
+        if image_size < 1 or crops_per_photo < 1:
+            raise ConfigError(
+                f"image_size={image_size}, crops_per_photo={crops_per_photo}: expected at least 1 pixel and 1 crop."
+            )
+        self.crops_per_photo = crops_per_photo
         self.image_size, self.augment, self.flip = image_size, augment, flip
         self.crop_scale = (low, high)
         self.num_patches, self.labelled = num_patches, labelled
 
     def __call__(self, samples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        """Make a batch.
+        """Make a batch of samples, prepared already or not.
 
         Raises:
             DamagedPhotoError: not one photo of the batch can be decoded.
             CoordinateError: `labelled`, and a photo has no coordinates.
         """
-        cv2.setNumThreads(1)  # workers are the parallelism; OpenCV would start a thread per core in each
-        crops = np.empty((len(samples), self.image_size, self.image_size, 3), dtype=np.uint8)
         kept: list[Mapping[str, Any]] = []
         for sample in samples:
+            if "crop" in sample:
+                kept.append(sample)
+                continue
             try:
-                crops[len(kept)] = self.crop(sample)
+                kept += self.prepare(sample)
             except (DamagedPhotoError, OSError) as error:
                 logger.warning("left out damaged photo %s: %s", sample["id"], error)
                 last_error = error
-            else:
-                kept.append(sample)
         if not kept:
             raise DamagedPhotoError(
                 f"all {len(samples)} photos of a batch are damaged; the last is {samples[-1]['id']}: {last_error}. "
                 "Look at the source of the photos, or pack it anew."
             )
-        # (B, H, W, 3) -> (B, 3, H, W) without a copy
-        pixel_values = torch.from_numpy(crops[: len(kept)]).permute(0, 3, 1, 2)
-        batch: dict[str, Any] = {"pixel_values": pixel_values, "ids": [str(sample["id"]) for sample in kept]}
-        batch["num_bad"] = torch.tensor(len(samples) - len(kept))
-        if self.labelled:
-            batch["coordinates_deg"] = torch.tensor([_coordinates(sample) for sample in kept], dtype=torch.float32)
-        if self.num_patches is not None and not self.augment:
-            batch["noise"] = torch.from_numpy(np.stack([_noise(name, self.num_patches) for name in batch["ids"]]))
-        return batch
+        return self._stack(kept, num_samples=len(samples))
 
-    def crop(self, sample: Mapping[str, Any]) -> np.ndarray:
-        """The `(image_size, image_size, 3)` uint8 pixels of one sample.
+    def prepare(self, sample: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """One photo decoded: a sample with a `crop` for each of `crops_per_photo`.
 
         Raises:
             DamagedPhotoError: the photo cannot be decoded.
             OSError: its file cannot be read.
+            CoordinateError: `labelled`, and it has no coordinates.
         """
-        photo = decode_photo(_read_bytes(sample["image"]), min_short_side=self._short_side_needed())
+        cv2.setNumThreads(1)  # workers are the parallelism; OpenCV would start a thread per core in each
+        photo = decode_photo(_read_bytes(sample), min_short_side=self._short_side_needed())
+        known: dict[str, Any] = {"id": str(sample["id"])}
+        if self.labelled:
+            known["coordinates_deg"] = _coordinates(sample)
         if not self.augment:
-            return center_crop(photo, self.image_size)
+            return [{**known, "crop": center_crop(photo, self.image_size)}] * self.crops_per_photo
         rng = np.random.default_rng(_augmentation_seed(sample))
+        return [{**known, "crop": self._random_crop(photo, rng)} for _ in range(self.crops_per_photo)]
+
+    def _random_crop(self, photo: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         cropped = random_resized_crop(photo, self.image_size, self.crop_scale, rng)
         return cropped[:, ::-1] if self.flip and rng.random() < 0.5 else cropped  # flipped last: fewest pixels to move
+
+    def _stack(self, kept: Sequence[Mapping[str, Any]], *, num_samples: int) -> dict[str, Any]:
+        crops = np.stack([sample["crop"] for sample in kept])
+        batch: dict[str, Any] = {
+            "pixel_values": torch.from_numpy(crops).permute(0, 3, 1, 2)
+        }  # (B, H, W, 3) -> (B, 3, H, W)
+        batch["ids"] = [sample["id"] for sample in kept]
+        if "position" in kept[-1]:  # from a stream, which has passed over what is damaged
+            batch["num_bad"] = torch.tensor(sum(sample["num_bad"] for sample in kept))
+            batch["lane"], batch["position"] = kept[-1]["lane"], kept[-1]["position"]
+        else:
+            batch["num_bad"] = torch.tensor(num_samples - len(kept) // self.crops_per_photo)
+        if self.labelled:
+            batch["coordinates_deg"] = torch.tensor([s["coordinates_deg"] for s in kept], dtype=torch.float32)
+        if self.num_patches is not None and not self.augment:
+            batch["noise"] = torch.from_numpy(np.stack([_noise(name, self.num_patches) for name in batch["ids"]]))
+        return batch
 
     def _short_side_needed(self) -> int:
         """Pixels that the decoded photo must keep so that no crop has to be enlarged because of scaled decoding."""
@@ -136,9 +159,13 @@ class SkippingDamagedBatches:
             return {"ids": [], "num_bad": len(samples)}
 
 
-def _read_bytes(image: Mapping[str, Any]) -> bytes:
-    data = image["bytes"]
-    return Path(image["path"]).read_bytes() if data is None else bytes(data)
+def _read_bytes(sample: Mapping[str, Any]) -> bytes:
+    if "read_error" in sample:
+        raise DamagedPhotoError(str(sample["read_error"]))
+    data, path = sample["image"]["bytes"], sample["image"]["path"]
+    if not data and path is None:
+        raise DamagedPhotoError("it is named, but there is no such photo, or it cannot be read")
+    return Path(path).read_bytes() if data is None else bytes(data)
 
 
 def _augmentation_seed(sample: Mapping[str, Any]) -> int:

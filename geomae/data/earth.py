@@ -16,9 +16,11 @@ from typing import Any
 import cv2
 import numpy as np
 
+from geomae.data.layout import shard_name
 from geomae.data.manifest import refuse_other_run, write_manifest
+from geomae.data.photo_index import OPTIONAL_COLUMNS
 from geomae.data.photos import encode_jpeg
-from geomae.data.shards import OPTIONAL_COLUMNS, PhotoRow, ShardTask, build_shards, digest_of, shard_name
+from geomae.data.shards import PhotoRow, ShardTask, build_shards, digest_of
 from geomae.errors import ConfigError, SourceError
 from geomae.geography import EARTH_RADIUS_KM, unit_vectors
 

@@ -6,30 +6,22 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from geomae.data.damage import MAX_BAD_LISTED, BadPhoto, BadTally
 from geomae.errors import SourceError
 from geomae.files import write_whole
 from geomae.provenance import find_versions
 
 __all__ = [
-    "MAX_BAD_LISTED",
-    "BadPhoto",
     "ShardReport",
     "forget_splits",
     "read_splits",
     "refuse_other_run",
+    "refuse_other_sizes",
     "write_manifest",
 ]
 
+MAX_REASONS = 50  # kinds of reasons that the manifest counts one by one, the most frequent first
 PACKAGES = ("numpy", "opencv-python-headless", "pillow", "pyarrow", "simplejpeg")
-MAX_BAD_LISTED = 1000  # names of damaged photos in the manifest; all of them are counted
-
-
-@dataclass(frozen=True)
-class BadPhoto:
-    """A photo that was left out, and why."""
-
-    file: str
-    reason: str
 
 
 @dataclass(frozen=True)
@@ -44,7 +36,12 @@ class ShardReport:
 
 
 def write_manifest(
-    output_dir: Path, reports: Sequence[ShardReport], *, source: str, options: dict[str, Any]
+    output_dir: Path,
+    reports: Sequence[ShardReport],
+    *,
+    source: str,
+    options: dict[str, Any],
+    left_out: BadTally | None = None,
 ) -> dict[str, Any]:
     """Write `manifest.json`; splits that earlier runs packed into the same folder stay listed.
 
@@ -53,6 +50,7 @@ def write_manifest(
         reports: the shards of this run.
         source: where the photos came from, in words.
         options: what the run was asked for.
+        left_out: photos that the source names and that no shard was asked to hold; listed with the run's first split.
 
     Returns:
         The manifest. `source` and `options` at its top are those of the latest run; each split keeps its own.
@@ -60,11 +58,14 @@ def write_manifest(
     splits = read_splits(output_dir)
     for split in dict.fromkeys(report.split for report in reports):
         own = [report for report in reports if report.split == split]
-        bad = [photo for report in own for photo in report.bad]
+        bad = BadTally.of(photo for report in own for photo in report.bad)
+        if left_out is not None:
+            bad, left_out = bad + left_out, None
         splits[split] = {
             "num_photos": sum(report.num_photos for report in own),
             "num_bad": len(bad),
-            "bad": [asdict(photo) for photo in bad[:MAX_BAD_LISTED]],
+            "num_bad_by_reason": dict(bad.counts.most_common(MAX_REASONS)),
+            "bad": [asdict(photo) for photo in bad.listed],
             "shards": [{"file": r.file, "num_photos": r.num_photos, "sha256": r.sha256} for r in own],
             "source": source,
             "options": options,
@@ -121,6 +122,31 @@ def refuse_other_run(output_dir: Path, splits: set[str], *, source: str, options
                 f"run with {changed[0]}={asked[changed[0]]!r} would overwrite. Choose another --output_dir, or for "
                 f"`pack` another --split_name, or delete {name}-*.parquet there."
             )
+
+
+def refuse_other_sizes(output_dir: Path, split: str, num_rows: Sequence[int]) -> None:
+    """Halves and limits are defined on the manifest: refuse shards that it does not describe.
+
+    Args:
+        output_dir: the packed folder.
+        split: whose shards.
+        num_rows: of each shard, in order.
+
+    Raises:
+        SourceError: the manifest does not list the split, or lists other numbers of photos.
+    """
+    entry = read_splits(output_dir).get(split)
+    if entry is None:
+        raise SourceError(
+            f"{output_dir}/manifest.json does not list the split {split!r}, by which subset and limit are defined. Was "
+            "the run that packed it stopped? Start it again with the same options."
+        )
+    promised = [shard["num_photos"] for shard in entry["shards"]]
+    if promised != list(num_rows):
+        raise SourceError(
+            f"the shards of {split!r} in {output_dir} hold {sum(num_rows)} photos where its manifest lists "
+            f"{sum(promised)}: the halves would not be those of other machines. Pack the split anew."
+        )
 
 
 def forget_splits(output_dir: Path, splits: set[str]) -> None:

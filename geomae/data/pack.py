@@ -1,13 +1,19 @@
 """Photos of any source -> shards: upright RGB JPEGs of a short side at most, split by author, damaged ones named."""
 
 import hashlib
-import os
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from geomae.data.manifest import BadPhoto, read_splits, refuse_other_run, write_manifest
+import numpy as np
+
+from geomae.data.archives import Storage
+from geomae.data.damage import BadPhoto, BadTally
+from geomae.data.filesystems import is_url
+from geomae.data.layout import shard_name
+from geomae.data.manifest import read_splits, refuse_other_run, write_manifest
+from geomae.data.photo_index import OPTIONAL_COLUMNS, PhotoIndex
 from geomae.data.photos import (
     can_keep_jpeg,
     decode_photo,
@@ -15,16 +21,18 @@ from geomae.data.photos import (
     resize_short_side,
     strip_metadata,
 )
-from geomae.data.shards import OPTIONAL_COLUMNS, PhotoRow, ShardTask, build_shards, digest_of, read_ids, shard_name
-from geomae.data.sources import PhotoRecord, read_gps
-from geomae.errors import ConfigError, CoordinateError, DamagedPhotoError, SourceError
+from geomae.data.reading import PhotoReader
+from geomae.data.shards import ROWS_PER_GROUP, PhotoRow, ShardTask, build_shards, digest_of, read_ids
+from geomae.errors import ConfigError, DamagedPhotoError, SourceError
 
-__all__ = ["PhotoPacker", "choose_split", "pack_photos"]
+__all__ = ["ORDERS", "PhotoPacker", "choose_splits", "pack_photos"]
+
+ORDERS = ("auto", "mixed", "source")
 
 
 @dataclass(frozen=True)
 class PhotoPacker:
-    """Turns the records of one shard into rows."""
+    """Turns the photos of one shard into rows."""
 
     short_side: int = 256  # pixels; larger photos shrink to it, smaller ones stay
     jpeg_quality: int = 85  # of photos that are re-encoded, 1 to 100
@@ -36,22 +44,24 @@ class PhotoPacker:
                 "quality of 1 to 100."
             )
 
-    def __call__(self, records: Sequence[PhotoRecord]) -> Iterator[PhotoRow | BadPhoto]:
-        """A row or the reason why there is none, for each record in order."""
-        for record in records:
-            try:
-                yield self._pack(record)
-            except (DamagedPhotoError, CoordinateError) as error:
-                yield BadPhoto(record.id, str(error))
-            except OSError as error:
-                yield BadPhoto(record.id, f"cannot be read: {error.strerror or error}")
+    def __call__(self, photos: PhotoIndex) -> Iterator[PhotoRow | BadPhoto]:
+        """A row or the reason why there is none, for each photo in order."""
+        reader = PhotoReader(photos.root)
+        for begin in range(0, len(photos), ROWS_PER_GROUP):
+            rows = photos.table.slice(begin, ROWS_PER_GROUP).to_pylist()
+            for row, data in zip(rows, reader.read_all(rows), strict=True):
+                yield self._pack(row, data)
 
-    def _pack(self, record: PhotoRecord) -> PhotoRow:
-        data = record.read()
-        image = self.pack_bytes(data)
-        latitude, longitude = read_gps(data) if record.position_in_exif else (record.latitude, record.longitude)
-        optional = {name: getattr(record, name) for name in OPTIONAL_COLUMNS}
-        return PhotoRow(record.id, image, latitude, longitude, **optional)
+    def _pack(self, row: dict[str, Any], data: bytes | OSError | DamagedPhotoError) -> PhotoRow | BadPhoto:
+        if isinstance(data, OSError):
+            return BadPhoto(row["id"], f"cannot be read: {data.strerror or data}")
+        if isinstance(data, DamagedPhotoError):
+            return BadPhoto(row["id"], str(data))
+        try:
+            image = self.pack_bytes(data)
+        except DamagedPhotoError as error:
+            return BadPhoto(row["id"], str(error))
+        return PhotoRow(image=image, **{name: row[name] for name in ("id", "latitude", "longitude", *OPTIONAL_COLUMNS)})
 
     def pack_bytes(self, data: bytes) -> bytes:
         """The JPEG to store, without EXIF: the photo's own where it fits, else shrunk or encoded anew.
@@ -71,57 +81,69 @@ class PhotoPacker:
 
 
 def pack_photos(
-    records: Iterable[PhotoRecord],
+    photos: PhotoIndex,
     output_dir: Path,
     packer: PhotoPacker,
     *,
-    source: str,
     folder: str | None = None,
     split_name: str = "train",
     validation_fraction: float = 0.0,
     test_fraction: float = 0.0,
     max_bad_fraction: float = 0.1,
     photos_per_shard: int = 5000,
+    order: str = "auto",
     num_processes: int = 1,
+    ray_address: str | None = None,
 ) -> dict[str, Any]:
     """Pack photos into shards, resuming a run that was stopped, and write the manifest.
 
     Args:
-        records: stored in an order that depends on their ids alone, well mixed.
-        output_dir: the packed folder; other splits in it stay. The bytes do not depend on `num_processes`.
+        photos: the index of a source; what it counts as bad is counted here too.
+        output_dir: the packed folder; other splits in it stay. The bytes do not depend on `num_processes` or on Ray.
         packer: how large to store them.
-        source: where the photos came from, in words, for the manifest, which is returned.
         folder: name of the folder that the ids are paths in: another folder's photos may have the same ids.
         split_name: the split of all photos that the fractions do not take.
         validation_fraction: share of the authors (of the photos, where there is no author) for validation.
         test_fraction: the same for the test.
         max_bad_fraction: the share of unusable photos above which the run stops.
         photos_per_shard: planned; a shard holds fewer where photos are damaged.
+        order: `mixed` stores photos in an order that depends on their ids alone; `source` as their archives have them,
+            each read from end to end, which is what remote and row-grouped sources need; `auto` chooses.
+        num_processes: on this machine.
+        ray_address: pack on a Ray cluster instead; see `build_shards`.
+
+    Returns:
+        The manifest.
 
     Raises:
-        SourceError: there are no photos, an id comes twice, or `output_dir` holds a split that would share photos with
-            the new ones, or a finished one that was made otherwise.
+        SourceError: there are no photos, or `output_dir` holds a split that would share photos with the new ones, or a
+            finished one that was made otherwise.
         TooManyDamagedPhotosError: more than `max_bad_fraction` are unusable.
     """
-    _check_shares(validation_fraction, test_fraction, max_bad_fraction)
+    _check_options(validation_fraction, test_fraction, max_bad_fraction, order)
+    photos.bad.refuse_above(max_bad_fraction, len(photos) + len(photos.bad), photos.description)
     fractions = {"validation_fraction": validation_fraction, "test_fraction": test_fraction}
     options = asdict(packer) | fractions | {"split_name": split_name, "photos_per_shard": photos_per_shard}
     options |= {} if folder is None else {"folder": folder}
-    tasks, known = _plan(records, asdict(packer), photos_per_shard, (validation_fraction, test_fraction, split_name))
-    refuse_other_run(output_dir, {task.split for task in tasks}, source=source, options=options)
-    _refuse_shared_photos(output_dir, tasks, folder)
+    options["order"] = _choose_order(photos) if order == "auto" else order
+    splits = _split_rows(photos, options)
+    refuse_other_run(output_dir, set(splits), source=photos.description, options=options)
+    _refuse_shared_photos(output_dir, photos, splits, folder)
+    known = photos.known_columns()
     reports = build_shards(
         output_dir,
-        tasks,
+        _plan(photos, splits, photos_per_shard, [asdict(packer), known]),
         packer,
         optional_columns=known,
         num_processes=num_processes,
+        ray_address=ray_address,
         max_bad_fraction=max_bad_fraction,
+        left_out=photos.bad,
     )
-    return write_manifest(output_dir, reports, source=source, options=options)
+    return write_manifest(output_dir, reports, source=photos.description, options=options, left_out=photos.bad)
 
 
-def _check_shares(validation_fraction: float, test_fraction: float, max_bad_fraction: float) -> None:
+def _check_options(validation_fraction: float, test_fraction: float, max_bad_fraction: float, order: str) -> None:
     if min(validation_fraction, test_fraction) < 0 or validation_fraction + test_fraction > 1:
         raise ConfigError(
             f"validation_fraction={validation_fraction:g}, test_fraction={test_fraction:g}: expected shares from 0 "
@@ -129,70 +151,102 @@ def _check_shares(validation_fraction: float, test_fraction: float, max_bad_frac
         )
     if not 0 <= max_bad_fraction <= 1:
         raise ConfigError(f"max_bad_fraction={max_bad_fraction:g}: expected a share from 0 to 1.")
+    if order not in ORDERS:
+        raise ConfigError(f"order is {order!r}; it must be one of {', '.join(ORDERS)}")
 
 
-def _refuse_shared_photos(output_dir: Path, tasks: Sequence[ShardTask], folder: str | None) -> None:
+def _choose_order(photos: PhotoIndex) -> str:
+    """Mixed where a photo costs the same wherever it lies: not by network, and not in the row groups of parquet."""
+    grouped = Storage.PARQUET in photos.table["storage"].unique().to_pylist()
+    remote = is_url(photos.root) or (len(photos) > 0 and is_url(photos.table["file"][0].as_py()))
+    return "source" if grouped or remote else "mixed"
+
+
+def choose_splits(
+    ids: Sequence[str], authors: Sequence[str | None], *, validation_fraction: float, test_fraction: float
+) -> np.ndarray:
+    """0 (the rest), 1 (validation) or 2 (test) for each of n photos, `(n,)` int8.
+
+    A pure function of the photo's author, of its id where there is none: no author is in two splits.
+    """
+    of_key: dict[str, int] = {}
+    chosen = np.zeros(len(ids), dtype=np.int8)
+    if validation_fraction or test_fraction:
+        for row, (photo_id, author) in enumerate(zip(ids, authors, strict=True)):
+            key = f"author {author}" if author else f"id {photo_id}"
+            if key not in of_key:
+                of_key[key] = _draw_split(key, validation_fraction, test_fraction)
+            chosen[row] = of_key[key]
+    return chosen
+
+
+def _draw_split(key: str, validation_fraction: float, test_fraction: float) -> int:
+    share = int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8, person=b"split").digest(), "big") / 2**64
+    if share < validation_fraction:
+        return 1
+    return 2 if share < validation_fraction + test_fraction else 0
+
+
+def _split_rows(photos: PhotoIndex, options: dict[str, Any]) -> dict[str, np.ndarray]:
+    """The rows of each split, in the order in which they are stored."""
+    if not len(photos):
+        raise SourceError("there are no photos to pack.")
+    ids = photos.column("id")
+    if options["order"] == "mixed":  # by a hash of the ids: photos of one author or one folder do not stay neighbours
+        hashes = np.array([hashlib.blake2b(name.encode(), digest_size=16).digest() for name in ids], dtype="S16")
+        stored = np.argsort(hashes, kind="stable")
+    else:
+        stored = _by_place(photos)
+    chosen = choose_splits(
+        ids,
+        photos.column("author"),
+        validation_fraction=options["validation_fraction"],
+        test_fraction=options["test_fraction"],
+    )[stored]
+    named = {options["split_name"]: stored[chosen == 0], "validation": stored[chosen == 1], "test": stored[chosen == 2]}
+    if options["split_name"] in ("validation", "test"):  # one of the names is taken twice: join them in the same order
+        number = ("validation", "test").index(options["split_name"]) + 1
+        named[options["split_name"]] = stored[(chosen == 0) | (chosen == number)]
+    return {name: rows for name, rows in sorted(named.items()) if len(rows)}
+
+
+def _by_place(photos: PhotoIndex) -> np.ndarray:
+    """Rows in the order of their files and of the places in them."""
+    keys = [("file", "ascending"), ("offset", "ascending"), ("size", "ascending")]
+    numbered = photos.table.select(["file", "offset", "size"]).append_column("row", [np.arange(len(photos))])
+    return np.asarray(numbered.sort_by(keys)["row"].to_numpy())
+
+
+def _plan(
+    photos: PhotoIndex, splits: dict[str, np.ndarray], photos_per_shard: int, options: list[Any]
+) -> list[ShardTask]:
+    """The shards of all splits; the digest of each covers its photos' places, states and coordinates."""
+    tasks = []
+    for split, rows in splits.items():
+        parts = [rows[first : first + photos_per_shard] for first in range(0, len(rows), photos_per_shard)]
+        for index, part in enumerate(parts):
+            payload = replace(photos.take(part), bad=BadTally())
+            digest = digest_of(options, payload.digest())
+            tasks.append(ShardTask(shard_name(split, index, len(parts)), split, len(part), digest, payload))
+    return tasks
+
+
+def _refuse_shared_photos(
+    output_dir: Path, photos: PhotoIndex, splits: dict[str, np.ndarray], folder: str | None
+) -> None:
     """No photo in two splits: neither in a finished one, nor in what a killed run with other options left behind."""
-    planned = {record.id: task.split for task in tasks for record in task.payload}
-    splits, listed = {task.split for task in tasks}, read_splits(output_dir)
-    for name, ids in read_ids(output_dir, apart_from=splits).items():
+    listed = read_splits(output_dir)
+    others = read_ids(output_dir, apart_from=set(splits))
+    if not others:
+        return
+    ids = photos.column("id")
+    planned = {ids[row]: split for split, rows in splits.items() for row in rows.tolist()}
+    for name, packed in others.items():
         known = listed[name]["options"].get("folder") if name in listed else None
-        shared = [photo_id for photo_id in ids if photo_id in planned]
+        shared = [photo_id for photo_id in packed if photo_id in planned]
         if shared and (folder is None or known is None or known == folder):
             raise SourceError(
                 f"{output_dir} holds {len(shared)} of these photos in its split {name!r}; the first is {shared[0]}, "
                 f"which this run would put into {planned[shared[0]]!r} too. Choose another --output_dir, or delete "
                 f"{name}-*.parquet there."
             )
-
-
-def _mix(records: Iterable[PhotoRecord]) -> list[PhotoRecord]:
-    """In the order of a hash of the ids: photos of one author or one folder do not stay neighbours."""
-    by_hash: dict[bytes, PhotoRecord] = {}
-    for record in records:
-        key = hashlib.blake2b(record.id.encode(), digest_size=16).digest()
-        if key in by_hash:
-            raise SourceError(f"the id {record.id} comes twice: {by_hash[key].file} and {record.file}.")
-        by_hash[key] = record
-    if not by_hash:
-        raise SourceError("there are no photos to pack.")
-    return [by_hash[key] for key in sorted(by_hash)]
-
-
-def choose_split(record: PhotoRecord, validation_fraction: float, test_fraction: float, split_name: str) -> str:
-    """The split of a photo: a pure function of its author (of its id where there is none): no author is in two."""
-    key = f"author {record.author}" if record.author else f"id {record.id}"
-    share = int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8, person=b"split").digest(), "big") / 2**64
-    if share < validation_fraction:
-        return "validation"
-    return "test" if share < validation_fraction + test_fraction else split_name
-
-
-def _plan(
-    records: Iterable[PhotoRecord],
-    packer_options: dict[str, Any],
-    photos_per_shard: int,
-    split_rule: tuple[float, float, str],
-) -> tuple[list[ShardTask], list[str]]:
-    """The shards of all splits, and the optional columns that any photo fills."""
-    mixed = _mix(records)
-    known = [name for name in OPTIONAL_COLUMNS if any(getattr(record, name) for record in mixed)]
-    splits: dict[str, list[PhotoRecord]] = {}
-    for record in mixed:
-        splits.setdefault(choose_split(record, *split_rule), []).append(record)
-    tasks = []
-    for split, own in sorted(splits.items()):
-        parts = [tuple(own[first : first + photos_per_shard]) for first in range(0, len(own), photos_per_shard)]
-        for index, part in enumerate(parts):
-            digest = digest_of(packer_options, known, [asdict(record) | _file_state(record.file) for record in part])
-            tasks.append(ShardTask(shard_name(split, index, len(parts)), split, len(part), digest, part))
-    return tasks, known
-
-
-def _file_state(file: str) -> dict[str, int]:
-    """In the digest of a shard, so that a photo that was mended, replaced or made readable is packed again."""
-    try:
-        state = os.stat(file)
-    except OSError:
-        return {}
-    return {"size": state.st_size, "mtime_ns": state.st_mtime_ns, "mode": state.st_mode}

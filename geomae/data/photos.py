@@ -13,6 +13,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from geomae.errors import DamagedPhotoError
 
 __all__ = [
+    "MAX_PHOTO_BYTES",
     "MAX_PIXELS",
     "can_keep_jpeg",
     "center_crop",
@@ -26,6 +27,7 @@ __all__ = [
 ]
 
 MAX_PIXELS = 100_000_000  # a decompression bomb of more is refused from its header, before any memory is taken
+MAX_PHOTO_BYTES = 2**28  # a file of more is refused before it is read
 
 _ORIENTATION_TAG = 0x0112
 _CROP_ATTEMPTS = 10

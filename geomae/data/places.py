@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
+from geomae.data.coordinates import read_coordinate_table
 from geomae.data.earth import EarthSplit
-from geomae.data.sources import read_coordinate_table
 from geomae.errors import SourceError
 from geomae.geography import EARTH_RADIUS_KM, to_degrees, unit_vectors
 

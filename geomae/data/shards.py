@@ -9,24 +9,23 @@ the shards that are finished and match, and writes the others anew.
 
 import hashlib
 import json
-import multiprocessing
 import os
-import re
-import threading
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
-from geomae.data.manifest import BadPhoto, ShardReport, forget_splits
-from geomae.errors import SourceError, TooManyDamagedPhotosError
+from geomae.data.damage import BadPhoto, BadTally
+from geomae.data.layout import SHARD_PATTERN, list_shards
+from geomae.data.manifest import ShardReport, forget_splits
+from geomae.data.photo_index import OPTIONAL_COLUMNS
+from geomae.data.runners import run_tasks
+from geomae.errors import SourceError
 
 __all__ = [
     "OPTIONAL_COLUMNS",
@@ -37,18 +36,12 @@ __all__ = [
     "ShardTask",
     "build_shards",
     "digest_of",
-    "is_packed",
-    "list_shards",
     "photo_schema",
     "read_coordinates",
     "read_ids",
-    "shard_name",
 ]
 
 ROWS_PER_GROUP = 100  # groups of 100 stream at 19.7k rows a core-second, groups of 1,250 at 11.7k
-OPTIONAL_COLUMNS = ("author", "scene", "country")
-
-_SHARD_PATTERN = re.compile(r"(?P<split>[a-z0-9_]+)-(?P<index>\d{5})-of-(?P<total>\d{5})\.parquet")
 _METADATA_KEY = b"geomae"
 
 
@@ -77,11 +70,6 @@ class ShardTask:
 
 
 RowMaker = Callable[[Any], Iterator[PhotoRow | BadPhoto]]
-
-
-def shard_name(split: str, index: int, num_shards: int) -> str:
-    """File name of a shard, as the Hub names them."""
-    return f"{split}-{index:05d}-of-{num_shards:05d}.parquet"
 
 
 def digest_of(*parts: object) -> str:
@@ -158,22 +146,26 @@ def build_shards(
     *,
     optional_columns: Sequence[str] = (),
     num_processes: int = 1,
+    ray_address: str | None = None,
     max_bad_fraction: float = 1.0,
+    left_out: BadTally | None = None,
     description: str = "pack",
 ) -> list[ShardReport]:
-    """Write every shard that is not there yet, on several processes, with a progress bar.
+    """Write every shard that is not there yet, on several processes or a Ray cluster, with a progress bar.
 
     Args:
-        output_dir: made if absent.
-        tasks: what to write; the result does not depend on `num_processes`.
+        output_dir: made if absent; on a cluster, on storage that all its machines share.
+        tasks: what to write; the result does not depend on where and in what order.
         make_rows: picklable; turns the payload of a task into rows, in order.
         optional_columns: which of `OPTIONAL_COLUMNS` to write.
         num_processes: 1 works in this process.
+        ray_address: of a Ray cluster, `auto` for the one at hand, `local` for a new one here; None: no Ray.
         max_bad_fraction: the share of damaged photos that stops the run.
+        left_out: photos of the source that no task has, for that share.
         description: label of the progress bar.
 
     Raises:
-        SourceError: `output_dir` holds shards that another plan wrote.
+        SourceError: `output_dir` holds shards that another plan wrote, or Ray is not installed.
         TooManyDamagedPhotosError: more than `max_bad_fraction` of the photos were left out.
     """
     _prepare_folder(output_dir, tasks)
@@ -182,14 +174,42 @@ def build_shards(
     forget_splits(output_dir, {task.split for task in missing})
     num_photos = sum(task.num_photos for task in tasks)
     num_done = num_photos - sum(task.num_photos for task in missing)
+
+    def refuse_too_many_bad() -> None:
+        bad = BadTally.of(photo for report in reports.values() for photo in report.bad) + (left_out or BadTally())
+        bad.refuse_above(max_bad_fraction, num_photos + len(left_out or ()), "the source")
+
+    work = ShardWork(output_dir, make_rows, tuple(optional_columns))
     with tqdm(
         total=num_photos, initial=num_done, desc=description, unit=" photos", mininterval=0.5, smoothing=0.05
     ) as bar:
-        for report in _run_tasks(output_dir, missing, make_rows, tuple(optional_columns), num_processes, bar):
+        for report in run_tasks(missing, work, num_processes=num_processes, ray_address=ray_address, bar=bar):
             reports[report.file] = report
-            _refuse_too_many_bad(reports.values(), num_photos, max_bad_fraction)  # now, not hours later
-    _refuse_too_many_bad(reports.values(), num_photos, max_bad_fraction)
+            refuse_too_many_bad()  # now, not hours later
+    refuse_too_many_bad()
     return [reports[task.file] for task in tasks]
+
+
+@dataclass(frozen=True)
+class ShardWork:
+    """What is done for each task, wherever that is."""
+
+    output_dir: Path
+    make_rows: RowMaker
+    optional_columns: tuple[str, ...]
+
+    def __call__(self, task: ShardTask, count: Callable[[int], object]) -> ShardReport:
+        """Write one shard; `count` is told of every photo."""
+
+        def counted() -> Iterator[PhotoRow | BadPhoto]:
+            for row in self.make_rows(task.payload):
+                yield row
+                count(1)
+
+        path = self.output_dir / task.file
+        columns = self.optional_columns
+        num_photos, bad = write_shard(path, counted(), optional_columns=columns, digest=task.digest)
+        return ShardReport(task.file, task.split, num_photos, _sha256(path), bad)
 
 
 def _prepare_folder(output_dir: Path, tasks: Sequence[ShardTask]) -> None:
@@ -202,21 +222,12 @@ def _prepare_folder(output_dir: Path, tasks: Sequence[ShardTask]) -> None:
 def _refuse_other_shards(output_dir: Path, tasks: Sequence[ShardTask]) -> None:
     planned, splits = {task.file for task in tasks}, {task.split for task in tasks}
     for path in sorted(output_dir.glob("*.parquet")):
-        match = _SHARD_PATTERN.fullmatch(path.name)
+        match = SHARD_PATTERN.fullmatch(path.name)
         if match and match["split"] in splits and path.name not in planned:
             raise SourceError(
                 f"{output_dir} already holds {path.name}, which this run would not write: its photos would be mixed "
                 f"with others. Choose another --output_dir, or delete the {match['split']} shards there."
             )
-
-
-def _refuse_too_many_bad(reports: Iterable[ShardReport], num_photos: int, max_bad_fraction: float) -> None:
-    bad = [photo for report in reports for photo in report.bad]
-    if len(bad) > max_bad_fraction * num_photos:
-        raise TooManyDamagedPhotosError(
-            f"{len(bad)} of {num_photos} photos cannot be used, more than the allowed share {max_bad_fraction:g}; the "
-            f"first is {bad[0].file}: {bad[0].reason}. Mend the source, or allow more with --max_bad_fraction."
-        )
 
 
 def _finished_report(output_dir: Path, task: ShardTask) -> ShardReport | None:
@@ -239,109 +250,6 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _run_tasks(
-    output_dir: Path,
-    tasks: Sequence[ShardTask],
-    make_rows: RowMaker,
-    optional_columns: tuple[str, ...],
-    num_processes: int,
-    bar: "tqdm[Any]",
-) -> Iterator[ShardReport]:
-    if num_processes <= 1 or len(tasks) <= 1:
-        for task in tasks:
-            yield _run_task(output_dir, task, make_rows, optional_columns, bar.update)
-        return
-    # spawn: a forked child of a process that has already run OpenCV, Arrow or torch threads can hang
-    context = multiprocessing.get_context("spawn")
-    num_made = context.Value("q", 0)
-    initargs = (output_dir, make_rows, optional_columns, num_made)
-    pool = ProcessPoolExecutor(min(num_processes, len(tasks)), context, _start_worker, initargs)
-    try:
-        pending: set[Future[ShardReport]] = {pool.submit(_run_task_in_worker, task) for task in tasks}
-        start = bar.n
-        while pending:
-            done, pending = wait(pending, timeout=0.2, return_when=FIRST_COMPLETED)
-            bar.update(start + num_made.value - bar.n)
-            yield from (future.result() for future in done)
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
-
-
-def _run_task(
-    output_dir: Path,
-    task: ShardTask,
-    make_rows: RowMaker,
-    optional_columns: tuple[str, ...],
-    count: Callable[[int], object],
-) -> ShardReport:
-    def counted() -> Iterator[PhotoRow | BadPhoto]:
-        for row in make_rows(task.payload):
-            yield row
-            count(1)
-
-    path = output_dir / task.file
-    num_photos, bad = write_shard(path, counted(), optional_columns=optional_columns, digest=task.digest)
-    return ShardReport(task.file, task.split, num_photos, _sha256(path), bad)
-
-
-_worker_arguments: tuple[Any, ...] = ()  # set once in each spawned process, so that a task carries only itself
-
-
-def _start_worker(output_dir: Path, make_rows: RowMaker, optional_columns: tuple[str, ...], num_made: Any) -> None:
-    global _worker_arguments
-    cv2.setNumThreads(1)  # the processes are the parallelism
-    threading.Thread(target=_die_with_parent, daemon=True).start()
-
-    def count(number: int) -> None:
-        with num_made.get_lock():
-            num_made.value += number
-
-    _worker_arguments = (output_dir, make_rows, optional_columns, count)
-
-
-def _die_with_parent() -> None:
-    """Otherwise the workers of a parent that was killed wait for tasks forever."""
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
-
-
-def _run_task_in_worker(task: ShardTask) -> ShardReport:
-    output_dir, make_rows, optional_columns, count = _worker_arguments
-    return _run_task(output_dir, task, make_rows, optional_columns, count)
-
-
-def is_packed(path: str | Path) -> bool:
-    """Whether the folder holds packed shards, of any split."""
-    return any(_SHARD_PATTERN.fullmatch(file.name) for file in Path(path).glob("*.parquet"))
-
-
-def list_shards(path: str | Path, split: str) -> list[Path]:
-    """The shards of one split, in order.
-
-    Raises:
-        SourceError: the folder holds no such split, or not all of its shards.
-    """
-    found: dict[str, list[tuple[int, Path]]] = {}
-    for file in sorted(Path(path).glob("*.parquet")):
-        if match := _SHARD_PATTERN.fullmatch(file.name):
-            found.setdefault(match["split"], []).append((int(match["total"]), file))
-    if split not in found:
-        have = f"it holds the splits {', '.join(sorted(found))}" if found else "it holds no packed shards at all"
-        raise SourceError(
-            f"{path} has no split {split!r} (files {split}-00000-of-*.parquet); {have}. "
-            "Make one with `python -m geomae.data pack` or `python -m geomae.data earth`."
-        )
-    total = found[split][0][0]
-    if any(count != total for count, _ in found[split]) or len(found[split]) != total:
-        raise SourceError(
-            f"{path} holds {len(found[split])} shards of {split!r} where their names promise {total}. "
-            "Was the run that wrote them stopped? Start it again with the same options: it finishes what is missing."
-        )
-    return [file for _, file in found[split]]
-
-
 def read_ids(path: str | Path, *, apart_from: Collection[str] = ()) -> dict[str, list[str]]:
     """The ids that each split of a packed folder holds, in the shards that are there, finished or not.
 
@@ -354,7 +262,7 @@ def read_ids(path: str | Path, *, apart_from: Collection[str] = ()) -> dict[str,
     """
     found: dict[str, list[str]] = {}
     for file in sorted(Path(path).glob("*.parquet")):
-        match = _SHARD_PATTERN.fullmatch(file.name)
+        match = SHARD_PATTERN.fullmatch(file.name)
         if match and match["split"] not in apart_from:
             try:
                 ids = pq.read_table(file, columns=["id"])["id"].to_pylist()

@@ -1,339 +1,394 @@
-"""Where photos come from: every kind of source is one function that returns `PhotoRecord`s, cheap and undecoded."""
+"""Every kind of source -> an index of its photos, with coordinates; what cannot be used is counted and named."""
 
-import io
+import hashlib
+import json
 import logging
-import math
-import warnings
-from collections import Counter
+import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Any
+from urllib.parse import unquote
 
 import numpy as np
 import pandas as pd
-from PIL import Image, UnidentifiedImageError
+import pyarrow as pa
+from tqdm import tqdm
 
-from geomae.columns import COLUMN_ALIASES, find_column
-from geomae.errors import ConfigError, CoordinateError, SourceError
-from geomae.geography import check_coordinates
+from geomae.data.archives import Member, Storage, is_hidden, walk_msgpack, walk_tar, walk_zip
+from geomae.data.coordinates import (
+    PHOTO_SUFFIXES,
+    CoordinateTable,
+    join_rows,
+    load_table,
+    read_coordinate_table,
+    sift_table,
+)
+from geomae.data.damage import BadTally
+from geomae.data.exif import read_gps
+from geomae.data.filesystems import FileEntry, is_url, join, list_files, open_file, size_of
+from geomae.data.listing import KINDS, Listing, choose_shards, detect_kind, find_table, list_source, suffix_of
+from geomae.data.photo_index import PhotoIndex, name_apart
+from geomae.data.reading import PhotoReader
+from geomae.data.self_described import parquet_beside, read_parquet_rows, read_webdataset
+from geomae.errors import ConfigError, CoordinateError, DamagedPhotoError, SourceError
 
-__all__ = [
-    "PHOTO_SUFFIXES",
-    "SCENES",
-    "CoordinateTable",
-    "PhotoRecord",
-    "find_csv",
-    "list_photos",
-    "open_source",
-    "read_coordinate_table",
-    "read_gps",
-    "records_from_csv",
-    "records_from_exif",
-    "records_without_coordinates",
-]
+__all__ = ["SourceOptions", "open_source"]
 
 logger = logging.getLogger(__name__)
 
-# HEIC is listed although Pillow cannot read it: such photos are then counted and named, not silently absent
-PHOTO_SUFFIXES = frozenset(
-    {".jpg", ".jpeg", ".jpe", ".png", ".webp", ".tif", ".tiff", ".bmp", ".gif", ".avif", ".heic", ".heif", ".ppm"}
-)
-SCENES = ("indoor", "natural", "urban")  # what the numbers of S3_Label mean
-
-_GPS_BLOCK = 0x8825
+_PLACE = ("id", "file", "storage", "offset", "size", "state")  # what is known of a photo without any table
+_INDEX_VERSION = 1  # another one for every change of what an index holds
+_DEAD_PHOTO_BYTES = 5120  # MP16-Pro: members as small as this are what Flickr serves for photos that are gone
+_MP16_PRO = "mp-16-images"
+CACHE_VARIABLE = "GEOMAE_CACHE"
 
 
 @dataclass(frozen=True)
-class PhotoRecord:
-    """One photo of a source: where its bytes are and what is known of it; coordinates in degrees."""
+class SourceOptions:
+    """What to read from a source, and how.
 
-    id: str
-    file: str  # path of the photo
-    latitude: float | None = None
-    longitude: float | None = None
-    author: str | None = None
-    scene: str | None = None
-    country: str | None = None
-    position_in_exif: bool = False  # the coordinates are still to be read from the photo itself
-
-    def read(self) -> bytes:
-        """The encoded photo.
-
-        Raises:
-            OSError: the file is absent or cannot be read.
-        """
-        return Path(self.file).read_bytes()
-
-
-@dataclass(frozen=True)
-class CoordinateTable:
-    """A CSV of photos, columns under our names.
-
-    `ids` is None where the file names no photos; `latitude` and `longitude` are `(n,)` float64 degrees, all on Earth;
-    `optional` holds those of `author`, `scene` and `country` that the file has.
+    Raises:
+        ConfigError: options that exclude each other.
     """
 
-    ids: list[str] | None
-    latitude: np.ndarray
-    longitude: np.ndarray
-    optional: dict[str, list[str]]
+    kind: str = "auto"  # one of KINDS, or auto: by the names of the files
+    csv_file: str | None = None  # CSV or mapping JSON of coordinates; by default the one that is found
+    exif: bool = False  # coordinates from the photos themselves, whatever table is there
+    unlabelled: bool = False  # every photo, without coordinates
+    swap_lat_lon: bool = False  # the table has longitude where it says latitude
+    partial: bool = False  # the table names more photos than there are here: those are not bad
+    split: str | None = None  # of a packed folder or a data set of the Hub; by default train
+    min_photo_bytes: int | None = None  # smaller photos are dead; by default 5,121 for MP16-Pro, else 1
+    for_test: bool = False  # the table decides: it must be right in every row, and photos it does not name are ignored
 
-    def __len__(self) -> int:
-        return len(self.latitude)
+    def __post_init__(self) -> None:
+        if sum([self.csv_file is not None, self.exif, self.unlabelled]) > 1:
+            raise ConfigError(
+                "--csv, --exif and --unlabelled each say where coordinates come from: choose one of them."
+            )
+        if self.kind not in ("auto", *KINDS):
+            raise ConfigError(f"kind is {self.kind!r}; it must be auto or one of {', '.join(KINDS)}")
+        if self.swap_lat_lon and (self.exif or self.unlabelled):
+            raise ConfigError("--swap_lat_lon swaps two columns of a table, but none is read. Leave it out.")
 
 
-def read_coordinate_table(csv_file: str | Path, *, swap_lat_lon: bool = False) -> CoordinateTable:
-    """Read a CSV under any of the field's column names and check every coordinate.
+@dataclass
+class _Photos:
+    """Photos of archives as columns, while they are collected."""
+
+    columns: dict[str, list[Any]] = field(default_factory=lambda: {name: [] for name in _PLACE})
+    bad: BadTally = field(default_factory=BadTally)  # whole archives, and what is left of damaged ones
+    spoilt: list["_Spoilt"] = field(default_factory=list)
+
+    def add(self, entry: FileEntry, name: str, member: Member) -> None:
+        values = (member.name, name, int(member.storage), member.offset, member.size, entry.state)
+        for column, value in zip(_PLACE, values, strict=True):
+            self.columns[column].append(value)
+
+    def to_index(self, root: str) -> PhotoIndex:
+        ids = name_apart(self.columns["id"], self.columns["file"], self.columns["size"])
+        return PhotoIndex.from_columns(root, self.columns | {"id": ids}, bad=self.bad)
+
+
+@dataclass(frozen=True)
+class _Spoilt:
+    """A photo that its archive holds and that cannot be used; whether anyone wants it, the table says."""
+
+    name: str
+    archive: str
+    reason: str
+    kind: str
+
+    def count(self, bad: BadTally) -> None:
+        bad.add(f"{self.archive}:{self.name}", self.reason, kind=self.kind)
+
+
+def open_source(source: str | Path, options: SourceOptions | None = None, *, cache: bool = True) -> PhotoIndex:
+    """Find every photo of a source, and what is known of it; no photo is decoded.
 
     Args:
-        csv_file: a CSV with a header; see FIELD's tables: `IMG_ID, AUTHOR, LAT, LON, S3_Label`, `file, latitude, ...`.
-        swap_lat_lon: read the latitude column as longitude and the other way round.
+        source: a folder, a file, a URL that fsspec opens, a pattern such as `{00..18}.tar`, or a data set id of the
+            Hub. `listing.KINDS` has the kinds.
+        options: by default the kind is found out, and coordinates come from the photos' own records, from the table
+            that `find_table` finds, or from EXIF blocks, whichever there is first.
+        cache: keep the index in the folder that GEOMAE_CACHE names (else ~/.cache/geomae), and take it from there when
+            no file has changed.
+
+    Returns:
+        An index, mapped into memory where it was cached; `bad` counts what the source names and cannot be used.
 
     Raises:
-        SourceError: no such file, not UTF-8, a row longer than the header, no columns of coordinates, or an id twice.
-        CoordinateError: a coordinate that is missing, not finite or not on Earth.
+        SourceError: there is nothing, it is of no known kind, or nothing of it can be used.
+        CoordinateError: latitude and longitude are swapped; for a test, a coordinate is not on Earth.
+        ConfigError: an option does not fit the kind.
     """
-    path = Path(csv_file)
-    if not path.is_file():
-        raise SourceError(f"there is no file {path}; expected a CSV with latitude and longitude.")
-    table = _read_table(path)
-    id_column = find_column("id", list(table.columns))
-    latitude = _numbers(table, "latitude", path)
-    longitude = _numbers(table, "longitude", path)
-    if swap_lat_lon:
-        latitude, longitude = longitude, latitude
-    ids = None if id_column is None else [str(value) for value in table[id_column]]
-    if ids is not None:
-        _refuse_duplicates(ids, path)
-    check_coordinates(latitude, longitude, ids or [f"row {row + 2}" for row in range(len(table))], str(path))
-    return CoordinateTable(ids, latitude, longitude, _optional_columns(table))
-
-
-def _read_table(path: Path) -> pd.DataFrame:
-    """A UTF-8 CSV as text, columns under the names of its first line."""
+    options = options or SourceOptions()
+    listing = list_source(str(source), split=options.split)
+    kind = detect_kind(listing, str(source)) if options.kind == "auto" else options.kind
+    entries = _choose_entries(listing, kind, options, str(source))
+    table_file = _choose_table(listing, kind, options, str(source))
+    if table_file is not None:
+        logger.info("coordinates come from %s", table_file)
+    cached = _cache_file(listing, kind, entries, table_file, options) if cache else None
+    if cached is not None and cached.is_file():
+        try:
+            return PhotoIndex.load(cached)
+        except (OSError, ValueError, KeyError, TypeError):  # cut off, or by another version: made anew
+            logger.warning("the cached index %s cannot be read and is made anew", cached)
+    index = _build(listing, kind, entries, table_file, options)
+    index = replace(index, kind=kind, description=_describe(str(source), kind, table_file, options))
+    if not len(index):
+        reasons = index.bad.describe() or "it holds none"
+        raise SourceError(f"{source} has no photo that can be used: {reasons}.{_explain_unjoined(index, table_file)}")
+    if cached is None:
+        return index
     try:
-        # told of a header, pandas takes the first column for an index where rows have one field more, silently
-        table = pd.read_csv(path, header=None, dtype=str, keep_default_na=False, encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise SourceError(
-            f"{path} is not UTF-8; the first line that is not is line {_first_line_not_utf8(path)}. Save it as UTF-8, "
-            "for example with `iconv -f latin1 -t utf-8`."
-        ) from error
-    except pd.errors.ParserError as error:
-        raise SourceError(
-            f"{path} cannot be read as CSV: {str(error).strip()}. Does a field hold a comma? Put it between double "
-            "quotes."
-        ) from error
-    except ValueError as error:
-        raise SourceError(f"{path} cannot be read as CSV: {error}") from error
-    names = [str(name) for name in table.iloc[0]]
-    return table[1:].set_axis(names, axis=1).loc[:, ~pd.Index(names).duplicated()]
+        index.save(cached)
+        return PhotoIndex.load(cached)
+    except OSError as error:  # a full or read-only disk costs the next run some time, and this one nothing
+        logger.warning("the index cannot be cached in %s: %s", cached.parent, error)
+        return index
 
 
-def _first_line_not_utf8(path: Path) -> int:
-    with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            try:
-                line.decode("utf-8")
-            except UnicodeDecodeError:
-                return number
-    return 1
+def _choose_entries(listing: Listing, kind: str, options: SourceOptions, source: str) -> list[FileEntry]:
+    entries = listing.of_kind(kind)
+    if kind == "packed":
+        entries = choose_shards(entries, options.split or "train", source)
+    if options.csv_file and (part := _part_of_osv5m(listing, options.csv_file)):
+        entries = [entry for entry in entries if listing.name(entry).startswith(part)]
+    if not entries:
+        raise SourceError(f"{source} holds no {KINDS[kind]}.")
+    return entries
 
 
-def _numbers(table: pd.DataFrame, name: str, path: Path) -> np.ndarray:
-    column = find_column(name, list(table.columns))
-    if column is None:
-        raise SourceError(
-            f"{path} has no column {' or '.join(COLUMN_ALIASES[name])}; "
-            f"its columns are {', '.join(map(str, table.columns))}. "
-            "Is its first line the header? Rename the column in the file."
+def _part_of_osv5m(listing: Listing, csv_file: str) -> str | None:
+    """`images/train/` for `train.csv` at the top of OSV-5M: the other photos there are another split's."""
+    part = f"images/{Path(csv_file).stem}/"
+    folder = csv_file.rpartition("/")[0] if is_url(csv_file) else os.path.dirname(os.path.abspath(csv_file))
+    at_top = folder == listing.root
+    return part if at_top and any(listing.name(entry).startswith(part) for entry in listing.entries) else None
+
+
+def _choose_table(listing: Listing, kind: str, options: SourceOptions, source: str) -> str | None:
+    """The table that is named, or the one that is found where the photos have no records of their own."""
+    if options.csv_file is not None:
+        return options.csv_file
+    finds = not (options.exif or options.unlabelled or kind in ("packed", "parquet", "webdataset"))
+    found = find_table(listing, source) if finds else None
+    if found is None and options.swap_lat_lon and kind not in ("parquet", "webdataset"):
+        raise ConfigError(
+            f"--swap_lat_lon swaps two columns of a table, but none is read for {source}. Name it with --csv."
         )
-    return np.asarray(pd.to_numeric(table[column], errors="coerce"), dtype=np.float64)
-
-
-def _refuse_duplicates(ids: Sequence[str], path: Path) -> None:
-    if len(set(ids)) < len(ids):
-        repeated = [(name, count) for name, count in Counter(ids).items() if count > 1]
+    if found is None and finds and kind != "folder":
         raise SourceError(
-            f"{path} names {len(repeated)} photos more than once; the first is {repeated[0][0]}, {repeated[0][1]} "
-            "times. Which row is right cannot be known: remove the others."
+            f"{source} holds no coordinates, and no CSV was found in it or beside it. Name the table with --csv, or "
+            "pack for pretraining with --unlabelled."
         )
+    return found
 
 
-def _optional_columns(table: pd.DataFrame) -> dict[str, list[str]]:
-    optional = {}
-    for name in ("author", "scene", "country"):
-        if column := find_column(name, list(table.columns)):
-            optional[name] = [str(value) for value in table[column]]
-    scenes = {str(number): scene for number, scene in enumerate(SCENES)}
-    if "scene" in optional:
-        optional["scene"] = [scenes.get(value, value) for value in optional["scene"]]
-    return optional
+def _build(
+    listing: Listing, kind: str, entries: Sequence[FileEntry], table_file: str | None, options: SourceOptions
+) -> PhotoIndex:
+    finds_places = not (options.unlabelled or options.exif or table_file)
+    spoilt: list[_Spoilt] = []
+    if kind in ("packed", "parquet", "webdataset"):
+        read = read_webdataset if kind == "webdataset" else read_parquet_rows
+        swapped, strict = finds_places and options.swap_lat_lon, options.for_test
+        index = read(listing, entries, labelled=finds_places, swap_lat_lon=swapped, strict=strict)
+    elif kind == "folder":
+        index = _index_files(listing, entries)
+    else:
+        photos = _index_archives(listing, kind, entries, options)
+        index, spoilt = photos.to_index(listing.root), photos.spoilt
+    if table_file is not None:
+        return _label(index, table_file, options, spoilt)
+    for photo in spoilt:
+        photo.count(index.bad)
+    if options.exif or (finds_places and kind == "folder"):
+        index = _label_by_exif(index)
+    return _drop_repeats(index, strict=options.for_test)
 
 
-def list_photos(folder: str | Path) -> list[Path]:
-    """All files below a folder that are photos by their name, sorted, hidden ones left out.
+def _index_files(listing: Listing, entries: Sequence[FileEntry]) -> PhotoIndex:
+    names = [listing.name(entry) for entry in entries]
+    ids = [unquote(name) for name in names] if listing.root.startswith(("http://", "https://")) else names
+    sizes = [-1 if entry.size is None else entry.size for entry in entries]
+    states = [entry.state for entry in entries]
+    return PhotoIndex.from_columns(listing.root, {"id": ids, "file": names, "size": sizes, "state": states})
 
-    Raises:
-        SourceError: no such folder, or no photo in it.
-    """
-    root = Path(folder)
-    if not root.is_dir():
-        raise SourceError(f"there is no folder {root}; expected a folder of photos.")
-    photos = sorted(path for path in root.rglob("*") if path.suffix.lower() in PHOTO_SUFFIXES and path.is_file())
-    photos = [path for path in photos if not any(part.startswith(".") for part in path.relative_to(root).parts)]
-    if not photos:
-        raise SourceError(f"{root} holds no photo; looked for files ending in {', '.join(sorted(PHOTO_SUFFIXES))}.")
+
+def _index_archives(listing: Listing, kind: str, entries: Sequence[FileEntry], options: SourceOptions) -> _Photos:
+    photos = _Photos()
+    for entry in tqdm(entries, desc="index", unit=" archives", disable=len(entries) < 2):
+        archive = listing.name(entry)
+        fewest = options.min_photo_bytes
+        if fewest is None:
+            fewest = _DEAD_PHOTO_BYTES + 1 if Path(archive).name.startswith(_MP16_PRO) else 1
+        for member in _walk(entry, kind):
+            if member.problem is not None and not member.name:
+                photos.bad.add(archive, member.problem, kind=member.problem.partition(":")[0])
+            elif kind != "msgpack" and (suffix_of(member.name) not in PHOTO_SUFFIXES or is_hidden(member.name)):
+                continue
+            elif member.problem is not None:
+                photos.spoilt.append(_Spoilt(member.name, archive, member.problem, member.problem))
+            elif member.size < fewest:
+                reason = f"{member.size} bytes: a dead photo"
+                photos.spoilt.append(_Spoilt(member.name, archive, reason, f"fewer than {fewest:,} bytes: dead photos"))
+            else:
+                photos.add(entry, archive, member)
     return photos
 
 
-def records_without_coordinates(folder: str | Path) -> Iterator[PhotoRecord]:
-    """Every photo of a folder, for pretraining."""
-    for path in list_photos(folder):
-        yield PhotoRecord(path.relative_to(folder).as_posix(), str(path))
-
-
-def records_from_exif(folder: str | Path) -> Iterator[PhotoRecord]:
-    """Every photo of a folder; its position is read from its EXIF block when it is packed."""
-    for path in list_photos(folder):
-        yield PhotoRecord(path.relative_to(folder).as_posix(), str(path), position_in_exif=True)
-
-
-def records_from_csv(folder: str | Path, csv_file: str | Path, *, swap_lat_lon: bool = False) -> Iterator[PhotoRecord]:
-    """The photos that a CSV names, in its order.
-
-    A photo is looked for below `folder` under its id, under its id with `/` written as `_`, and under either with
-    `.jpg` appended. One that is nowhere is returned all the same: whoever reads it counts it as missing.
-
-    Raises:
-        SourceError: the CSV names no photos, or none of them is in the folder.
-        CoordinateError: as `read_coordinate_table`.
-    """
-    table = read_coordinate_table(csv_file, swap_lat_lon=swap_lat_lon)
-    if table.ids is None:
-        raise SourceError(
-            f"{csv_file} has no column {' or '.join(COLUMN_ALIASES['id'])}: it must name the photo of each row."
-        )
-    root = Path(folder)
-    if not root.is_dir():
-        raise SourceError(f"there is no folder {root}; expected the folder that holds the photos of {csv_file}.")
-    present = {path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file()}
-    found = [_find_photo(photo_id, present) for photo_id in table.ids]
-    if not any(found):
-        raise SourceError(
-            f"none of the {len(found)} photos of {csv_file} is in {root}; the first is {table.ids[0]!r}, a file there "
-            f"is {min(present, default='(none)')!r}. Ids must be paths relative to that folder."
-        )
-    for row, (photo_id, name) in enumerate(zip(table.ids, found, strict=True)):
-        known = {column: values[row] or None for column, values in table.optional.items()}
-        yield PhotoRecord(
-            photo_id,
-            str(root / (name or photo_id)),
-            float(table.latitude[row]),
-            float(table.longitude[row]),
-            author=known.get("author"),
-            scene=known.get("scene"),
-            country=known.get("country"),
-        )
-
-
-def open_source(
-    folder: str | Path,
-    *,
-    csv_file: str | Path | None = None,
-    exif: bool = False,
-    unlabelled: bool = False,
-    swap_lat_lon: bool = False,
-) -> tuple[Iterator[PhotoRecord], str]:
-    """The photos of a folder, and where they came from in words.
-
-    Coordinates come from `csv_file`, else from the CSV that `find_csv` finds, else from the photos' EXIF blocks.
-
-    Raises:
-        SourceError: options that exclude each other, or no photos.
-        ConfigError: `swap_lat_lon` where no CSV is read.
-    """
-    root = Path(folder)
-    if sum([csv_file is not None, exif, unlabelled]) > 1:
-        raise SourceError("--csv, --exif and --unlabelled each say where coordinates come from: choose one of them.")
-    looks_for_csv = csv_file is None and not exif and not unlabelled
-    if looks_for_csv and (any(root.glob("*.csv")) or root.with_name(f"{root.name}.csv").is_file()):
-        csv_file = find_csv(root)
-        logger.info("coordinates come from %s", csv_file)
-    if swap_lat_lon and csv_file is None:
-        raise ConfigError(
-            f"--swap_lat_lon swaps two columns of a CSV, but no CSV is read for {root}. Leave it out, or name the CSV "
-            "with --csv."
-        )
-    if unlabelled:
-        return records_without_coordinates(root), f"photos of {root.name}, without coordinates"
-    if csv_file is not None:
-        records = records_from_csv(root, csv_file, swap_lat_lon=swap_lat_lon)
-        return records, f"photos of {root.name} with coordinates of {Path(csv_file).name}"
-    return records_from_exif(root), f"photos of {root.name} with EXIF positions"
-
-
-def find_csv(folder: str | Path) -> Path:
-    """The CSV that goes with a folder of photos: the only one in it, or `NAME.csv` beside a folder `NAME`.
-
-    Raises:
-        SourceError: there is none, or more than one.
-    """
-    root = Path(folder)
-    found = sorted(root.glob("*.csv")) or [file for file in [root.with_name(f"{root.name}.csv")] if file.is_file()]
-    if len(found) != 1:
-        have = f"several: {', '.join(path.name for path in found)}" if found else "none"
-        raise SourceError(f"looked for one CSV in {root} or beside it and found {have}. Name it with --csv.")
-    return found[0]
-
-
-def _find_photo(photo_id: str, present: set[str]) -> str | None:
-    flat = photo_id.replace("/", "_")
-    return next((name for name in (photo_id, flat, f"{photo_id}.jpg", f"{flat}.jpg") if name in present), None)
-
-
-def read_gps(data: bytes) -> tuple[float, float]:
-    """Latitude and longitude, in degrees, of a photo's EXIF block.
-
-    Raises:
-        CoordinateError: there is no position, or it names no hemisphere, is (0, 0), not finite, or not on Earth.
-    """
+def _walk(entry: FileEntry, kind: str) -> Iterator[Member]:
+    size = size_of(entry.path) if entry.size is None else entry.size
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            with Image.open(io.BytesIO(data)) as image:
-                gps = image.getexif().get_ifd(_GPS_BLOCK)
-    except UnidentifiedImageError as error:
-        raise CoordinateError("no GPS position: it is no photo that Pillow knows") from error
-    except Exception as error:  # broken EXIF raises struct.error, SyntaxError, KeyError, ... in Pillow
-        raise CoordinateError(f"its EXIF block cannot be read: {error}") from error
-    try:
-        latitude = _degrees(gps[2]) * _sign(gps.get(1), "NS")
-        longitude = _degrees(gps[4]) * _sign(gps.get(3), "EW")
-    except CoordinateError:
-        raise
-    except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
-        raise CoordinateError("no GPS position in its EXIF block") from error
-    if not (math.isfinite(latitude) and math.isfinite(longitude)):
-        raise CoordinateError(f"its GPS position is not finite: {latitude}, {longitude}")
-    if latitude == 0 and longitude == 0:
-        raise CoordinateError("its GPS position is (0, 0), which cameras write when they have none")
-    if abs(latitude) > 90 or abs(longitude) > 180:
-        raise CoordinateError(f"its GPS position is not on Earth: latitude={latitude}, longitude={longitude}")
-    return latitude, longitude
+        with open_file(entry.path, whole=True) as file:
+            if kind == "msgpack":
+                yield from walk_msgpack(file)
+            elif kind == "zip":
+                yield from walk_zip(file)
+            else:
+                yield from walk_tar(file, size)
+    except SourceError as error:  # one broken archive among many is counted like one broken photo
+        yield Member("", problem=f"the archive cannot be read: {error}")
+    except OSError as error:  # of a network that fails for a while nothing must be kept
+        raise SourceError(f"{entry.path} cannot be read: {error}.") from error
 
 
-def _degrees(parts: Sequence[float]) -> float:
-    degrees, minutes, seconds = (float(part) for part in (*parts, 0.0, 0.0)[:3])
-    return degrees + minutes / 60 + seconds / 3600
+def _label(index: PhotoIndex, table_file: str, options: SourceOptions, spoilt: Sequence[_Spoilt]) -> PhotoIndex:
+    """The photos that a table names, in its order, under its ids."""
+    bad = index.bad
+    if options.for_test:
+        table = read_coordinate_table(table_file, swap_lat_lon=options.swap_lat_lon)
+        if table.ids is None:
+            sift_table(table, table_file, bad)  # refuses it
+    else:
+        table = sift_table(load_table(table_file, swap_lat_lon=options.swap_lat_lon), table_file, bad)
+    names = index.column("id")
+    ids: list[str] = table.ids or []
+    rows = join_rows(names, ids)
+    joined = np.flatnonzero(rows >= 0)
+    order = joined[np.argsort(rows[joined], kind="stable")]
+    first = np.concatenate([[True], np.diff(rows[order]) > 0])[: len(order)]
+    if not options.for_test:
+        bad.add_all([names[photo] for photo in order[~first]], "another photo has the same id")
+    order = order[first]
+    absent = np.setdiff1d(np.arange(len(ids)), rows[order])
+    absent = absent if options.for_test else _count_spoilt(spoilt, ids, absent, options.partial, bad)
+    num_strangers = len(names) - len(joined)
+    if options.partial:
+        bad.add_all([names[photo] for photo in np.flatnonzero(rows < 0)], "no row of the table names it")
+    elif not options.for_test:
+        bad.add_all([ids[row] for row in absent], "the table names it, but there is no such photo")
+        if num_strangers:
+            logger.warning("%d of %d photos are named by no row of %s", num_strangers, len(names), table_file)
+    labelled = _with_columns(index.take(order), table.take(rows[order]))
+    return _append_missing(labelled, table.take(absent)) if options.for_test and len(absent) else labelled
 
 
-def _sign(reference: str | bytes | None, letters: str) -> int:
-    """1 or -1 for the first or the second letter; without one Sydney would lie in the northern hemisphere."""
-    text = reference.decode("ascii", "replace") if isinstance(reference, bytes) else reference or ""
-    letter = text.strip(" \0").upper()[:1]
-    if not letter or letter not in letters:
-        raise CoordinateError(
-            f"its GPS position names no hemisphere: expected {letters[0]} or {letters[1]}, found {text!r}"
+def _count_spoilt(
+    spoilt: Sequence[_Spoilt], ids: Sequence[str], absent: np.ndarray, partial: bool, bad: BadTally
+) -> np.ndarray:
+    """Count the spoilt photos that are wanted, once each; returns the absent rows that are left to explain."""
+    rows = join_rows([photo.name for photo in spoilt], ids)
+    unexplained = set(absent.tolist())
+    for photo, row in zip(spoilt, rows.tolist(), strict=True):
+        if row in unexplained or (row < 0 and partial):
+            photo.count(bad)
+            unexplained.discard(row)
+    return np.array(sorted(unexplained), dtype=np.int64)
+
+
+def _with_columns(index: PhotoIndex, table: CoordinateTable) -> PhotoIndex:
+    columns: dict[str, Any] = {name: index.table[name] for name in _PLACE}
+    columns |= {"id": table.ids, "latitude": table.latitude, "longitude": table.longitude, **table.optional}
+    return PhotoIndex.from_columns(index.root, columns, bad=index.bad)
+
+
+def _append_missing(index: PhotoIndex, table: CoordinateTable) -> PhotoIndex:
+    """A test set keeps the photos that it lacks: they count as misses."""
+    columns: dict[str, Any] = {"id": table.ids, "storage": [int(Storage.MISSING)] * len(table)}
+    columns |= {"latitude": table.latitude, "longitude": table.longitude, **table.optional}
+    missing = PhotoIndex.from_columns(index.root, columns)
+    return replace(index, table=pa.concat_tables([index.table, missing.table]))
+
+
+def _label_by_exif(index: PhotoIndex) -> PhotoIndex:
+    """The photos whose EXIF block has a position."""
+    kept, points = [], []
+    reader = PhotoReader(index.root)
+    rows = index.table.select([*_PLACE]).to_pylist()
+    for number, row in enumerate(tqdm(rows, desc="positions", unit=" photos", disable=len(rows) < 1000)):
+        try:
+            points.append(_read_position(index.root, row, reader))
+            kept.append(number)
+        except CoordinateError as error:
+            index.bad.add(row["id"], str(error), kind=str(error).partition(":")[0])
+        except (OSError, DamagedPhotoError) as error:
+            reason = getattr(error, "strerror", None) or str(error)
+            index.bad.add(row["id"], f"cannot be read: {reason}", kind="cannot be read")
+    kept_index = index.take(kept)
+    columns: dict[str, Any] = {name: kept_index.table[name] for name in kept_index.table.column_names}
+    coordinates_deg = np.array(points, dtype=np.float64).reshape(-1, 2)
+    columns |= {"latitude": coordinates_deg[:, 0], "longitude": coordinates_deg[:, 1]}
+    return PhotoIndex.from_columns(index.root, columns, bad=index.bad)
+
+
+def _read_position(root: str, row: dict[str, Any], reader: PhotoReader) -> tuple[float, float]:
+    path = join(root, row["file"])
+    if row["storage"] == Storage.WHOLE and not is_url(path):
+        with open(path, "rb") as file:  # the head of the file is enough
+            return read_gps(file)
+    return read_gps(reader.read(row))
+
+
+def _drop_repeats(index: PhotoIndex, *, strict: bool) -> PhotoIndex:
+    """The first photo of each id; a test set in which one comes twice is refused."""
+    ids = pd.Series(index.column("id"), dtype=object)
+    again = ids.duplicated()
+    if not again.any():
+        return index
+    if strict:
+        raise SourceError(
+            f"{int(again.sum())} photos of a test set have the id of another; the first is {ids[again].iloc[0]}. "
+            "Remove the others, or name the table that tells them apart with --csv."
         )
-    return 1 if letter == letters[0] else -1
+    index.bad.add_all(ids[again].tolist(), "the source holds its id again")
+    return index.take(np.flatnonzero(~again))
+
+
+def _explain_unjoined(index: PhotoIndex, table_file: str | None) -> str:
+    if table_file is None:
+        return ""
+    return f" Ids in {table_file} must be names of photos, or paths with `/` or `_`, with or without .jpg."
+
+
+def _describe(source: str, kind: str, table_file: str | None, options: SourceOptions) -> str:
+    """Where the photos came from, in words that name no folder of this machine."""
+    name = source.rstrip("/").rpartition("/")[2] or source
+    if is_url(source) or not os.path.exists(source):
+        name = source
+    if options.unlabelled:
+        return f"photos of {name}, without coordinates"
+    if table_file is not None:
+        return f"photos of {name} with coordinates of {table_file.rpartition('/')[2]}"
+    return f"photos of {name} with {'EXIF positions' if options.exif or kind == 'folder' else 'their own coordinates'}"
+
+
+def _cache_file(
+    listing: Listing, kind: str, entries: Sequence[FileEntry], table_file: str | None, options: SourceOptions
+) -> Path:
+    """Named after everything that the index depends on."""
+    folder = Path(os.environ.get(CACHE_VARIABLE) or Path.home() / ".cache" / "geomae")
+    digest = hashlib.blake2b(digest_size=16)
+    asked = asdict(options) | {"kind": kind, "csv_file": table_file, "root": listing.root, "version": _INDEX_VERSION}
+    digest.update(json.dumps(asked, sort_keys=True).encode())
+    tables = list_files(table_file) if table_file else []
+    if kind == "webdataset":  # img2dataset writes one beside each tar
+        beside = {parquet_beside(entry.path) for entry in entries}
+        tables += [entry for entry in listing.entries if entry.path in beside]
+    for entry in [*entries, *tables]:
+        digest.update(f"{entry.path}\0{entry.size}\0{entry.state}\n".encode())
+    return folder / "indexes" / f"{digest.hexdigest()}.arrow"

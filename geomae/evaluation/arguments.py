@@ -3,7 +3,6 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from geomae.data.shards import is_packed
 from geomae.errors import ConfigError, SourceError
 from geomae.evaluation.bootstrap import MIN_RESAMPLES
 from geomae.evaluation.records import refuse_other_evaluation, refuse_unwritable
@@ -130,9 +129,11 @@ class EvaluationArguments:
 
 
 def _holds_photos(folder: Path) -> bool:
-    from geomae.data.sources import find_csv  # pandas, which a file of predictions does without
+    from geomae.data.listing import detect_kind, find_table, list_source  # pandas: a file of predictions does without
 
     try:
-        return is_packed(folder) or find_csv(folder).is_file()
+        listing = list_source(str(folder))
+        kind = detect_kind(listing, str(folder))
+        return kind in ("packed", "parquet", "webdataset") or find_table(listing, str(folder)) is not None
     except SourceError:
         return False

@@ -16,7 +16,7 @@ import pyarrow.parquet
 from numpy.typing import NDArray
 
 from geomae.columns import COLUMN_ALIASES, find_column
-from geomae.data.shards import list_shards
+from geomae.data.layout import list_shards
 from geomae.errors import CoordinateError, GeoMAEError, PredictionError, SourceError
 from geomae.evaluation.known_test_sets import refuse_another_set
 from geomae.evaluation.metrics import check_predictions

@@ -14,6 +14,8 @@ import torch
 from transformers import TrainingArguments
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
+from geomae.data.groups import SUBSETS
+from geomae.data.listing import KINDS
 from geomae.errors import ConfigError
 from geomae.training.config_file import Variants, given_keys, parse_config
 
@@ -83,8 +85,22 @@ def option(default: Any, explanation: str) -> Any:
 class DataArguments:
     """Which photos, in what order, and what is done to them before the model."""
 
-    data_dirs: list[str] = option([], "Packed folders to train on (`python -m geomae.data pack`); mixed by size.")
-    train_split: str = option("train", "Split of `data_dirs` to train on.")
+    data_dirs: list[str] = option(
+        [],
+        "What to train on, mixed by size: packed folders (`python -m geomae.data pack`), or any other source: folders, "
+        "archives, URLs, data set ids of the Hub.",
+    )
+    data_kind: str = option("auto", f"Kind of sources that are not packed: auto, {', '.join(KINDS)}.")
+    data_csv: str | None = option(None, "Their table of coordinates; null: their own, the one beside them, or EXIF.")
+    swap_lat_lon: bool = option(False, "That table has longitude where it says latitude.")
+    train_split: str = option("train", "Split of `data_dirs` to train on; sources that are not packed are all of it.")
+    subset: str | None = option(
+        None, "first_half or last_half of each of data_dirs, by its manifest: they share no photo; null: all."
+    )
+    limit: int | None = option(None, "Train on the first so many photos of that; null: on all.")
+    max_bad_source_fraction: float = option(
+        0.1, "Stop when more than this share of a source that is not packed has no photo or no usable coordinates."
+    )
     validation_split: str | None = option("validation", "Split to validate on; null: no validation.")
     validation_dir: str | None = option(
         None, "Folder to validate on, packed or with a CSV; null: the first of data_dirs."
@@ -94,10 +110,24 @@ class DataArguments:
     augment: bool = option(True, "Random crop and flip in training; false: the centre crop of evaluation.")
     crop_scale: list[float] = option([0.66, 1.0], "Smallest and largest share of the area that a random crop keeps.")
     flip: bool = option(True, "Mirror every second training photo left to right.")
+    crops_per_photo: int = option(
+        1,
+        "Crops of each decoded photo: less decoding, less variety. Divides the batch; an epoch counts crops.",
+    )
 
     def __post_init__(self) -> None:
         if not self.data_dirs:
             raise ConfigError("data_dirs is empty: name at least one folder that `python -m geomae.data` packed")
+        if self.data_kind not in ("auto", *KINDS):
+            raise ConfigError(f"data_kind is {self.data_kind!r}; it must be auto or one of {', '.join(KINDS)}")
+        if self.subset not in (None, *SUBSETS):
+            raise ConfigError(f"subset is {self.subset!r}; it must be null or one of {', '.join(SUBSETS)}")
+        if self.limit is not None and self.limit < 1:
+            raise ConfigError(f"limit is {self.limit}; it must be at least 1 photo, or null")
+        if not 0 <= self.max_bad_source_fraction <= 1:
+            raise ConfigError(f"max_bad_source_fraction is {self.max_bad_source_fraction}; it must lie between 0 and 1")
+        if self.crops_per_photo < 1:
+            raise ConfigError(f"crops_per_photo is {self.crops_per_photo}; it must be at least 1")
         if self.shuffle_buffer < 1:
             raise ConfigError(f"shuffle_buffer is {self.shuffle_buffer}; it must be at least 1 photo")
         if len(self.crop_scale) != 2 or not 0 < self.crop_scale[0] <= self.crop_scale[1] <= 1:

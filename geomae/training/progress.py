@@ -2,7 +2,7 @@
 
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,8 @@ from torch import Tensor
 from transformers import TrainerCallback, TrainerControl, TrainerState
 from transformers.trainer_callback import ExportableState
 
-from geomae.errors import ConfigError
+from geomae.data.stream import PhotoStream, StreamPlace, lanes_per_rank
+from geomae.errors import ConfigError, SourceError
 from geomae.training.arguments import GeoMAETrainingArguments
 from geomae.training.run_folder import STATE_FILE
 from geomae.training.safeguards import DamageCounter, LossGuard
@@ -22,7 +23,7 @@ __all__ = ["StreamProgress"]
 
 logger = logging.getLogger(__name__)
 
-ORDER_DEPENDS_ON = ("seed", "num_processes", "batch_size", "num_workers", "num_photos", "shuffle_buffer")
+ORDER_DEPENDS_ON = ("seed", "num_photos", "shuffle_buffer")
 
 
 class StreamProgress(TrainerCallback, ExportableState):
@@ -31,10 +32,10 @@ class StreamProgress(TrainerCallback, ExportableState):
     Nothing here makes the host wait for the device between two logs.
     """
 
-    def __init__(self, args: GeoMAETrainingArguments, accelerator: Accelerator, *, shuffle_buffer: int) -> None:
+    def __init__(self, args: GeoMAETrainingArguments, accelerator: Accelerator, *, stream: PhotoStream) -> None:
         self.args = args
         self.accelerator = accelerator
-        self.shuffle_buffer = shuffle_buffer
+        self.stream = stream
         self.num_batches_done = 0
         """Batches of this process since the stream's beginning, counted as the stream counts them now."""
         self.num_photos_seen = 0
@@ -49,6 +50,9 @@ class StreamProgress(TrainerCallback, ExportableState):
         self.peak_flops: float | None = None
         self.peak_source = ""
         self.flops_per_photo: float | None = None
+        self.lane_positions: tuple[int, ...] = ()
+        """Rows of the stream that each lane of all processes has behind it, as of the last save."""
+        self._own_positions: dict[int, int] = {}
         self._num_bad_before = 0
         self._error_km: Tensor | None = None
         self._num_errors = 0
@@ -56,12 +60,17 @@ class StreamProgress(TrainerCallback, ExportableState):
 
     # ---- what the trainer reports
 
-    def count_batch(self, ids: Sequence[str], num_bad: int) -> None:
-        """A batch has arrived; raises TooManyDamagedPhotosError above `max_bad_fraction` of this process's photos."""
-        self.ids = ids
+    def count_batch(self, batch: Mapping[str, Any]) -> None:
+        """A batch has arrived: its `ids`, `num_bad`, `lane` and `position`.
+
+        Raises:
+            TooManyDamagedPhotosError: above `max_bad_fraction` of this process's photos are damaged.
+        """
+        self.ids = batch["ids"]
         self.num_batches_done += 1
         self.num_photos_seen += self.args.per_device_train_batch_size * self.args.world_size
-        self.damage.count(len(ids), num_bad)
+        self._own_positions[batch["lane"]] = batch["position"]
+        self.damage.count(len(self.ids) // self.stream.crops_per_photo, int(batch["num_bad"]))
 
     def add_errors(self, error_km: Tensor) -> None:
         """Great-circle errors `(B,)` of a training batch, on the device."""
@@ -121,6 +130,26 @@ class StreamProgress(TrainerCallback, ExportableState):
             self.meter.count(self.args.total_batch_size)
         if control.should_log or control.should_evaluate or control.should_save:
             self.guard.check(wait=True)
+        if control.should_save:
+            self._gather_positions()
+
+    def on_train_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Say at the end what was left out."""
+        self.collect_logs()
+        if state.is_world_process_zero and self.num_bad_photos:
+            logger.warning(
+                "%d photos could not be decoded and were left out, %d went into batches; the log names each",
+                self.num_bad_photos,
+                self.num_photos_seen,
+            )
+
+    def _gather_positions(self) -> None:
+        """Bring the places of all processes' lanes together: a checkpoint is written by one of them."""
+        count = lanes_per_rank(self.stream.place, self.args.world_size, max(1, self.args.dataloader_num_workers))
+        first = self.args.process_index * count
+        own = torch.tensor([self._own_positions.get(lane, 0) for lane in range(first, first + count)])
+        gathered = self.accelerator.gather(own.to(self.accelerator.device))
+        self.lane_positions = tuple(int(position) for position in gathered.tolist())
 
     def on_evaluate(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Leave the evaluation out of the speed."""
@@ -134,21 +163,28 @@ class StreamProgress(TrainerCallback, ExportableState):
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps: all that the order of the photos depends on, the place in it, the damage so far."""
         counts = ("num_batches_done", "num_photos_seen", "num_bad_photos")
-        return {"args": {}, "attributes": self.describe_order() | {name: getattr(self, name) for name in counts}}
+        place = {"lane_positions": list(self.lane_positions)} | {name: getattr(self, name) for name in counts}
+        return {"args": {}, "attributes": self.describe_order() | place}
 
-    def resume(self, checkpoint: str | None) -> int:
-        """Take over a checkpoint's counts; returns the batches of the stream that each process has behind it.
+    def resume(self, checkpoint: str | None) -> None:
+        """Take over a checkpoint's counts, and tell the stream the place that it was saved at.
+
+        The lanes of the run stay as they are where processes, workers or batch size have changed, and each goes on
+        where it was: no photo comes twice. Where seed, buffer or data have changed, or the lanes cannot be dealt to
+        the processes, the order is another one: every lane goes on after as many photos as were seen, and the log says
+        that some of them may come again.
 
         Raises:
-            ConfigError: the checkpoint's state cannot be read, or says nothing of the stream.
+            ConfigError: the checkpoint's state cannot be read, says nothing of the stream, or does not fit the workers.
         """
         self.guard.last_checkpoint = checkpoint
         self._num_bad_before, self.num_batches_done, self.num_photos_seen = 0, 0, 0
+        self.stream.place, self._own_positions = None, {}
         if checkpoint is not None:
             saved = _read_saved(checkpoint)
             self._num_bad_before = int(saved.get("num_bad_photos", 0))
-            self._continue_behind(saved, checkpoint)
-        return self.num_batches_done
+            self.stream.place = self._find_place(saved, checkpoint)
+            self._own_positions = dict(enumerate(self.stream.place.positions))
 
     def describe_order(self) -> dict[str, int]:
         """Everything that the order of a stream's photos is a function of, by the user's names."""
@@ -158,33 +194,40 @@ class StreamProgress(TrainerCallback, ExportableState):
             "batch_size": self.args.per_device_train_batch_size,
             "num_workers": self.args.dataloader_num_workers,
             "num_photos": self.args.num_photos,
-            "shuffle_buffer": self.shuffle_buffer,
+            "shuffle_buffer": self.stream.window_samples,
         }
 
-    def _continue_behind(self, saved: dict[str, Any], checkpoint: str) -> None:
-        """Set the place in the stream where a checkpoint was saved.
-
-        Where processes, batch size, workers, seed, buffer or data have changed since, the order is another one: the
-        stream goes on after as many photos as were seen, and the log says that some of them may come again.
-        """
-        if "num_batches_done" not in saved:
+    def _find_place(self, saved: dict[str, Any], checkpoint: str) -> StreamPlace:
+        if "lane_positions" not in saved:
             raise ConfigError(
                 f"{checkpoint} does not say how far its run was in the photos: another trainer or an older version "
                 "of this one wrote it. Start from its weights with --init_from instead"
             )
         self.num_batches_done, self.num_photos_seen = int(saved["num_batches_done"]), int(saved["num_photos_seen"])
+        place = StreamPlace(self.num_batches_done, tuple(int(position) for position in saved["lane_positions"]))
         present = self.describe_order()
         changed = [name for name in ORDER_DEPENDS_ON if saved.get(name) != present[name]]
-        if not changed:
-            return
+        if len(place.positions) % self.args.world_size:
+            changed.append("num_processes")
+        if changed:
+            return self._start_elsewhere(saved, checkpoint, changed)
+        try:
+            lanes_per_rank(place, self.args.world_size, max(1, self.args.dataloader_num_workers))
+        except SourceError as error:
+            raise ConfigError(f"{checkpoint} cannot be resumed so: {error}") from error
+        return place
+
+    def _start_elsewhere(self, saved: dict[str, Any], checkpoint: str, changed: Sequence[str]) -> StreamPlace:
+        present = self.describe_order()
         logger.warning(
             "the order of the photos changes with %s: going on after as many photos as %s has seen, some of which may "
             "come again within this epoch",
             ", ".join(f"{name} {saved.get(name)} -> {present[name]}" for name in changed),
             checkpoint,
         )
-        photos_per_batch = self.args.per_device_train_batch_size * self.args.world_size
-        self.num_batches_done = round(self.num_photos_seen / photos_per_batch)
+        num_lanes = self.args.world_size * max(1, self.args.dataloader_num_workers)
+        photos_per_lane = self.num_photos_seen // self.stream.crops_per_photo // num_lanes
+        return StreamPlace(self.num_batches_done, (photos_per_lane,) * num_lanes)
 
 
 def _read_state(checkpoint: str) -> dict[str, Any]:

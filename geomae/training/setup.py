@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import logging
 from collections.abc import Iterator, Set
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,8 +13,14 @@ from datasets import Dataset
 from torch import Tensor
 
 from geomae.data.collate import PhotoCollator
-from geomae.data.shards import list_shards
-from geomae.data.stream import PhotoStream, load_photos
+from geomae.data.filesystems import is_url
+from geomae.data.groups import GroupSource, IndexedPhotos, ParquetShards, PhotoGroups
+from geomae.data.hub import is_hub_id
+from geomae.data.layout import is_packed, list_shards
+from geomae.data.loading import load_photos
+from geomae.data.manifest import refuse_other_sizes
+from geomae.data.sources import SourceOptions, open_source
+from geomae.data.stream import PhotoStream
 from geomae.errors import ConfigError, GeoMAEError, SourceError
 from geomae.training.arguments import DataArguments, GeoBaselineArguments, GeoMAEArguments, GeoMAETrainingArguments
 
@@ -25,6 +32,8 @@ __all__ = [
     "pick_panel",
     "refuse_what_the_model_refuses",
 ]
+
+logger = logging.getLogger(__name__)
 
 Architecture = TypeVar("Architecture", GeoMAEArguments, GeoBaselineArguments)
 
@@ -49,19 +58,53 @@ def build_stream(data: DataArguments, args: GeoMAETrainingArguments, *, labelled
     """This process's endless stream of training photos.
 
     Args:
-        data: which folders and split.
+        data: which sources, and what part of them.
         args: seed, batch size, rank and number of processes.
-        labelled: read coordinates; without, folders of unlabelled photos will do.
+        labelled: read coordinates; without, unlabelled photos will do.
+
+    Raises:
+        SourceError: a source cannot be read, or its manifest does not fit its shards.
+        ConfigError: the crops of a photo do not fit into a batch.
     """
+    if args.per_device_train_batch_size % data.crops_per_photo:
+        raise ConfigError(
+            f"per_device_train_batch_size is {args.per_device_train_batch_size}; it must be a multiple of "
+            f"crops_per_photo, {data.crops_per_photo}"
+        )
+    columns = ["image", "id", "latitude", "longitude"] if labelled else ["image", "id"]
+    with args.main_process_first(desc="finding photos"):  # it leaves the others the index that it has made
+        sources = [_open_group_source(source, data, columns, labelled=labelled) for source in data.data_dirs]
     return PhotoStream(
-        [file for folder in data.data_dirs for file in list_shards(folder, data.train_split)],
+        PhotoGroups(sources, subset=data.subset, limit=data.limit),
         seed=args.stream_seed,
         batch_size=args.per_device_train_batch_size,
         rank=args.process_index,
         world_size=args.world_size,
         window_samples=data.shuffle_buffer,
-        columns=["image", "id", "latitude", "longitude"] if labelled else ["image", "id"],
+        crops_per_photo=data.crops_per_photo,
     )
+
+
+def _open_group_source(source: str, data: DataArguments, columns: list[str], *, labelled: bool) -> GroupSource:
+    """A packed folder by its shards, anything else by its index."""
+    is_local = not is_url(source) and (is_packed(source) or not Path(source).exists())
+    if data.data_kind in ("auto", "packed") and is_local and not is_hub_id(source):
+        shards = ParquetShards(list_shards(source, data.train_split), columns=columns)
+        if data.subset is not None or data.limit is not None:
+            refuse_other_sizes(Path(source), data.train_split, shards.num_rows_of_files())
+        return shards
+    options = SourceOptions(
+        kind=data.data_kind,
+        csv_file=data.data_csv if labelled else None,
+        swap_lat_lon=data.swap_lat_lon and labelled,
+        unlabelled=not labelled,
+        split=data.train_split,
+    )
+    index = open_source(source, options)
+    if len(index.bad):
+        logger.warning("%s: %d photos are left out: %s", source, len(index.bad), index.bad.describe())
+        index.bad.refuse_above(data.max_bad_source_fraction, len(index) + len(index.bad), source)
+    return IndexedPhotos(index, columns=columns)
 
 
 def load_validation(data: DataArguments) -> Dataset | None:
@@ -97,7 +140,12 @@ def build_collators(
     """
     low, high = data.crop_scale
     training = PhotoCollator(
-        image_size, augment=data.augment, crop_scale=(low, high), flip=data.flip, labelled=labelled
+        image_size,
+        augment=data.augment,
+        crop_scale=(low, high),
+        flip=data.flip,
+        labelled=labelled,
+        crops_per_photo=data.crops_per_photo,
     )
     return training, PhotoCollator(image_size, augment=False, labelled=labelled, num_patches=num_patches)
 

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, Dataset, Subset
 from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerState
 from transformers.trainer_utils import EvalLoopOutput, IntervalStrategy, TrainOutput
 
-from geomae.data.collate import SkippingDamagedBatches
+from geomae.data.collate import PhotoCollator, SkippingDamagedBatches
 from geomae.data.stream import PhotoStream
 from geomae.errors import ConfigError, DamagedPhotoError, PredictionError, SourceError
 from geomae.evaluation.metrics import summarise_errors
@@ -49,7 +49,7 @@ class EvaluationRows:
 class StreamingTrainer(Trainer):
     """Trains on a `PhotoStream` that shards itself, and evaluates every photo of a map-style data set exactly once.
 
-    Resuming jumps: the stream is told how many batches were trained on, and reads none of them again.
+    Resuming jumps: the stream is told the place that it had come to, and reads nothing of what lies before.
     """
 
     args: GeoMAETrainingArguments
@@ -62,7 +62,7 @@ class StreamingTrainer(Trainer):
         args: GeoMAETrainingArguments,
         *,
         train_dataset: PhotoStream,
-        train_collator: Collator,
+        train_collator: PhotoCollator,
         eval_dataset: Dataset[Any] | None = None,
         eval_collator: Collator | None = None,
         callbacks: Sequence[TrainerCallback] = (),
@@ -72,12 +72,17 @@ class StreamingTrainer(Trainer):
         Args:
             model: what to train; see `compute_loss` for what it must return.
             args: `fit_to` is called with the stream's `num_photos`.
-            train_dataset: a `PhotoStream` made for this process, with `num_photos` and `start_batch`.
-            train_collator: samples -> batch with `ids` and `num_bad`.
+            train_dataset: a `PhotoStream` made for this process.
+            train_collator: decodes its photos in the stream, and stacks them.
             eval_dataset: map-style; every process holds all of it.
             eval_collator: the same without augmentation.
             callbacks: beside transformers' own.
         """
+        if train_collator.crops_per_photo != train_dataset.crops_per_photo:
+            raise ConfigError(
+                f"the collator makes {train_collator.crops_per_photo} crops of a photo and the stream counts "
+                f"{train_dataset.crops_per_photo}; give both the same crops_per_photo"
+            )
         args.fit_to(train_dataset.num_photos)
         if eval_dataset is None and (args.load_best_model_at_end or args.eval_strategy != IntervalStrategy.NO):
             logger.warning("there are no validation photos: nothing is judged in training, and the last model is kept")
@@ -92,10 +97,9 @@ class StreamingTrainer(Trainer):
         )
         self.stream = train_dataset
         self.train_collator, self.eval_collator = train_collator, eval_collator or train_collator
-        self.progress = StreamProgress(args, self.accelerator, shuffle_buffer=train_dataset.window_samples)
+        self.progress = StreamProgress(args, self.accelerator, stream=train_dataset)
         self.add_callback(self.progress)
         self.latest_evaluation: EvaluationRows | None = None
-        self._start_batch = 0
 
     # ---- training
 
@@ -108,9 +112,9 @@ class StreamingTrainer(Trainer):
         """Train, from the beginning or from where a checkpoint was saved.
 
         Args:
-            resume_from_checkpoint: see `find_checkpoint`; a run resumed with unchanged processes, batch size, workers,
-                seed and shuffle_buffer sees the photos that the unbroken run would have seen. Learning rate, schedule
-                and weight decay are those of `args`, not of the checkpoint.
+            resume_from_checkpoint: see `find_checkpoint`; a run resumed with unchanged processes, batch size, seed and
+                shuffle_buffer sees the photos that the unbroken run would have seen; see `StreamProgress.resume` for
+                what may change. Learning rate, schedule and weight decay are those of `args`, not of the checkpoint.
 
         Raises:
             ConfigError: the checkpoint does not fit this run.
@@ -118,7 +122,7 @@ class StreamingTrainer(Trainer):
             TooManyDamagedPhotosError: more than `args.max_bad_fraction` of the photos cannot be decoded.
         """
         checkpoint = find_checkpoint(resume_from_checkpoint, self.args.output_dir)
-        self._start_batch = self.progress.resume(checkpoint)
+        self.progress.resume(checkpoint)
         if checkpoint is not None and self._take_over_finished(checkpoint):
             return TrainOutput(self.state.global_step, math.nan, {})
         if checkpoint is not None:
@@ -144,7 +148,7 @@ class StreamingTrainer(Trainer):
 
     def get_train_dataloader(self) -> "DataLoader[Any]":
         """The stream, as it is: it knows its rank, so Accelerate must not shard it a second time."""
-        self.stream.start_batch = self._start_batch
+        self.stream.prepare = self.train_collator.prepare
         return self._build_dataloader(self.stream, self._train_batch_size, self.train_collator)
 
     def _build_dataloader(self, dataset: Any, batch_size: int, collator: Collator) -> "DataLoader[Any]":
@@ -172,7 +176,7 @@ class StreamingTrainer(Trainer):
 
     def training_step(self, model: nn.Module, inputs: Batch, num_items_in_batch: Any = None) -> Tensor:
         """Forward and backward of one batch, after taking out what is no tensor of the model."""
-        self.progress.count_batch(inputs.pop("ids"), int(inputs.pop("num_bad")))
+        self.progress.count_batch({name: inputs.pop(name) for name in ("ids", "num_bad", "lane", "position")})
         loss = super().training_step(model, inputs, num_items_in_batch)
         self._guard(loss, "loss")
         return loss

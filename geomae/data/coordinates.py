@@ -1,0 +1,309 @@
+"""Tables of coordinates: CSVs under the field's column names, and mapping JSONs; checked, or sifted and counted."""
+
+import json
+import logging
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from geomae.columns import COLUMN_ALIASES, find_column
+from geomae.data.damage import BadTally
+from geomae.data.filesystems import is_url, open_file, path_exists
+from geomae.errors import CoordinateError, SourceError
+from geomae.geography import check_coordinates, find_off_earth
+
+__all__ = [
+    "PHOTO_SUFFIXES",
+    "SCENES",
+    "CoordinateTable",
+    "join_rows",
+    "load_table",
+    "read_coordinate_table",
+    "sift_coordinates",
+    "sift_table",
+]
+
+logger = logging.getLogger(__name__)
+
+# HEIC is listed although Pillow cannot read it: such photos are then counted and named, not silently absent
+PHOTO_SUFFIXES = frozenset(
+    {".jpg", ".jpeg", ".jpe", ".png", ".webp", ".tif", ".tiff", ".bmp", ".gif", ".avif", ".heic", ".heif", ".ppm"}
+)
+SCENES = ("indoor", "natural", "urban")  # what the numbers of S3_Label mean
+
+_SWAPPED_SHARE = 0.01  # more rows that only swapping brings to Earth are no typing errors
+_MAX_PREFIX_FOLDERS = 4  # folders that an archive may put in front of the names of a table
+
+
+@dataclass(frozen=True)
+class CoordinateTable:
+    """A table of photos, columns under our names.
+
+    `ids` is None where the file names no photos; `latitude` and `longitude` are `(n,)` float64 degrees; `optional`
+    holds those of `author`, `scene` and `country` that the file has.
+    """
+
+    ids: list[str] | None
+    latitude: np.ndarray
+    longitude: np.ndarray
+    optional: dict[str, list[str]]
+
+    def __len__(self) -> int:
+        return len(self.latitude)
+
+    def take(self, rows: np.ndarray) -> "CoordinateTable":
+        """Some rows, by their numbers."""
+        ids = None if self.ids is None else [self.ids[row] for row in rows]
+        optional = {name: [values[row] for row in rows] for name, values in self.optional.items()}
+        return CoordinateTable(ids, self.latitude[rows], self.longitude[rows], optional)
+
+
+def read_coordinate_table(csv_file: str | Path, *, swap_lat_lon: bool = False) -> CoordinateTable:
+    """Read a CSV under any of the field's column names and refuse it where one row is wrong: for tests and experiments.
+
+    Args:
+        csv_file: a CSV with a header, as FIELD's tables have: `IMG_ID, AUTHOR, LAT, LON, S3_Label`, `file, latitude`.
+        swap_lat_lon: read the latitude column as longitude and the other way round.
+
+    Raises:
+        SourceError: no such file, not UTF-8, a row longer than the header, no columns of coordinates, or an id twice.
+        CoordinateError: a coordinate that is missing, not finite or not on Earth.
+    """
+    table = load_table(csv_file, swap_lat_lon=swap_lat_lon)
+    if table.ids is not None:
+        _refuse_duplicates(table.ids, str(csv_file))
+    names = table.ids or [f"row {row + 2}" for row in range(len(table))]
+    check_coordinates(table.latitude, table.longitude, names, str(csv_file))
+    return table
+
+
+def load_table(file: str | Path, *, swap_lat_lon: bool = False) -> CoordinateTable:
+    """Read a CSV or a mapping JSON as it is, local or by URL; coordinates that are no numbers become NaN.
+
+    Raises:
+        SourceError: no such file, not UTF-8, a row longer than the header, or no columns of coordinates.
+    """
+    path = str(file)
+    if not path_exists(path) or (not is_url(path) and not Path(path).is_file()):
+        raise SourceError(f"there is no file {path}; expected a CSV with latitude and longitude.")
+    table = _load_mapping(path) if path.lower().endswith(".json") else _load_csv(path)
+    return replace(table, latitude=table.longitude, longitude=table.latitude) if swap_lat_lon else table
+
+
+def _load_csv(path: str) -> CoordinateTable:
+    table = _read_csv(path)
+    id_column = find_column("id", list(table.columns))
+    ids = None if id_column is None else [str(value) for value in table[id_column]]
+    return CoordinateTable(ids, _numbers(table, "latitude", path), _numbers(table, "longitude", path), _optional(table))
+
+
+def _read_csv(path: str) -> pd.DataFrame:
+    """A UTF-8 CSV as text, columns under the names of its first line."""
+    try:
+        with open_file(path, whole=True) as file:
+            # told of a header, pandas takes the first column for an index where rows have one field more, silently
+            table = pd.read_csv(file, header=None, dtype=str, keep_default_na=False, encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise SourceError(
+            f"{path} is not UTF-8; the first line that is not is line {_first_line_not_utf8(path)}. Save it as UTF-8, "
+            "for example with `iconv -f latin1 -t utf-8`."
+        ) from error
+    except pd.errors.ParserError as error:
+        raise SourceError(
+            f"{path} cannot be read as CSV: {str(error).strip()}. Does a field hold a comma? Put it between double "
+            "quotes."
+        ) from error
+    except ValueError as error:
+        raise SourceError(f"{path} cannot be read as CSV: {error}") from error
+    names = [str(name) for name in table.iloc[0]]
+    return table[1:].set_axis(names, axis=1).loc[:, ~pd.Index(names).duplicated()]
+
+
+def _first_line_not_utf8(path: str) -> int:
+    with open_file(path, whole=True) as file:
+        for number, line in enumerate(file, start=1):
+            try:
+                line.decode("utf-8")
+            except UnicodeDecodeError:
+                return number
+    return 1
+
+
+def _numbers(table: pd.DataFrame, name: str, path: str) -> np.ndarray:
+    column = find_column(name, list(table.columns))
+    if column is None:
+        raise SourceError(
+            f"{path} has no column {' or '.join(COLUMN_ALIASES[name])}; "
+            f"its columns are {', '.join(map(str, table.columns))}. "
+            "Is its first line the header? Rename the column in the file."
+        )
+    return np.asarray(pd.to_numeric(table[column], errors="coerce"), dtype=np.float64)
+
+
+def _optional(table: pd.DataFrame) -> dict[str, list[str]]:
+    optional = {}
+    for name in ("author", "scene", "country"):
+        if column := find_column(name, list(table.columns)):
+            optional[name] = [str(value) for value in table[column]]
+    if "scene" in optional:
+        optional["scene"] = [name_scene(value) for value in optional["scene"]]
+    return optional
+
+
+def name_scene(value: str) -> str:
+    """`indoor`, `natural` or `urban` for the numbers of S3_Label; anything else stays."""
+    return SCENES[int(value)] if value in ("0", "1", "2") else value
+
+
+def _load_mapping(path: str) -> CoordinateTable:
+    """The thesis's `{id: [latitude, longitude]}`; GeoEstimation's lists of cells by the same name are refused.
+
+    Raises:
+        SourceError: it is neither.
+    """
+    try:
+        with open_file(path, whole=True) as file:
+            pairs: Any = json.load(file, object_pairs_hook=_Pairs)  # of a dict, an id that comes twice is lost unseen
+    except (ValueError, RecursionError) as error:
+        raise SourceError(f"{path} cannot be read as JSON: {error}.") from error
+    if not isinstance(pairs, _Pairs) or not pairs:
+        raise SourceError(f"{path} is no mapping of ids: expected {{id: [latitude, longitude], ...}}.")
+    first_id, first = pairs[0]
+    if _is_cells(first):
+        raise SourceError(
+            f"{path} maps ids to cells, such as {first_id}: {first}, and not to coordinates: GeoEstimation's kind. "
+            "Pass the CSV of the coordinates (mp16_places365.csv) with --csv, or pack without any with --unlabelled."
+        )
+    points = np.full((len(pairs), 2), np.nan)
+    for row, (_, value) in enumerate(pairs):
+        if isinstance(value, list) and len(value) == 2:
+            points[row] = [_float(number) for number in value]
+    return CoordinateTable([str(name) for name, _ in pairs], points[:, 0].copy(), points[:, 1].copy(), {})
+
+
+class _Pairs(list[tuple[str, Any]]):
+    """A JSON object, ids that come twice included."""
+
+
+def _float(value: Any) -> float:
+    try:
+        return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else math.nan
+    except OverflowError:
+        return math.inf
+
+
+def _is_cells(value: object) -> bool:
+    return isinstance(value, list) and len(value) > 2 and all(isinstance(cell, int) for cell in value)
+
+
+def _refuse_duplicates(ids: Sequence[str], path: str) -> None:
+    if len(set(ids)) < len(ids):
+        repeated = [(name, count) for name, count in Counter(ids).items() if count > 1]
+        raise SourceError(
+            f"{path} names {len(repeated)} photos more than once; the first is {repeated[0][0]}, {repeated[0][1]} "
+            "times. Which row is right cannot be known: remove the others."
+        )
+
+
+def sift_table(table: CoordinateTable, source: str, bad: BadTally) -> CoordinateTable:
+    """The rows of a table that can be used; the others are counted in `bad`.
+
+    Left out are coordinates that are missing, not finite, not on Earth or (0, 0), and ids that come twice: rows that
+    repeat one another leave the first, rows that disagree leave none.
+
+    Raises:
+        SourceError: the table names no photos.
+        CoordinateError: latitude and longitude are swapped.
+    """
+    if table.ids is None:
+        raise SourceError(f"{source} has no column {' or '.join(COLUMN_ALIASES['id'])}: it must name each row's photo.")
+    named = np.array([bool(photo_id) for photo_id in table.ids], dtype=bool)
+    if not named.all():
+        bad.add_all([f"row {row + 2}" for row in np.flatnonzero(~named).tolist()], "it names no photo")
+        table = table.take(np.flatnonzero(named))
+    good = sift_coordinates(table.latitude, table.longitude, table.ids or [], source, bad)
+    table = table.take(np.flatnonzero(good)) if not good.all() else table
+    ids = pd.Index(table.ids)
+    repeats = ids.duplicated(keep=False)
+    if not repeats.any():
+        return table
+    points = pd.DataFrame({"id": ids, "latitude": table.latitude, "longitude": table.longitude})[repeats]
+    first = points.groupby("id")[["latitude", "longitude"]].transform("first")
+    agrees = (points[["latitude", "longitude"]] == first).all(axis=1)
+    disagrees = ~agrees.groupby(points["id"]).transform("all")
+    again = points["id"].duplicated() & ~disagrees
+    bad.add_all(list(points["id"][disagrees]), "the table names it several times with different coordinates")
+    bad.add_all(list(points["id"][again]), "the table names it again")
+    return table.take(np.setdiff1d(np.arange(len(table)), np.union1d(points.index[disagrees], points.index[again])))
+
+
+def sift_coordinates(
+    latitude: np.ndarray, longitude: np.ndarray, ids: Sequence[str], source: str, bad: BadTally
+) -> np.ndarray:
+    """Which of n coordinates can be used, `(n,)` bool; the others are counted in `bad`.
+
+    Args:
+        latitude: `(n,)` degrees.
+        longitude: `(n,)` degrees.
+        ids: n names.
+        source: for the message.
+        bad: counts them.
+
+    Raises:
+        CoordinateError: so many lie off the Earth, and on it when swapped, that the columns must be.
+    """
+    off_earth = find_off_earth(latitude, longitude)
+    helped = off_earth & ~find_off_earth(longitude, latitude)
+    if helped.sum() > _SWAPPED_SHARE * len(off_earth):
+        check_coordinates(latitude, longitude, ids, source)
+        raise CoordinateError(f"latitude and longitude of {source} seem to be swapped: pass --swap_lat_lon.")
+    finite = np.isfinite(latitude) & np.isfinite(longitude)
+    null_island = (latitude == 0) & (longitude == 0)
+    for chosen, reason in (
+        (~finite, "its coordinates are missing or not finite"),
+        (finite & off_earth, "its coordinates are not on Earth"),
+        (null_island, "its coordinates are (0, 0), which stands for none"),
+    ):
+        bad.add_all([ids[row] for row in np.flatnonzero(chosen).tolist()], reason)
+    return ~(off_earth | null_island)
+
+
+def join_rows(names: Sequence[str], ids: Sequence[str]) -> np.ndarray:
+    """The row of a table that belongs to each photo.
+
+    A photo belongs to the id that is its name; else to the one that is its name with `/` written as `_`, without the
+    suffix of a photo, and without up to four of its first folders: archives and tables each have their own habits.
+
+    Args:
+        names: n names of photos, paths in a folder or an archive.
+        ids: of the table, unique.
+
+    Returns:
+        `(n,)` int64, -1 where no id fits.
+    """
+    exact = pd.Index(ids)
+    rows = exact.get_indexer(pd.Index(names))
+    keys = pd.Series([_key(photo_id) for photo_id in ids])
+    first = ~keys.duplicated()
+    index, row_of_key = pd.Index(keys[first]), np.flatnonzero(first)
+    missing = np.flatnonzero(rows < 0)
+    paths = [names[row] for row in missing.tolist()]
+    for _ in range(_MAX_PREFIX_FOLDERS + 1):
+        if not len(missing):
+            break
+        found = index.get_indexer(pd.Index([_key(path) for path in paths]))
+        rows[missing[found >= 0]] = row_of_key[found[found >= 0]]
+        longer = [place for place, path in enumerate(paths) if found[place] < 0 and "/" in path]
+        missing, paths = missing[longer], [paths[place].partition("/")[2] for place in longer]
+    return np.asarray(rows, dtype=np.int64)
+
+
+def _key(name: str) -> str:
+    stem, dot, suffix = name.rpartition(".")
+    return (stem if dot and f".{suffix.lower()}" in PHOTO_SUFFIXES else name).replace("/", "_")

@@ -1,0 +1,287 @@
+"""Files wherever they are: local paths, and URLs of every file system that fsspec knows (s3, gs, hf, http, memory)."""
+
+import contextlib
+import errno
+import glob
+import io
+import os
+import re
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any, BinaryIO, cast
+
+import fsspec
+from fsspec.core import url_to_fs
+
+from geomae.errors import SourceError
+
+__all__ = ["FileEntry", "expand_pattern", "is_url", "join", "list_files", "open_file", "path_exists", "size_of"]
+
+# What file systems call the things that change when a file does.
+_STATE_KEYS = ("ETag", "etag", "mtime", "LastModified", "last_modified", "created", "md5Hash", "oid", "blob_id", "size")
+_BRACES = re.compile(r"\{([^{}]*)\}")
+_READ_ATTEMPTS = 3  # of a remote read; servers of millions of photos fail now and then
+_PAUSE_SECONDS = 0.5  # before the second attempt, twice as long before the third
+_NO_RANGES = ("range requests", "Cannot seek streaming")  # what fsspec's http says of servers without them
+
+
+@dataclass(frozen=True)
+class FileEntry:
+    """One file of a listing."""
+
+    path: str  # a local path or a URL
+    size: int | None  # bytes; None where a remote listing does not tell
+    state: int  # another number when the file has changed
+
+
+def is_url(path: str | Path) -> bool:
+    """Whether fsspec has to open it."""
+    return "://" in str(path)
+
+
+def join(root: str, name: str) -> str:
+    """A name below a root; the root may be empty, and the name then stands alone."""
+    if not root:
+        return name
+    return f"{root.rstrip('/')}/{name}" if is_url(root) else os.path.join(root, name)
+
+
+def open_file(path: str, *, whole: bool = False) -> BinaryIO:
+    """Open a local file or a URL for reading.
+
+    Args:
+        path: what to open.
+        whole: it will be read from end to end, not here and there.
+
+    Raises:
+        OSError: there is no such file, or the server does not answer.
+        SourceError: the URL's file system is unknown or its package is not installed.
+    """
+    if not is_url(path):
+        return open(path, "rb")
+    with _explained(path):
+        cache = {"cache_type": "readahead", "block_size": 2**23} if whole else {"cache_type": "none"}
+        file_system, name = url_to_fs(path)
+        try:
+            file = file_system.open(name, "rb", **cache)
+        except FileNotFoundError as error:  # http says so of a server that is down, too
+            raise FileNotFoundError(errno.ENOENT, "there is no such file, or its server fails", path) from error
+    return cast(BinaryIO, _RemoteFile(path, file))
+
+
+class _RemoteFile(io.RawIOBase):
+    """A remote file whose reads are tried again when they fail, and fail by the name of the file."""
+
+    def __init__(self, path: str, file: Any) -> None:
+        self._path, self._file = path, file
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return int(self._file.tell())
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        with self._named():
+            return int(self._file.seek(offset, whence) or self._file.tell())
+
+    def read(self, size: int | None = -1) -> bytes:
+        position = self._file.tell()
+        for attempt in range(_READ_ATTEMPTS - 1):
+            with contextlib.suppress(OSError), self._named():
+                return bytes(self._file.read(-1 if size is None else size))
+            time.sleep(_PAUSE_SECONDS * 2**attempt)
+            self.seek(position)
+        with self._named():
+            return bytes(self._file.read(-1 if size is None else size))
+
+    def readall(self) -> bytes:
+        return self.read()
+
+    def readinto(self, buffer: Any) -> int:
+        data = self.read(len(buffer))
+        buffer[: len(data)] = data
+        return len(data)
+
+    def close(self) -> None:
+        if not self.closed:
+            self._file.close()
+        super().close()
+
+    @contextlib.contextmanager
+    def _named(self) -> Iterator[None]:
+        try:
+            yield
+        except ValueError as error:
+            if any(words in str(error) for words in _NO_RANGES):
+                raise SourceError(
+                    f"the server of {self._path} gives no parts of files (it ignores Range requests), so archives "
+                    "cannot be read from it. Download the file, or serve it with a server that does."
+                ) from error
+            raise
+        except OSError:
+            raise
+        except Exception as error:  # aiohttp, botocore and others have families of errors of their own
+            raise OSError(errno.EIO, f"{type(error).__name__}: {error}", self._path) from error
+
+
+def path_exists(path: str) -> bool:
+    """Whether there is a file or a folder."""
+    if not is_url(path):
+        return os.path.exists(path)
+    with _explained(path):
+        file_system, name = url_to_fs(path)
+        return bool(file_system.exists(name))
+
+
+def list_files(root: str) -> list[FileEntry]:
+    """All files at or below a path or URL, sorted by path; hidden files and folders are left out.
+
+    Raises:
+        SourceError: there is nothing, or it cannot be listed.
+    """
+    try:
+        found = _list_remote(root) if is_url(root) else _list_local(root)
+    except OSError as error:
+        raise SourceError(f"{root} cannot be listed: {error}.") from error
+    if not found:
+        raise SourceError(f"{root} holds no files." if path_exists(root) else f"there is nothing at {root}.")
+    return found
+
+
+def _list_local(root: str) -> list[FileEntry]:
+    if os.path.isfile(root):
+        return [_local_entry(root, os.stat(root))]
+    if not os.path.isdir(root):
+        return []
+    entries: list[FileEntry] = []
+    folders, seen = [root], set()
+    while folders:
+        folder = folders.pop()
+        stat = os.stat(folder)
+        if (stat.st_dev, stat.st_ino) in seen:  # links can lead in circles
+            continue
+        seen.add((stat.st_dev, stat.st_ino))
+        with os.scandir(folder) as items:
+            for item in sorted(items, key=lambda item: (item.is_symlink(), item.name)):  # folders before links to them
+                if item.name.startswith("."):
+                    continue
+                if item.is_dir():
+                    folders.append(item.path)
+                elif item.is_file():
+                    entries.append(_local_entry(item.path, item.stat()))
+    return sorted(entries, key=lambda entry: entry.path)
+
+
+def _local_entry(path: str, stat: os.stat_result) -> FileEntry:
+    # the mode too: a photo that was made readable is packed again
+    return FileEntry(path, stat.st_size, stat.st_mtime_ns + stat.st_mode)
+
+
+def _list_remote(root: str) -> list[FileEntry]:
+    with _explained(root):
+        file_system, name = url_to_fs(root)
+        try:
+            info: dict[str, Any] = file_system.info(name)
+            # http calls everything a file; its folders are pages of links
+            if info.get("type") == "file" and not str(info.get("mimetype")).startswith("text/html"):
+                return [_remote_entry(root, info)]
+            found: dict[str, dict[str, Any]] = file_system.find(name, detail=True)
+        except FileNotFoundError:
+            return []
+    entries = [
+        _remote_entry(_below(root, path, name, file_system), info)
+        for path, info in found.items()
+        if not any(part.startswith(".") for part in path.removeprefix(name).split("/"))
+    ]
+    return sorted(entries, key=lambda entry: entry.path)
+
+
+def _remote_entry(path: str, info: dict[str, Any]) -> FileEntry:
+    size = info.get("size")
+    return FileEntry(path, None if size is None else int(size), _state_of(info))
+
+
+def _below(root: str, path: str, name: str, file_system: Any) -> str:
+    """A path that a file system lists below `name`, as a URL below `root`: each spells its own paths otherwise."""
+    if path.startswith(f"{name.rstrip('/')}/"):
+        return join(root, path[len(name.rstrip("/")) + 1 :])
+    return _unstrip(file_system, path)
+
+
+def _unstrip(file_system: Any, path: str) -> str:
+    return path if is_url(path) else str(file_system.unstrip_protocol(path))
+
+
+def _state_of(info: dict[str, Any]) -> int:
+    text = repr([(key, str(info[key])) for key in _STATE_KEYS if info.get(key) is not None])
+    return int.from_bytes(blake2b(text.encode(), digest_size=7).digest(), "big")
+
+
+def size_of(path: str) -> int:
+    """Bytes of a file."""
+    if not is_url(path):
+        return os.path.getsize(path)
+    with _explained(path):
+        file_system, name = url_to_fs(path)
+        size = file_system.size(name)
+    if size is None:
+        with open_file(path) as file:
+            return file.seek(0, io.SEEK_END)
+    return int(size)
+
+
+def expand_pattern(path: str) -> list[str]:
+    """The paths that `{00..18}`, `{a,b}`, `*`, `?` and `[...]` stand for; a path that exists stands for itself.
+
+    Numbers in braces keep the width of the first one, as in a shell: `{08..10}` is 08, 09, 10.
+    """
+    if not is_url(path) and os.path.exists(path):
+        return [path]
+    match = _BRACES.search(path)
+    if match:
+        parts = [path[: match.start()] + choice + path[match.end() :] for choice in _choices(match[1])]
+        return [expanded for part in parts for expanded in expand_pattern(part)]
+    if not any(letter in path for letter in "*?["):
+        return [path]
+    if not is_url(path):
+        return sorted(glob.glob(path)) or [path]
+    if path.startswith(("http://", "https://")):
+        return [path]  # `?` begins a query there
+    with _explained(path):
+        file_system, name = url_to_fs(path)
+        return sorted(_unstrip(file_system, found) for found in file_system.glob(name)) or [path]
+
+
+def _choices(inside: str) -> Iterator[str]:
+    numbers = re.fullmatch(r"(\d+)\.\.(\d+)", inside)
+    if numbers is None:
+        yield from inside.split(",")
+        return
+    for number in range(int(numbers[1]), int(numbers[2]) + 1):
+        yield f"{number:0{len(numbers[1])}d}"
+
+
+@contextlib.contextmanager
+def _explained(path: str) -> Iterator[None]:
+    """Say by name what a URL lacks."""
+    protocol = path.partition("://")[0]
+    try:
+        yield
+    except ImportError as error:
+        raise SourceError(f"{path} cannot be opened: {error}. Install that package with pip.") from error
+    except ValueError as error:
+        if isinstance(error, SourceError) or "rotocol" not in str(error):
+            raise
+        known = ", ".join(sorted(fsspec.available_protocols()))
+        raise SourceError(f"{path} cannot be opened: {protocol}:// is not one of {known}.") from error
+    except OSError:
+        raise
+    except Exception as error:  # aiohttp, botocore and others have families of errors of their own
+        raise SourceError(f"{path} cannot be reached: {type(error).__name__}: {error}") from error

@@ -1,0 +1,291 @@
+"""Photos in groups of about a hundred rows that are read together: of packed shards, or of any other source's index."""
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import accumulate, pairwise
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from geomae.data.archives import Storage
+from geomae.data.filesystems import is_url, open_file
+from geomae.data.photo_index import PhotoIndex
+from geomae.data.reading import PhotoReader
+from geomae.data.shards import ROWS_PER_GROUP
+from geomae.errors import ConfigError, SourceError
+
+__all__ = ["SUBSETS", "GroupReader", "GroupSource", "IndexedPhotos", "ParquetShards", "PhotoGroups", "RowGroup"]
+
+SUBSETS = ("first_half", "last_half")
+
+_MAX_OPEN_FILES = 64  # per worker; a shard's footer is parsed each time it is opened
+
+
+class GroupReader(Protocol):
+    """Reads rows; made in the process that uses it."""
+
+    def read(self, group: int, rows: np.ndarray) -> list[dict[str, Any]]:
+        """Some rows of a group, by their numbers in it, in that order."""
+        ...
+
+
+class GroupSource(Protocol):
+    """Photos whose rows are read group by group; it can be pickled, and holds no open file."""
+
+    group_sizes: list[int]  # rows of each group, in the source's order
+    columns: list[str]  # what a row holds
+    name: str  # for messages
+
+    def open(self) -> GroupReader:
+        """A reader for this process."""
+        ...
+
+
+@dataclass(frozen=True)
+class RowGroup:
+    """Rows of one group of one source: `num_rows` of them behind the first `skip`."""
+
+    source: int
+    index: int
+    skip: int
+    num_rows: int
+    first_row: int  # number of its first row among all rows of all sources
+
+
+class PhotoGroups:
+    """The row groups of one or several sources, or of a part of each."""
+
+    def __init__(self, sources: Sequence[GroupSource], *, subset: str | None = None, limit: int | None = None) -> None:
+        """Choose rows; none is read.
+
+        Args:
+            sources: in an order that is the same on every machine; all have the same columns.
+            subset: `first_half` or `last_half` of the rows of each source, which share no row and leave out none.
+            limit: the first so many rows of that, dealt to the sources by their sizes.
+
+        Raises:
+            SourceError: there are no photos, or the sources have different columns.
+            ConfigError: the subset is unknown, or the limit is not positive.
+        """
+        if subset not in (None, *SUBSETS):
+            raise ConfigError(f"subset is {subset!r}; it must be null or one of {', '.join(SUBSETS)}")
+        if limit is not None and limit < 1:
+            raise ConfigError(f"limit is {limit}; it must be at least 1 photo, or null")
+        for source in sources:
+            if set(source.columns) != set(sources[0].columns):
+                raise SourceError(
+                    f"{source.name} has the columns {source.columns}, {sources[0].name} has {sources[0].columns}: "
+                    "they differ."
+                )
+        self.sources = list(sources)
+        self.columns = list(sources[0].columns) if sources else []
+        ranges = [_choose_half(sum(source.group_sizes), subset) for source in sources]
+        self.groups = list(self._cut(_limit(ranges, limit)))
+        self.num_photos = sum(group.num_rows for group in self.groups)
+        if not self.num_photos:
+            named = ", ".join(source.name for source in sources[:3])
+            raise SourceError(f"the shards hold no photo at all: {named}{' ...' if len(sources) > 3 else ''}.")
+
+    def _cut(self, ranges: Sequence[tuple[int, int]]) -> "list[RowGroup]":
+        """The groups, and parts of groups, within a range of rows of each source."""
+        groups: list[RowGroup] = []
+        first_row = 0
+        for number, (source, (begin, end)) in enumerate(zip(self.sources, ranges, strict=True)):
+            starts = pairwise(accumulate(source.group_sizes, initial=0))
+            for index, (start, stop) in enumerate(starts):
+                low, high = max(start, begin), min(stop, end)
+                if low < high:
+                    groups.append(RowGroup(number, index, low - start, high - low, first_row + low))
+            first_row += sum(source.group_sizes)
+        return groups
+
+    def open(self) -> "_Readers":
+        """A reader of all sources for this process."""
+        return _Readers(self.sources)
+
+
+class _Readers:
+    def __init__(self, sources: Sequence[GroupSource]) -> None:
+        self._sources = sources
+        self._open: dict[int, GroupReader] = {}
+
+    def read(self, group: RowGroup, rows: np.ndarray) -> list[dict[str, Any]]:
+        """Some of a group's rows, counted from its own first one."""
+        if group.source not in self._open:
+            self._open[group.source] = self._sources[group.source].open()
+        return self._open[group.source].read(group.index, rows + group.skip)
+
+
+def _choose_half(num_rows: int, subset: str | None) -> tuple[int, int]:
+    middle = num_rows // 2
+    return {"first_half": (0, middle), "last_half": (middle, num_rows)}.get(subset or "", (0, num_rows))
+
+
+def _limit(ranges: Sequence[tuple[int, int]], limit: int | None) -> list[tuple[int, int]]:
+    total = sum(end - begin for begin, end in ranges)
+    if limit is None or limit >= total:
+        return list(ranges)
+    shares = [limit * done // total for done in accumulate((end - begin for begin, end in ranges), initial=0)]
+    return [
+        (begin, begin + after - before) for (begin, _), (before, after) in zip(ranges, pairwise(shares), strict=True)
+    ]
+
+
+class ParquetShards:
+    """Packed shards, or parquet files with the same columns."""
+
+    def __init__(self, files: Sequence[str | Path], *, columns: Sequence[str] | None = None) -> None:
+        """Read the footers of all files, and no photo.
+
+        Args:
+            files: in an order that is the same on every rank.
+            columns: what to read; all columns by default.
+
+        Raises:
+            SourceError: no files, one that cannot be read, or files with different columns.
+        """
+        if not files:
+            raise SourceError("no shards were given: pass the parquet files of a split, as list_shards returns them.")
+        self.files = [str(file) for file in files]
+        self.name = self.files[0]
+        with ThreadPoolExecutor(8) as pool:  # a thousand shards, or footers that come by network
+            footers = list(pool.map(_read_footer, self.files))
+        wanted = _pick_columns(footers[0][1], columns, self.files[0])
+        for file, (_, schema) in zip(self.files, footers, strict=True):
+            if not _pick_columns(schema, columns, file).equals(wanted):
+                raise SourceError(
+                    f"{file} has the columns {schema.names}, {self.files[0]} has {wanted.names}: they differ."
+                )
+        self.columns = list(wanted.names)
+        self.group_sizes = [size for sizes, _ in footers for size in sizes]
+        self.places = [(file, index) for file, (sizes, _) in enumerate(footers) for index in range(len(sizes))]
+
+    def num_rows_of_files(self) -> list[int]:
+        """Rows of each file."""
+        totals = [0] * len(self.files)
+        for (file, _), size in zip(self.places, self.group_sizes, strict=True):
+            totals[file] += size
+        return totals
+
+    def open(self) -> "_ShardReader":
+        """A reader that keeps the files it used last open."""
+        return _ShardReader(self)
+
+
+def _read_footer(file: str) -> tuple[list[int], pa.Schema]:
+    try:
+        with open_file(file) as opened, pq.ParquetFile(opened) as parquet:
+            metadata = parquet.metadata
+            sizes = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
+            return sizes, parquet.schema_arrow
+    except (OSError, pa.ArrowInvalid) as error:
+        raise SourceError(f"{file} cannot be read as parquet: {error}. Pack it anew.") from error
+
+
+def _pick_columns(schema: pa.Schema, columns: Sequence[str] | None, file: str) -> pa.Schema:
+    """The part of a shard's schema that is read, without metadata: what else a shard holds may differ."""
+    if missing := [name for name in columns or () if name not in schema.names]:
+        raise SourceError(f"{file} has no column {missing[0]!r}; it has {', '.join(schema.names)}.")
+    return pa.schema([schema.field(name) for name in columns or schema.names])
+
+
+class _ShardReader:
+    def __init__(self, shards: ParquetShards) -> None:
+        self._shards = shards
+        self._open: OrderedDict[str, pq.ParquetFile] = OrderedDict()
+
+    def read(self, group: int, rows: np.ndarray) -> list[dict[str, Any]]:
+        """The rows of one row group, in the order of `rows`."""
+        number, index = self._shards.places[group]
+        name = self._shards.files[number]
+        table = self._file(name).read_row_group(index, columns=self._shards.columns, use_threads=False)
+        if table.num_rows != self._shards.group_sizes[group]:
+            raise SourceError(f"{name} changed while it was read: pack into a new folder instead.")
+        return list(table.take(pa.array(rows)).to_pylist())
+
+    def _file(self, name: str) -> pq.ParquetFile:
+        if name in self._open:
+            self._open.move_to_end(name)
+            return self._open[name]
+        if len(self._open) == _MAX_OPEN_FILES:
+            self._open.popitem(last=False)[1].close()
+        self._open[name] = pq.ParquetFile(open_file(name) if is_url(name) else name)
+        return self._open[name]
+
+
+class IndexedPhotos:
+    """The photos of any source, by its index; neighbours in an archive make a group."""
+
+    def __init__(self, index: PhotoIndex, *, columns: Sequence[str] | None = None) -> None:
+        """Cut an index into groups.
+
+        Args:
+            index: what `open_source` returns.
+            columns: what to read; by default all that the index knows.
+
+        Raises:
+            SourceError: a column that the index lacks.
+        """
+        self.index = index
+        self.name = index.description or index.root
+        known = ["image", "latitude", "longitude", "id", *index.known_columns()]
+        if missing := [name for name in columns or () if name not in known]:
+            raise SourceError(f"{self.name} has no column {missing[0]!r}; it has {', '.join(known)}.")
+        self.columns = list(columns or known)
+        self.group_sizes = _group_neighbours(index)
+        self.starts = list(accumulate(self.group_sizes, initial=0))
+
+    def open(self) -> "_IndexReader":
+        """A reader that keeps the files it used last open."""
+        return _IndexReader(self)
+
+
+def _group_neighbours(index: PhotoIndex) -> list[int]:
+    """Sizes of runs of rows: a hundred of them, or a row group of a parquet file, in one file where files hold many."""
+    num_rows = len(index)
+    if num_rows == 0:
+        return []
+    storage = index.table["storage"].to_numpy()
+    alone = (storage == Storage.WHOLE) | (storage == Storage.MISSING)
+    file = index.table["file"].combine_chunks().dictionary_encode()
+    codes = (file if isinstance(file, pa.DictionaryArray) else file.combine_chunks()).indices.to_numpy().copy()
+    codes[alone] = -1
+    offset = np.where(storage == Storage.PARQUET, index.table["offset"].to_numpy(), 0)
+    breaks = np.flatnonzero((np.diff(codes) != 0) | (np.diff(offset) != 0)) + 1
+    bounds = [0, *breaks.tolist(), num_rows]
+    sizes: list[int] = []
+    for begin, end in pairwise(bounds):
+        most = end - begin if storage[begin] == Storage.PARQUET else ROWS_PER_GROUP
+        sizes += [min(most, end - start) for start in range(begin, end, most)]
+    return sizes
+
+
+class _IndexReader:
+    def __init__(self, photos: IndexedPhotos) -> None:
+        self._photos = photos
+        self._reader = PhotoReader(photos.index.root)
+
+    def read(self, group: int, rows: np.ndarray) -> list[dict[str, Any]]:
+        """Rows of one group; a photo that cannot be read has no bytes, and `read_error` says why."""
+        start, columns = self._photos.starts[group], self._photos.columns
+        part = self._photos.index.table.slice(start, self._photos.group_sizes[group])
+        chosen = part.take(pa.array(rows)).to_pylist()
+        if "image" not in columns:
+            return [{name: row[name] for name in columns} for row in chosen]
+        in_order = sorted(range(len(chosen)), key=lambda n: (chosen[n]["file"], chosen[n]["offset"]))
+        read = dict(zip(in_order, self._reader.read_all([chosen[n] for n in in_order]), strict=True))
+        return [_to_sample(row, read[number], columns) for number, row in enumerate(chosen)]
+
+
+def _to_sample(row: dict[str, Any], photo: bytes | Exception, columns: Sequence[str]) -> dict[str, Any]:
+    data = photo if isinstance(photo, bytes) else None
+    sample = {name: row[name] for name in columns if name != "image"}
+    sample["image"] = {"bytes": data, "path": row["file"]}
+    if not isinstance(photo, bytes):
+        sample["read_error"] = f"cannot be read: {getattr(photo, 'strerror', None) or photo}"
+    return sample

@@ -1,0 +1,205 @@
+"""What a source is made of: its files, what kind of source they make, and the table of coordinates beside them."""
+
+import itertools
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+
+from geomae.data.archives import is_tar, walk_tar
+from geomae.data.coordinates import PHOTO_SUFFIXES
+from geomae.data.filesystems import FileEntry, expand_pattern, is_url, list_files, open_file, path_exists, size_of
+from geomae.data.hub import is_hub_id, list_hub_files
+from geomae.data.layout import SHARD_PATTERN
+from geomae.errors import SourceError
+
+__all__ = ["KINDS", "Listing", "choose_shards", "detect_kind", "find_table", "list_source", "suffix_of"]
+
+KINDS = {
+    "packed": "shards of `python -m geomae.data pack` (train-00000-of-00012.parquet)",
+    "msgpack": "GeoEstimation's shards (*.msg, *.msgpack)",
+    "webdataset": "WebDataset tars (a .jpg and a .json of one name)",
+    "tar": "tars of photos (MP16-Pro's mp-16-images00, with or without .tar)",
+    "zip": "zips of photos (OSV-5M's 00.zip)",
+    "parquet": "parquet with an image column",
+    "folder": "photos (.jpg, .png, ...)",
+}
+
+_MSGPACK_SUFFIXES = (".msg", ".msgpack")
+_COMPRESSED_TARS = (".tar.gz", ".tgz", ".tar.xz", ".tar.bz2", ".tar.zst")
+_NUM_PEEKED = 64  # members of the first tar that tell whether its photos come with JSONs
+
+
+@dataclass(frozen=True)
+class Listing:
+    """The files of a source."""
+
+    root: str  # folder or URL that they are below; empty where they share none
+    entries: Sequence[FileEntry]
+    kind: str | None = None  # where the Hub says it
+    is_file: bool = False  # the source is one file, and not a folder
+
+    def name(self, entry: FileEntry) -> str:
+        """Path of a file below the root, with `/`."""
+        if not self.root:
+            return entry.path
+        name = entry.path[len(self.root) :]
+        return name.lstrip("/") if is_url(self.root) else name.replace(os.sep, "/").lstrip("/")
+
+    def of_kind(self, kind: str) -> list[FileEntry]:
+        """The files that hold the photos of a source of that kind."""
+        return [entry for entry in self.entries if _fits(entry, kind)]
+
+
+def list_source(source: str, *, split: str | None = None) -> Listing:
+    """The files that a path, a URL, a pattern such as `{00..18}.tar`, or a data set id of the Hub stands for.
+
+    Raises:
+        SourceError: there are none.
+    """
+    if is_hub_id(source):
+        kind, entries = list_hub_files(source, split=split)
+        return Listing(_common_folder(entries), entries, kind)
+    if is_url(source):
+        source = source if source.endswith("://") else source.rstrip("/")
+    else:
+        source = os.path.abspath(source)  # an index outlives the working folder, and Ray's workers have others
+    paths = expand_pattern(source)
+    entries = [entry for path in paths for entry in list_files(path)]
+    if len(paths) == 1 and [entry.path for entry in entries] != paths:
+        return Listing(paths[0], entries)
+    return Listing(_common_folder(entries), entries, is_file=len(paths) == 1)
+
+
+def _common_folder(entries: Sequence[FileEntry]) -> str:
+    """The folder or URL that all files are below; empty where they share none."""
+    folders = sorted(entry.path.split("/")[:-1] for entry in entries)
+    shared = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(folders[0], folders[-1], strict=False))
+    root = "/".join(part for part, _ in shared)
+    return "" if root.endswith((":", ":/")) else root
+
+
+def suffix_of(path: str) -> str:
+    """The suffix of a path or URL, in small letters, with its dot."""
+    return PurePosixPath(path.partition("?")[0].replace("\\", "/")).suffix.lower()
+
+
+def _fits(entry: FileEntry, kind: str) -> bool:
+    name, suffix = PurePosixPath(entry.path.replace("\\", "/")).name, suffix_of(entry.path)
+    if kind == "packed":
+        return SHARD_PATTERN.fullmatch(name) is not None
+    if kind == "parquet":
+        return suffix == ".parquet"
+    if kind == "msgpack":
+        return suffix in _MSGPACK_SUFFIXES
+    if kind in ("tar", "webdataset"):
+        return suffix == ".tar" or (_may_be_tar(name) and _looks_like_tar(entry))
+    return suffix == ".zip" if kind == "zip" else suffix in PHOTO_SUFFIXES
+
+
+def _may_be_tar(name: str) -> bool:
+    return re.fullmatch(r"[\w-]+", name) is not None  # MP16-Pro's have no suffix
+
+
+def _looks_like_tar(entry: FileEntry) -> bool:
+    with open_file(entry.path) as file:
+        return is_tar(file)
+
+
+def detect_kind(listing: Listing, source: str) -> str:
+    """The kind of a source: that of most of its bytes, or of its files where a server does not tell their sizes.
+
+    Raises:
+        SourceError: its files are of no kind that is known.
+    """
+    if listing.kind is not None:
+        return listing.kind
+    files = {kind: listing.of_kind(kind) for kind in KINDS if kind != "webdataset"}
+    if files["packed"]:
+        return "packed"
+    if files["tar"]:
+        files["parquet"] = []  # img2dataset writes one beside each tar
+    sizes_known = all(entry.size is not None for entry in listing.entries)
+    weights = {
+        kind: sum((entry.size or 0) + 1 if sizes_known else 1 for entry in entries) for kind, entries in files.items()
+    }
+    kind = max(weights, key=lambda name: weights[name])
+    if weights[kind]:
+        return _tar_kind(files["tar"]) if kind == "tar" else kind
+    looked_for = "\n".join(f"  {name:<11} {what}" for name, what in KINDS.items())
+    found = ", ".join(sorted({suffix_of(entry.path) or "no suffix" for entry in listing.entries})[:10])
+    compressed = any(entry.path.endswith(_COMPRESSED_TARS) for entry in listing.entries)
+    advice = " Compressed tars cannot be read here and there: decompress them first." if compressed else ""
+    raise SourceError(
+        f"{source} holds no photos that are known: its {len(listing.entries)} files end in {found}.{advice} Looked "
+        f"for:\n{looked_for}\n  Name the kind with --kind if the files are called otherwise."
+    )
+
+
+def _tar_kind(entries: Sequence[FileEntry]) -> str:
+    """By the first archive that can be read."""
+    for entry in entries:
+        try:
+            with open_file(entry.path) as file:
+                members = walk_tar(file, size_of(entry.path) if entry.size is None else entry.size)
+                names = [member.name for member in itertools.islice(members, _NUM_PEEKED)]
+        except (OSError, SourceError):  # named and counted when it is indexed
+            continue
+        return "webdataset" if any(name.endswith(".json") for name in names) else "tar"
+    return "tar"
+
+
+def choose_shards(entries: Sequence[FileEntry], split: str, source: str) -> list[FileEntry]:
+    """The shards of one split, all of them.
+
+    Raises:
+        SourceError: the split is absent or not whole.
+    """
+    named = [(entry, SHARD_PATTERN.fullmatch(PurePosixPath(entry.path).name)) for entry in entries]
+    chosen = [(entry, match) for entry, match in named if match is not None and match["split"] == split]
+    if not chosen:
+        splits = sorted({match["split"] for _, match in named if match is not None})
+        raise SourceError(f"{source} has no split {split!r}; it holds the splits {', '.join(splits) or '(none)'}.")
+    if {int(match["total"]) for _, match in chosen} != {len(chosen)}:
+        raise SourceError(
+            f"{source} holds {len(chosen)} shards of {split!r} where their names promise {chosen[0][1]['total']}. "
+            "Was the run that wrote them stopped? Start it again with the same options: it finishes what is missing."
+        )
+    return [entry for entry, _ in chosen]
+
+
+def find_table(listing: Listing, source: str) -> str | None:
+    """The table of coordinates that goes with a source, or None.
+
+    It is the only CSV in the folder, in its `metadata/`, beside it under its name, or beside its parent (as OSV-5M's
+    `train.csv` lies beside `images/train`); or else the only `*mapping*.json` in it. That of a file lies beside it
+    under its name.
+
+    Raises:
+        SourceError: there are several.
+    """
+    names = {} if listing.is_file else {listing.name(entry): entry.path for entry in listing.entries}
+    choices = [
+        [path for name, path in names.items() if name.endswith(".csv") and "/" not in name],
+        [path for name, path in names.items() if name.endswith(".csv") and name.startswith("metadata/")],
+        *([path] for path in _tables_beside(listing) if path_exists(path)),
+        [path for name, path in names.items() if name.endswith("/metadata.csv")],
+        [path for name, path in names.items() if name.endswith(".json") and "mapping" in name and "/" not in name],
+    ]
+    found = next((files for files in choices if files), [])
+    if len(found) > 1:
+        shown = ", ".join(path.rpartition("/")[2] for path in found)
+        raise SourceError(
+            f"looked for one CSV in {source} or beside it and found several: {shown}. Name it with --csv."
+        )
+    return found[0] if found else None
+
+
+def _tables_beside(listing: Listing) -> list[str]:
+    """`a/b/c.csv` and `a/c.csv` for the folder `a/b/c`."""
+    path = listing.entries[0].path if listing.is_file else listing.root
+    folders = path.removesuffix(suffix_of(path)).split("/") if listing.is_file else path.split("/")
+    first = 3 if is_url(path) else 1  # what stands before are no folders: `s3:`, nothing, the bucket
+    beside = [folders, [*folders[:-2], folders[-1]]]
+    return [f"{'/'.join(parts)}.csv" for parts in beside if len(parts) > first and listing.kind is None]

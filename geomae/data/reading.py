@@ -1,0 +1,163 @@
+"""From a row of an index to the bytes of a photo, wherever they lie."""
+
+import contextlib
+import os
+import zlib
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, BinaryIO
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from geomae.columns import find_column
+from geomae.data.archives import Storage
+from geomae.data.filesystems import is_url, join, open_file
+from geomae.data.photos import MAX_PHOTO_BYTES
+from geomae.errors import DamagedPhotoError, SourceError
+
+__all__ = ["PhotoReader"]
+
+_MAX_OPEN_FILES = 64
+_MAX_GAP = 2**16  # bytes between two photos that are rather read than a second request made
+_MAX_SPAN = 2**26  # bytes of one request
+
+
+class PhotoReader:
+    """Reads photos of one source; keeps the files used last open. Not to be shared by processes or threads."""
+
+    def __init__(self, root: str) -> None:
+        self.root = root
+        self._open: OrderedDict[str, Any] = OrderedDict()
+        self._group: tuple[tuple[str, int], pa.ChunkedArray] | None = None
+
+    def read(self, row: Mapping[str, Any]) -> bytes:
+        """The encoded photo of a row with `file`, `storage`, `offset` and `size`.
+
+        Raises:
+            OSError: the file is absent, cannot be read, or its server fails.
+            DamagedPhotoError: there is no such photo, its archive is cut off, or it is larger than any photo.
+        """
+        try:
+            return self._read(row)
+        except SourceError as error:  # of a URL: an index that can be made has a protocol that is known
+            raise OSError(str(error)) from error
+
+    def _read(self, row: Mapping[str, Any]) -> bytes:
+        storage = Storage(row["storage"])
+        if storage is Storage.MISSING:
+            raise DamagedPhotoError("it is named, but there is no such photo")
+        if storage is Storage.PARQUET:
+            return self._from_parquet(row["file"], row["offset"], row["size"])
+        if row["size"] > MAX_PHOTO_BYTES:
+            raise DamagedPhotoError(f"{row['size']:,} bytes are more than the {MAX_PHOTO_BYTES:,} of any photo")
+        if storage is Storage.WHOLE:
+            return self._whole(row["file"])
+        data = self._range(row["file"], row["offset"], row["size"])
+        return _inflate(data) if storage is Storage.DEFLATED else data
+
+    def read_all(self, rows: Sequence[Mapping[str, Any]]) -> list[bytes | OSError | DamagedPhotoError]:
+        """The photos of several rows, or why there is none; neighbours in a remote file come in one request."""
+        spans = self._fetch_spans(rows) if is_url(self.root) or any(is_url(row["file"]) for row in rows) else {}
+        results: list[bytes | OSError | DamagedPhotoError] = []
+        for number, row in enumerate(rows):
+            try:
+                if number in spans:
+                    data = spans[number]
+                    results.append(_inflate(data) if row["storage"] == Storage.DEFLATED else data)
+                else:
+                    results.append(self.read(row))
+            except (OSError, DamagedPhotoError) as error:
+                results.append(error)
+        return results
+
+    def _fetch_spans(self, rows: Sequence[Mapping[str, Any]]) -> dict[int, bytes]:
+        """The bytes of those rows that lie in archives, by their place in `rows`."""
+        ranged = [n for n, row in enumerate(rows) if row["storage"] in (Storage.STORED, Storage.DEFLATED)]
+        ranged = [n for n in ranged if rows[n]["size"] <= MAX_PHOTO_BYTES]
+        ranged.sort(key=lambda n: (rows[n]["file"], rows[n]["offset"]))
+        found: dict[int, bytes] = {}
+        for begin, stop in _runs(ranged, rows):
+            members = ranged[begin:stop]
+            first = rows[members[0]]["offset"]
+            end = max(rows[n]["offset"] + rows[n]["size"] for n in members)
+            with contextlib.suppress(OSError, DamagedPhotoError, SourceError):  # then each is read by itself
+                data = self._range(rows[members[0]]["file"], first, end - first)
+                for n in members:
+                    found[n] = data[rows[n]["offset"] - first : rows[n]["offset"] - first + rows[n]["size"]]
+        return found
+
+    def _whole(self, name: str) -> bytes:
+        with open_file(join(self.root, name), whole=True) as file:
+            data = file.read(MAX_PHOTO_BYTES + 1)
+        if len(data) > MAX_PHOTO_BYTES:
+            raise DamagedPhotoError(f"more bytes than the {MAX_PHOTO_BYTES:,} of any photo")
+        return data
+
+    def _range(self, name: str, offset: int, size: int) -> bytes:
+        file: BinaryIO = self._file(name)
+        if is_url(join(self.root, name)):
+            file.seek(offset)
+            data = file.read(size)
+        else:
+            data = os.pread(file.fileno(), size, offset)
+        if len(data) < size:
+            raise DamagedPhotoError(f"{name} ends within it")
+        return data
+
+    def _from_parquet(self, name: str, group: int, row: int) -> bytes:
+        if self._group is None or self._group[0] != (name, group):
+            self._group = None
+            try:
+                file = self._file(name, parquet=True)
+                column = find_column("image", file.schema_arrow.names)
+                self._group = (name, group), file.read_row_group(group, columns=[column])[0]
+            except (pa.ArrowException, IndexError) as error:
+                raise DamagedPhotoError(f"row group {group} of {name} cannot be read: {error}") from error
+        if row >= len(self._group[1]):
+            raise DamagedPhotoError(f"{name} has changed: its row group {group} ends before it")
+        value = self._group[1][row].as_py()
+        data = value.get("bytes") if isinstance(value, dict) else value
+        if not isinstance(data, bytes):
+            raise DamagedPhotoError("its row holds no bytes of a photo")
+        if len(data) > MAX_PHOTO_BYTES:
+            raise DamagedPhotoError(f"{len(data):,} bytes are more than the {MAX_PHOTO_BYTES:,} of any photo")
+        return data
+
+    def _file(self, name: str, *, parquet: bool = False) -> Any:
+        if name in self._open:
+            self._open.move_to_end(name)
+            return self._open[name]
+        if len(self._open) == _MAX_OPEN_FILES:
+            self._open.popitem(last=False)[1].close()
+        file = open_file(join(self.root, name))
+        self._open[name] = pq.ParquetFile(file) if parquet else file
+        return self._open[name]
+
+
+def _runs(ranged: Sequence[int], rows: Sequence[Mapping[str, Any]]) -> Iterator[tuple[int, int]]:
+    """Begin and end of stretches of `ranged` whose bytes are neighbours in one file."""
+    begin = 0
+    for place in range(1, len(ranged) + 1):
+        if place < len(ranged):
+            first, last, row = (rows[ranged[number]] for number in (begin, place - 1, place))
+            near = 0 <= row["offset"] - last["offset"] - last["size"] <= _MAX_GAP
+            if last["file"] == row["file"] and near and row["offset"] + row["size"] - first["offset"] <= _MAX_SPAN:
+                continue
+        if place > begin:
+            yield begin, place
+        begin = place
+
+
+def _inflate(data: bytes) -> bytes:
+    """Inflate a member of a zip archive, as far as a photo may be large: a bomb stops there."""
+    inflater = zlib.decompressobj(-zlib.MAX_WBITS)
+    try:
+        photo = inflater.decompress(data, MAX_PHOTO_BYTES + 1)
+    except zlib.error as error:
+        raise DamagedPhotoError(f"cannot be inflated: {error}") from error
+    if len(photo) > MAX_PHOTO_BYTES:
+        raise DamagedPhotoError(f"it inflates to more than the {MAX_PHOTO_BYTES:,} bytes of any photo")
+    if not inflater.eof:
+        raise DamagedPhotoError("cannot be inflated: it breaks off")
+    return photo
