@@ -25,6 +25,7 @@ os.environ.update(
         "HF_HUB_OFFLINE": "1",
         "HF_HOME": str(_caches / "huggingface"),
         "HF_DATASETS_CACHE": str(_caches / "datasets"),
+        "GEOMAE_CACHE": str(_caches / "geomae"),
         "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
         "HF_HUB_DISABLE_TELEMETRY": "1",
         "WANDB_MODE": "offline",

@@ -1,253 +1,500 @@
+"""Sources whose coordinates stand in a table or in the photos: msgpack shards, tars, zips, folders."""
+
+import io
+import tarfile
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from PIL import Image
-
-from geomae.data.sources import (
-    find_csv,
-    list_photos,
-    open_source,
-    read_coordinate_table,
-    read_gps,
-    records_from_csv,
-    records_without_coordinates,
+from source_files import (
+    images,
+    images_of,
+    json_bytes,
+    left_out,
+    msgpack_bytes,
+    photo,
+    places,
+    read_source,
+    reasons,
+    tar_bytes,
+    write_csv,
+    write_file,
+    zip_bytes,
 )
-from geomae.errors import ConfigError, CoordinateError, SourceError
 
-MakePhoto = Callable[..., Path]
+from geomae.data.archives import Storage
+from geomae.data.sources import SourceOptions, open_source
+from geomae.errors import ConfigError, CoordinateError, DamagedPhotoError, SourceError, TooManyDamagedPhotosError
 
-
-def write_csv(folder: Path, text: str, name: str = "photos.csv") -> Path:
-    path = folder / name
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text, encoding="utf-8")
-    return path
+MP16_HEADER = "IMG_ID,AUTHOR,LAT,LON,S3_Label"
+NO_PHOTO = "the table names it, but there is no such photo"
+CUT_OFF = "the archive is damaged or cut off, and what lies behind cannot be read"
 
 
-def jpeg_with_gps(gps: dict[int, object]) -> bytes:
-    import io
+# GeoEstimation's msgpack shards
+
+
+def write_msgpack_source(folder: Path) -> Path:
+    ids = [f"{number:02x}/0{number}/{number}.jpg" for number in range(6)]
+    records = [{"id": photo_id, "image": photo(number)} for number, photo_id in enumerate(ids)]
+    write_file(folder / "shard_0.msg", msgpack_bytes(records[:4]))
+    # written by msgpack of 2018: no binary type, keys and values are raw
+    old = [{b"id": record["id"].encode(), b"image": record["image"]} for record in records[4:]]
+    write_file(folder / "shard_1.msg", msgpack_bytes(old, use_bin_type=False))
+    rows = [(photo_id, f"author{n % 2}", 10 + n, -20 - n, n % 3) for n, photo_id in enumerate(ids)]
+    write_csv(folder / "mp16_places365.csv", MP16_HEADER, rows)
+    return folder
+
+
+def test_msgpack_shards_with_their_csv_are_read(tmp_path: Path) -> None:
+    rows = read_source(write_msgpack_source(tmp_path))
+    assert images(rows) == {f"{n:02x}/0{n}/{n}.jpg": photo(n) for n in range(6)}
+    assert rows["03/03/3.jpg"] | {"image": None} == {
+        "image": None,
+        "id": "03/03/3.jpg",
+        "latitude": 13.0,
+        "longitude": -23.0,
+        "author": "author1",
+        "scene": "indoor",
+        "country": None,
+    }
+    assert [row["scene"] for row in rows.values()] == ["indoor", "natural", "urban"] * 2
+    assert open_source(tmp_path).kind == "msgpack"
+
+
+def test_msgpack_record_without_an_image_is_counted_once(tmp_path: Path) -> None:
+    records = [{"id": "a.jpg", "image": photo(0)}, {"id": "b.jpg", "image": None}, {"id": "c.jpg", "image": photo(2)}]
+    write_file(tmp_path / "shard_0.msg", msgpack_bytes(records))
+    write_csv(tmp_path / "t.csv", "IMG_ID,LAT,LON", [("a.jpg", 1, 2), ("b.jpg", 3, 4), ("c.jpg", 5, 6)])
+    assert images(read_source(tmp_path)) == {"a.jpg": photo(0), "c.jpg": photo(2)}
+    assert left_out(tmp_path) == {"shard_0.msg:b.jpg": "its record holds no image"}
+    assert reasons(tmp_path, unlabelled=True) == {"its record holds no image": 1}
+
+
+@pytest.mark.parametrize("damage", ["last record cut", "garbage behind", "garbage first"])
+def test_damaged_msgpack_shard_keeps_what_stands_before_and_says_so(tmp_path: Path, damage: str) -> None:
+    whole = msgpack_bytes({"id": f"{n}.jpg", "image": photo(n)} for n in range(3))
+    data = {"last record cut": whole[:-10], "garbage behind": whole + b"\x00\x01\x02", "garbage first": b"\x07" + whole}
+    write_file(tmp_path / "shard_0.msg", data[damage])
+    write_file(tmp_path / "shard_1.msg", msgpack_bytes([{"id": "9.jpg", "image": photo(9)}]))
+    kept = {"last record cut": [0, 1, 9], "garbage behind": [0, 1, 2, 9], "garbage first": [9]}[damage]
+    assert images(read_source(tmp_path, unlabelled=True)) == {f"{n}.jpg": photo(n) for n in kept}
+    assert sum(reasons(tmp_path, unlabelled=True).values()) == 1
+    assert left_out(tmp_path, unlabelled=True)["shard_0.msg"].startswith(CUT_OFF)
+
+
+def test_mapping_of_coordinates_is_read_and_mapping_of_cells_is_refused_by_name(tmp_path: Path) -> None:
+    write_msgpack_source(tmp_path)
+    (tmp_path / "mp16_places365.csv").unlink()
+    mapping = write_file(tmp_path / "train_mapping_h3.json", json_bytes(**{"01/01/1.jpg": [48.86, 2.35]}))
+    assert places(read_source(tmp_path)) == {"01/01/1.jpg": (48.86, 2.35)}
+    mapping.write_bytes(json_bytes(**{"01/01/1.jpg": [12, 345, 6789]}))
+    with pytest.raises(SourceError, match=r"train_mapping_h3\.json maps ids to cells, such as 01/01/1\.jpg: \[12, 345"):
+        open_source(tmp_path)
+    assert len(read_source(tmp_path, unlabelled=True)) == 6
+    table = write_csv(tmp_path / "elsewhere" / "t.csv", MP16_HEADER, [("02/02/2.jpg", "a", 5, 6, 0)])
+    assert places(read_source(tmp_path, csv_file=str(table))) == {"02/02/2.jpg": (5.0, 6.0)}
+
+
+# MP16-Pro's tars
+
+
+def write_mp16_pro(folder: Path, members: dict[str, bytes], **tar_options: Any) -> Path:
+    """One of its tars, and the table of all its photos: ids with `_` where members have `/`."""
+    write_file(folder / "mp-16-images00", tar_bytes(members, **tar_options))
+    rows = [(name.replace("/", "_"), "someone", n, 2 * n, "Norway") for n, name in enumerate(members, start=1)]
+    write_csv(folder / "metadata" / "MP16_Pro_places365.csv", "IMG_ID,AUTHOR,LAT,LON,country", rows)
+    return folder
+
+
+def test_mp16_pro_tars_without_suffix_join_their_flattened_ids(tmp_path: Path) -> None:
+    write_mp16_pro(tmp_path, {"45/77/1.jpg": photo(1, 6000), "46/78/2.jpg": photo(2, 6000)})
+    rows = read_source(tmp_path)
+    assert images(rows) == {"45_77_1.jpg": photo(1, 6000), "46_78_2.jpg": photo(2, 6000)}
+    assert places(rows) == {"45_77_1.jpg": (1.0, 2.0), "46_78_2.jpg": (2.0, 4.0)}
+    assert {row["country"] for row in rows.values()} == {"Norway"}
+    assert open_source(tmp_path).kind == "tar"
+
+
+@pytest.mark.parametrize("prefix", ["mp-16-images/", "./", "/data/flickr/mp16/", "../../etc/", "a/b/c/d/"])
+def test_members_below_other_folders_join_the_same_ids(tmp_path: Path, prefix: str) -> None:
+    write_file(tmp_path / "mp-16-images00", tar_bytes({f"{prefix}45/77/1.jpg": photo(1, 6000)}))
+    write_csv(tmp_path / "metadata" / "t.csv", "IMG_ID,LAT,LON", [("45_77_1.jpg", 1, 2)])
+    assert images(read_source(tmp_path)) == {"45_77_1.jpg": photo(1, 6000)}
+
+
+def test_dead_members_of_mp16_pro_are_counted_once_and_by_their_size(tmp_path: Path) -> None:
+    write_mp16_pro(tmp_path, {"a/1.jpg": photo(1, 5120), "a/2.jpg": photo(2, 5121), "a/3.jpg": b""})
+    assert list(read_source(tmp_path)) == ["a_2.jpg"]
+    assert reasons(tmp_path) == {"fewer than 5,121 bytes: dead photos": 2}
+    assert left_out(tmp_path)["mp-16-images00:a/1.jpg"] == "5120 bytes: a dead photo"
+    assert list(read_source(tmp_path, min_photo_bytes=1)) == ["a_1.jpg", "a_2.jpg"]
+
+
+def test_small_members_of_other_tars_are_photos(tmp_path: Path) -> None:
+    write_file(tmp_path / "thumbnails.tar", tar_bytes({"a.jpg": photo(1, 500)}))
+    assert list(read_source(tmp_path, unlabelled=True)) == ["a.jpg"]
+
+
+def test_dead_members_that_the_table_does_not_name_are_not_its_loss(tmp_path: Path) -> None:
+    write_mp16_pro(tmp_path, {"a/1.jpg": photo(1, 6000), "a/2.jpg": photo(2, 100)})
+    table = write_csv(tmp_path / "some.csv", "IMG_ID,LAT,LON", [("a_1.jpg", 1, 2)])
+    assert reasons(tmp_path, csv_file=str(table)) == {}
+
+
+def test_truncated_tar_keeps_the_photos_before_the_cut(tmp_path: Path) -> None:
+    write_mp16_pro(tmp_path, {f"a/{n}.jpg": photo(n, 6000) for n in range(4)})
+    path = tmp_path / "mp-16-images00"
+    path.write_bytes(path.read_bytes()[: 2 * (512 + 6144) + 3000])  # headers of 512, photos padded to 6,144
+    assert images(read_source(tmp_path)) == {f"a_{n}.jpg": photo(n, 6000) for n in range(2)}
+    assert reasons(tmp_path) == {f"{CUT_OFF} within a/2.jpg": 1, NO_PHOTO: 2}
+    assert reasons(tmp_path, partial=True) == {f"{CUT_OFF} within a/2.jpg": 1}
+
+
+def test_tar_cut_between_two_members_is_not_taken_for_a_whole_one(tmp_path: Path) -> None:
+    write_mp16_pro(tmp_path, {f"a/{n}.jpg": photo(n, 6000) for n in range(4)})
+    path = tmp_path / "mp-16-images00"
+    path.write_bytes(path.read_bytes()[: 2 * (512 + 6144)])
+    assert len(read_source(tmp_path)) == 2
+    assert reasons(tmp_path, partial=True) == {CUT_OFF: 1}
+
+
+def test_corrupted_header_in_the_middle_is_reported_with_its_place(tmp_path: Path) -> None:
+    write_mp16_pro(tmp_path, {f"a/{n}.jpg": photo(n, 6000) for n in range(4)})
+    path = tmp_path / "mp-16-images00"
+    data = bytearray(path.read_bytes())
+    data[2 * 6656 : 2 * 6656 + 512] = b"\x55" * 512
+    path.write_bytes(data)
+    assert list(read_source(tmp_path, partial=True)) == ["a_0.jpg", "a_1.jpg"]
+    assert left_out(tmp_path, partial=True)["mp-16-images00"] == f"{CUT_OFF}: no header stands at byte 13312"
+
+
+def test_partial_download_does_not_count_the_photos_of_the_other_tars(tmp_path: Path) -> None:
+    write_mp16_pro(tmp_path, {f"a/{n}.jpg": photo(n, 6000) for n in range(3)})
+    write_file(tmp_path / "mp-16-images00", tar_bytes({"a/1.jpg": photo(1, 6000), "b/9.jpg": photo(9, 6000)}))
+    assert reasons(tmp_path) == {NO_PHOTO: 2}
+    assert reasons(tmp_path, partial=True) == {"no row of the table names it": 1}
+    with pytest.raises(TooManyDamagedPhotosError, match=r"2 of 3 photos of .* --max_bad_fraction") as refusal:
+        open_source(tmp_path).bad.refuse_above(0.1, 3, "MP16-Pro")
+    assert NO_PHOTO in str(refusal.value)
+
+
+def test_links_are_not_followed_and_counted_where_they_are_wanted(tmp_path: Path) -> None:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as archive:
+        for name, kind in (("1.jpg", tarfile.REGTYPE), ("2.jpg", tarfile.SYMTYPE), ("3.jpg", tarfile.LNKTYPE)):
+            member = tarfile.TarInfo(name)
+            member.type, member.linkname = kind, "" if kind == tarfile.REGTYPE else "/etc/passwd"
+            member.size = 300 if kind == tarfile.REGTYPE else 0
+            archive.addfile(member, io.BytesIO(photo(1, 300)))
+    write_file(tmp_path / "00.tar", buffer.getvalue())
+    assert list(read_source(tmp_path, unlabelled=True)) == ["1.jpg"]
+    assert sorted(left_out(tmp_path, unlabelled=True)) == ["00.tar:2.jpg", "00.tar:3.jpg"]
+
+
+@pytest.mark.parametrize("tar_format", [tarfile.PAX_FORMAT, tarfile.GNU_FORMAT])
+def test_long_names_and_names_that_are_not_ascii_are_whole(tmp_path: Path, tar_format: int) -> None:
+    names = [f"{'sub/' * 60}{'x' * 120}.jpg", "Málaga/Køge.jpg"]
+    data = tar_bytes({name: photo(n) for n, name in enumerate(names)}, format=tar_format)
+    write_file(tmp_path / "00.tar", data)
+    assert images(read_source(tmp_path, unlabelled=True)) == {name: photo(n) for n, name in enumerate(names)}
+
+
+@pytest.mark.parametrize("name", ["00.tar.gz", "00.tgz"])
+def test_compressed_tar_is_refused_with_what_to_do(tmp_path: Path, name: str) -> None:
+    write_file(tmp_path / name, tar_bytes({"a.jpg": photo(1)}, mode="w:gz"))
+    with pytest.raises(SourceError, match=r"Compressed tars cannot be read here and there: decompress them first"):
+        open_source(tmp_path, SourceOptions(unlabelled=True))
+
+
+def test_compressed_tar_under_a_tar_s_name_is_named_among_whole_ones(tmp_path: Path) -> None:
+    write_file(tmp_path / "00.tar", tar_bytes({"a.jpg": photo(1)}, mode="w:gz"))
+    write_file(tmp_path / "01.tar", tar_bytes({"b.jpg": photo(2)}))
+    assert list(read_source(tmp_path, unlabelled=True)) == ["b.jpg"]
+    assert "decompress it first" in left_out(tmp_path, unlabelled=True)["00.tar"]
+
+
+def test_hidden_members_and_what_macos_adds_are_no_photos(tmp_path: Path) -> None:
+    members = {"a/1.jpg": photo(1), "a/._1.jpg": photo(2), "__MACOSX/a/1.jpg": photo(3), "a/notes.txt": b"x"}
+    write_file(tmp_path / "00.tar", tar_bytes(members))
+    assert list(read_source(tmp_path, unlabelled=True)) == ["a/1.jpg"]
+    assert reasons(tmp_path, unlabelled=True) == {}
+
+
+def test_photos_of_one_name_in_two_tars_keep_apart_and_copies_do_not(tmp_path: Path) -> None:
+    write_file(tmp_path / "00.tar", tar_bytes({"1.jpg": photo(1, 300), "same.jpg": photo(3)}))
+    write_file(tmp_path / "01.tar", tar_bytes({"1.jpg": photo(2, 400), "same.jpg": photo(3)}))
+    expected = {"00/1.jpg": photo(1, 300), "01/1.jpg": photo(2, 400), "same.jpg": photo(3)}
+    assert images(read_source(tmp_path, unlabelled=True)) == expected
+    assert reasons(tmp_path, unlabelled=True) == {"the source holds its id again": 1}
+
+
+def test_tar_without_any_table_says_how_to_name_one(tmp_path: Path) -> None:
+    write_file(tmp_path / "00.tar", tar_bytes({"1.jpg": photo(1)}))
+    with pytest.raises(SourceError, match=r"no CSV was found in it or beside it\. Name the table with --csv"):
+        open_source(tmp_path)
+
+
+def test_table_of_other_photos_is_refused_with_what_ids_must_be(tmp_path: Path) -> None:
+    write_mp16_pro(tmp_path, {"a/1.jpg": photo(1, 6000)})
+    table = write_csv(tmp_path / "t.csv", "IMG_ID,LAT,LON", [("zzz", 1, 2)])
+    with pytest.raises(SourceError, match=r"no photo that can be used: 1 x .* Ids in .*t\.csv must be names of photos"):
+        open_source(tmp_path, SourceOptions(csv_file=str(table)))
+
+
+# Folders, and OSV-5M's zips
+
+
+@pytest.mark.parametrize(
+    "header", ["IMG_ID,LAT,LON", "IMG_FILE,LAT,LON", "id,latitude,longitude", "file_name,latitude,longitude"]
+)
+@pytest.mark.parametrize("spelling", ["45/77/1.jpg", "45_77_1.jpg", "45/77/1", "45_77_1", "1.jpg", "1"])
+def test_folder_is_joined_with_every_family_of_headers_and_ids(tmp_path: Path, header: str, spelling: str) -> None:
+    write_file(tmp_path / "photos" / "45" / "77" / "1.jpg", photo(1))
+    write_file(tmp_path / "photos" / "45" / "78" / "2.jpg", photo(2))
+    write_csv(tmp_path / "photos" / "t.csv", header, [(spelling, 1.5, -2.5)])
+    rows = read_source(tmp_path / "photos")
+    assert images(rows) == {spelling: photo(1)}
+    assert places(rows) == {spelling: (1.5, -2.5)}
+
+
+@pytest.mark.parametrize("photo_id", ["a/b/1.jpg", "a/b/1"])
+def test_flattened_files_are_joined_with_ids_that_are_paths(tmp_path: Path, photo_id: str) -> None:
+    write_file(tmp_path / "photos" / "a_b_1.jpg", photo(1))
+    write_csv(tmp_path / "photos.csv", "id,latitude,longitude", [(photo_id, 1, 2)])
+    assert images(read_source(tmp_path / "photos")) == {photo_id: photo(1)}
+
+
+OSV5M_HEADER = "id,latitude,longitude,thumb_original_url,country,region,sub-region,city,sequence"
+
+
+def write_osv5m(root: Path, *, zipped: bool) -> Path:
+    """Its layout: train.csv and test.csv at the top, images/{train,test}/NN.zip below."""
+    splits = {"train": {"00": [101, 102], "01": [103]}, "test": {"00": [201]}}
+    for split, parts in splits.items():
+        numbers = [number for part in parts.values() for number in part]
+        rows = [(n, n / 10, -n / 10, "", "NO", "", "", "Oslo", f"seq{n}") for n in numbers]
+        write_csv(root / f"{split}.csv", OSV5M_HEADER, rows)
+        for part, numbers in parts.items():
+            folder = root / "images" / split
+            members = {f"{part}/{number}.jpg": photo(number) for number in numbers}
+            compression = zipfile.ZIP_DEFLATED if part == "00" else zipfile.ZIP_STORED
+            if zipped:
+                write_file(folder / f"{part}.zip", zip_bytes(members, compression))
+            for name, data in {} if zipped else members.items():
+                write_file(folder / name, data)
+    return root
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+@pytest.mark.parametrize("below", ["", "images/train"])
+def test_osv5m_is_read_from_its_zips_and_unzipped(tmp_path: Path, zipped: bool, below: str) -> None:
+    root = write_osv5m(tmp_path / "osv5m", zipped=zipped)
+    options = {} if below else {"csv_file": str(root / "train.csv")}
+    rows = read_source(root / below, **options)
+    assert images(rows) == {str(n): photo(n) for n in (101, 102, 103)}
+    assert places(rows)["103"] == (10.3, -10.3)
+    assert {row["country"] for row in rows.values()} == {"NO"}
+    assert reasons(root / below, **options) == {}
+
+
+def test_osv5m_s_top_asks_which_of_its_two_tables(tmp_path: Path) -> None:
+    with pytest.raises(SourceError, match=r"found several: test\.csv, train\.csv\. Name it with --csv"):
+        open_source(write_osv5m(tmp_path, zipped=True))
+
+
+def test_stored_and_deflated_members_lie_as_the_zip_says(tmp_path: Path) -> None:
+    write_file(tmp_path / "00.zip", zip_bytes({"s.jpg": photo(1)}, zipfile.ZIP_STORED))
+    write_file(tmp_path / "01.zip", zip_bytes({"d.jpg": photo(2)}, zipfile.ZIP_DEFLATED))
+    index = open_source(tmp_path, SourceOptions(unlabelled=True))
+    assert index.column("storage") == [Storage.STORED, Storage.DEFLATED]
+    assert images_of(index) == {"s.jpg": photo(1), "d.jpg": photo(2)}
+
+
+@pytest.mark.parametrize("compression", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_members_of_odd_compression_are_counted_by_name(tmp_path: Path, compression: int) -> None:
+    write_file(tmp_path / "00.zip", zip_bytes({"a.jpg": photo(1), "a.txt": b"x"}, compression))
+    write_file(tmp_path / "01.zip", zip_bytes({"b.jpg": photo(2)}))
+    assert list(read_source(tmp_path, unlabelled=True)) == ["b.jpg"]
+    assert list(left_out(tmp_path, unlabelled=True)) == ["00.zip:a.jpg"]
+
+
+def test_encrypted_member_is_counted_by_name(tmp_path: Path) -> None:
+    data = bytearray(zip_bytes({"a.jpg": photo(1), "b.jpg": photo(2)}))
+    data[data.index(b"PK\x01\x02") + 8] |= 1  # general purpose flag of the directory's first entry
+    write_file(tmp_path / "00.zip", bytes(data))
+    assert images(read_source(tmp_path, unlabelled=True)) == {"b.jpg": photo(2)}
+    assert "encrypted" in left_out(tmp_path, unlabelled=True)["00.zip:a.jpg"]
+
+
+def test_zip_bomb_stops_where_no_photo_is_so_large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_file(tmp_path / "00.zip", zip_bytes({"bomb.jpg": b"\0" * 10**6, "a.jpg": photo(1)}, zipfile.ZIP_DEFLATED))
+    monkeypatch.setattr("geomae.data.reading.MAX_PHOTO_BYTES", 5000)
+    read = images_of(open_source(tmp_path, SourceOptions(unlabelled=True)))
+    assert read["a.jpg"] == photo(1)
+    assert isinstance(read["bomb.jpg"], DamagedPhotoError)
+    assert "inflates to more than the 5,000 bytes" in str(read["bomb.jpg"])
+
+
+def test_truncated_zip_among_whole_ones_is_counted_and_named(tmp_path: Path) -> None:
+    write_file(tmp_path / "00.zip", zip_bytes({"a.jpg": photo(1)})[:-30])
+    write_file(tmp_path / "01.zip", zip_bytes({"b.jpg": photo(2)}))
+    assert list(read_source(tmp_path, unlabelled=True)) == ["b.jpg"]
+    assert reasons(tmp_path, unlabelled=True) == {"the archive cannot be read": 1}
+    assert "it is no whole zip archive" in left_out(tmp_path, unlabelled=True)["00.zip"]
+
+
+def test_zip_member_whose_bytes_are_damaged_is_named_when_it_is_read(tmp_path: Path) -> None:
+    data = bytearray(zip_bytes({"a.jpg": b"zeros" * 200, "b.jpg": photo(2)}, zipfile.ZIP_DEFLATED))
+    data[30 + len("a.jpg")] |= 0b110  # the first byte behind the header: no block has that type
+    write_file(tmp_path / "00.zip", bytes(data))
+    read = images_of(open_source(tmp_path, SourceOptions(unlabelled=True)))
+    assert read["b.jpg"] == photo(2)
+    assert isinstance(read["a.jpg"], DamagedPhotoError)
+
+
+def test_unlabelled_folder_is_every_photo_and_nothing_hidden(tmp_path: Path) -> None:
+    for name in ("b.JPG", "a/c.jpeg", "a/d.webp", "._b.jpg", ".thumbs/b.jpg", "notes.txt"):
+        write_file(tmp_path / name, photo(len(name)))
+    rows = read_source(tmp_path, unlabelled=True)
+    assert list(rows) == ["a/c.jpeg", "a/d.webp", "b.JPG"]
+    assert {(row["latitude"], row["longitude"]) for row in rows.values()} == {(None, None)}
+
+
+def test_links_of_a_folder_that_lead_in_circles_end(tmp_path: Path) -> None:
+    write_file(tmp_path / "photos" / "sub" / "a.jpg", photo(1))
+    (tmp_path / "photos" / "sub" / "up").symlink_to(tmp_path / "photos", target_is_directory=True)
+    (tmp_path / "photos" / "a_link").symlink_to(tmp_path / "photos" / "sub", target_is_directory=True)
+    (tmp_path / "photos" / "gone.jpg").symlink_to(tmp_path / "nowhere.jpg")
+    assert list(read_source(tmp_path / "photos", unlabelled=True)) == ["sub/a.jpg"]
+
+
+def test_photo_that_cannot_be_read_does_not_stop_the_others(tmp_path: Path) -> None:
+    for number in range(2):
+        write_file(tmp_path / f"{number}.jpg", photo(number))
+    index = open_source(tmp_path, SourceOptions(unlabelled=True))
+    (tmp_path / "0.jpg").unlink()
+    read = images_of(index)
+    assert isinstance(read["0.jpg"], FileNotFoundError)
+    assert read["1.jpg"] == photo(1)
+
+
+def test_names_with_spaces_backslashes_and_percent_signs_are_read(tmp_path: Path) -> None:
+    for number, name in enumerate(["a b.jpg", "c\\d.jpg", "50%20.jpg", "Køge.jpg"]):
+        write_file(tmp_path / name, photo(number))
+    expected = {"50%20.jpg": photo(2), "Køge.jpg": photo(3), "a b.jpg": photo(0), "c\\d.jpg": photo(1)}
+    assert images(read_source(tmp_path, unlabelled=True)) == expected
+
+
+# Tables with errors
+
+
+def test_what_a_table_gets_wrong_is_counted_under_reasons_that_say_it(tmp_path: Path) -> None:
+    folder = tmp_path / "photos"
+    for name in [*"abcdefg", *(f"good{n}" for n in range(200))]:
+        write_file(folder / f"{name}.jpg", photo(1))
+    rows: list[tuple[object, ...]] = [(f"good{n}", 1, 2) for n in range(200)]
+    rows += [("a", 95.5, 2), ("b", "nan", 2), ("c", "", ""), ("d", 0, 0), ("e", 1, 2), ("e", 1, 2), ("f", 1, 2)]
+    rows += [("f", 3, 4), ("gone", 1, 2), ("", 1, 2), ("g", "north", 2)]
+    write_csv(folder / "t.csv", "id,latitude,longitude", rows)
+    assert len(read_source(folder)) == 201
+    assert reasons(folder) == {
+        "its coordinates are not on Earth": 1,
+        "its coordinates are missing or not finite": 3,
+        "its coordinates are (0, 0), which stands for none": 1,
+        "the table names it again": 1,
+        "the table names it several times with different coordinates": 2,
+        "it names no photo": 1,
+        NO_PHOTO: 1,
+    }
+    assert {"a", "b", "c", "d", "e", "f", "g", "gone", "row 211"} == set(left_out(folder))
+
+
+def test_two_photos_for_one_id_keep_the_first_and_count_the_other(tmp_path: Path) -> None:
+    write_file(tmp_path / "a" / "1.jpg", photo(1))
+    write_file(tmp_path / "b" / "1.jpg", photo(2))
+    write_csv(tmp_path / "t.csv", "id,latitude,longitude", [("1", 1, 2)])
+    assert images(read_source(tmp_path)) == {"1": photo(1)}
+    assert left_out(tmp_path) == {"b/1.jpg": "another photo has the same id"}
+
+
+def test_swapped_table_is_refused_with_the_option_that_reads_it(tmp_path: Path) -> None:
+    write_file(tmp_path / "tokyo.jpg", photo(1))
+    write_csv(tmp_path / "t.csv", "IMG_ID,LAT,LON", [("tokyo.jpg", 139.69, 35.68)])
+    with pytest.raises(CoordinateError, match=r"t\.csv are not on Earth; (.|\n)* --swap_lat_lon"):
+        open_source(tmp_path)
+    assert places(read_source(tmp_path, swap_lat_lon=True)) == {"tokyo.jpg": (35.68, 139.69)}
+
+
+# Positions in the photos, and the choice between tables
+
+
+def write_geotagged(path: Path, latitude: tuple[float, float, float] | None) -> Path:
+    from PIL import Image
 
     exif = Image.Exif()
-    exif.get_ifd(0x8825).update(gps)
+    if latitude is not None:
+        exif.get_ifd(0x8825).update({1: "N", 2: latitude, 3: "W", 4: (10.0, 30.0, 0.0)})
     buffer = io.BytesIO()
     Image.new("RGB", (16, 16)).save(buffer, "JPEG", exif=exif)
-    return buffer.getvalue()
+    return write_file(path, buffer.getvalue())
 
 
-def test_the_field_s_tables_are_read_with_their_ids_authors_and_scenes(shared_data: Path) -> None:
-    expected = {"im2gps_places365.csv": 237, "im2gps3k_places365.csv": 2997, "yfcc25600_places365.csv": 25600}
-    for name, num_rows in expected.items():
-        table = read_coordinate_table(shared_data / "geotags" / name)
-        assert len(table) == num_rows
-        assert table.ids is not None
-        assert len(set(table.ids)) == num_rows
-        assert set(table.optional) == {"author", "scene"}
-        assert set(table.optional["scene"]) == {"indoor", "natural", "urban"}
+def test_folder_without_a_table_takes_positions_from_exif(tmp_path: Path) -> None:
+    write_geotagged(tmp_path / "a.jpg", (48.0, 30.0, 0.0))
+    write_geotagged(tmp_path / "b.jpg", None)
+    write_file(tmp_path / "c.jpg", "no photo")
+    assert places(read_source(tmp_path)) == {"a.jpg": (48.5, -10.5)}
+    assert left_out(tmp_path) == {
+        "b.jpg": "no GPS position in its EXIF block",
+        "c.jpg": "no GPS position: it is no photo that Pillow knows",
+    }
 
 
-def test_im2gps3k_scenes_are_those_of_the_thesis(shared_data: Path) -> None:
-    scenes = read_coordinate_table(shared_data / "geotags" / "im2gps3k_places365.csv").optional["scene"]
-    assert [scenes.count(name) for name in ("urban", "natural", "indoor")] == [1607, 845, 545]
+def test_positions_are_read_from_photos_in_archives_too(tmp_path: Path) -> None:
+    data = write_geotagged(tmp_path / "a.jpg", (48.0, 30.0, 0.0)).read_bytes()
+    write_file(tmp_path / "tars" / "00.tar", tar_bytes({"x/a.jpg": data, "x/b.jpg": photo(1)}))
+    assert places(read_source(tmp_path / "tars", exif=True)) == {"x/a.jpg": (48.5, -10.5)}
+    assert sum(reasons(tmp_path / "tars", exif=True).values()) == 1
 
 
-def test_table_without_ids_is_read(shared_data: Path) -> None:
-    table = read_coordinate_table(shared_data / "geotags" / "mp16_coordinates_100k.csv")
-    assert table.ids is None
-    assert len(table) == 100_000
-
-
-def test_swapped_columns_are_refused_with_the_option_that_helps(tmp_path: Path) -> None:
-    swapped = write_csv(tmp_path, "IMG_ID,LAT,LON\na.jpg,139.69,35.68\nb.jpg,2.35,48.86\n")
-    with pytest.raises(CoordinateError, match=r"1 of 2 rows .* id a\.jpg(.|\n)*--swap_lat_lon"):
-        read_coordinate_table(swapped)
-    table = read_coordinate_table(swapped, swap_lat_lon=True)
-    assert table.latitude.tolist() == [35.68, 48.86]
-    assert table.longitude.tolist() == [139.69, 2.35]
-
-
-@pytest.mark.parametrize("value", ["", "nan", "inf", "north", "91", "-90.0001"])
-def test_coordinate_that_is_missing_or_not_on_earth_names_its_row(tmp_path: Path, value: str) -> None:
-    table = write_csv(tmp_path, f"id,latitude,longitude\ngood,1,2\nodd,{value},3\n")
-    with pytest.raises(CoordinateError, match=r"1 of 2 rows of .*photos\.csv .* id odd"):
-        read_coordinate_table(table)
-
-
-@settings(max_examples=50, deadline=None)
-@given(
-    latitude=st.floats(allow_nan=True, allow_infinity=True),
-    longitude=st.floats(allow_nan=True, allow_infinity=True),
-)
-def test_exactly_the_points_on_earth_are_accepted(
-    tmp_path_factory: pytest.TempPathFactory, latitude: float, longitude: float
-) -> None:
-    csv_file = write_csv(tmp_path_factory.mktemp("table"), f"id,latitude,longitude\nx,{latitude!r},{longitude!r}\n")
-    if -90 <= latitude <= 90 and -180 <= longitude <= 180:
-        table = read_coordinate_table(csv_file)
-        assert (table.latitude[0], table.longitude[0]) == pytest.approx((latitude, longitude), rel=1e-12)
-    else:
-        with pytest.raises(CoordinateError):
-            read_coordinate_table(csv_file)
-
-
-def test_ids_that_look_like_numbers_keep_their_zeros(tmp_path: Path) -> None:
-    table = read_coordinate_table(write_csv(tmp_path, "id,latitude,longitude\n000123,1,2\n"))
-    assert table.ids == ["000123"]
-
-
-def test_table_without_coordinates_lists_its_columns(tmp_path: Path) -> None:
-    with pytest.raises(SourceError, match=r"no column latitude or lat; its columns are id, where"):
-        read_coordinate_table(write_csv(tmp_path, "id,where\na,there\n"))
-
-
-def test_repeated_id_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(SourceError, match=r"names 1 photos more than once; the first is a, 2 times"):
-        read_coordinate_table(write_csv(tmp_path, "id,latitude,longitude\na,1,2\na,3,4\n"))
-
-
-@pytest.mark.parametrize("rows", ["a,1,2,3\nb,1,2,3\n", "a,1,2,\nb,1,2,\n", "a,1,2\nb,1,2,3\n"])
-def test_row_longer_than_the_header_is_refused_by_its_line(tmp_path: Path, rows: str) -> None:
-    line = 2 if rows.startswith("a,1,2,") else 3
-    with pytest.raises(SourceError, match=rf"Expected 3 fields in line {line}, saw 4.*double quotes"):
-        read_coordinate_table(write_csv(tmp_path, f"id,latitude,longitude\n{rows}"))
-
-
-def test_table_that_is_not_utf8_is_refused_with_its_line_and_what_to_do(tmp_path: Path) -> None:
-    path = tmp_path / "photos.csv"
-    path.write_bytes("id,latitude,longitude\nKøge.jpg,55,12\nMálaga.jpg,37,-4\n".encode("latin-1"))
-    with pytest.raises(SourceError, match=r"photos\.csv is not UTF-8; .* line 2\. Save it as UTF-8"):
-        read_coordinate_table(path)
-    path.write_bytes('\ufeff"id",latitude,longitude\nKøge.jpg,55,12\n'.encode())
-    assert read_coordinate_table(path).ids == ["Køge.jpg"]
-
-
-@pytest.mark.parametrize("text", ["", "id,latitude,longitude\na,1,2\nb,1,2,3,4,5\n"])
-def test_broken_csv_is_refused_by_name(tmp_path: Path, text: str) -> None:
-    with pytest.raises(SourceError, match=r"photos\.csv cannot be read as CSV"):
-        read_coordinate_table(write_csv(tmp_path, text))
-
-
-def test_absent_files_and_folders_are_named(tmp_path: Path) -> None:
-    with pytest.raises(SourceError, match=r"no file .*gone\.csv"):
-        read_coordinate_table(tmp_path / "gone.csv")
-    with pytest.raises(SourceError, match=r"no folder .*gone"):
-        list_photos(tmp_path / "gone")
-    with pytest.raises(SourceError, match="holds no photo"):
-        list_photos(tmp_path)
+def test_where_coordinates_come_from_is_said_in_words(tmp_path: Path) -> None:
+    write_geotagged(tmp_path / "photos" / "a.jpg", (48.0, 30.0, 0.0))
+    folder = tmp_path / "photos"
+    assert open_source(folder).description == "photos of photos with EXIF positions"
+    unlabelled = open_source(folder, SourceOptions(unlabelled=True))
+    assert unlabelled.description == "photos of photos, without coordinates"
+    write_csv(tmp_path / "photos.csv", "id,latitude,longitude", [("a.jpg", 1, 2)])
+    assert places(read_source(folder)) == {"a.jpg": (1.0, 2.0)}
+    assert open_source(folder).description == "photos of photos with coordinates of photos.csv"
+    assert places(read_source(folder, exif=True)) == {"a.jpg": (48.5, -10.5)}
 
 
 @pytest.mark.parametrize(
-    ("photo_id", "file"),
-    [("a/b/1.jpg", "a/b/1.jpg"), ("a/b/1.jpg", "a_b_1.jpg"), ("a/b/1", "a/b/1.jpg"), ("a/b/1", "a_b_1.jpg")],
-)
-def test_photos_are_found_under_the_spellings_of_their_ids(
-    tmp_path: Path, make_photo: MakePhoto, photo_id: str, file: str
-) -> None:
-    make_photo(f"photos/{file}")
-    (record,) = records_from_csv(tmp_path / "photos", write_csv(tmp_path, f"id,latitude,longitude\n{photo_id},1,2\n"))
-    assert record.id == photo_id
-    assert Path(record.file) == tmp_path / "photos" / file
-
-
-def test_csv_whose_photos_are_elsewhere_is_refused_with_an_example(tmp_path: Path, make_photo: MakePhoto) -> None:
-    make_photo("photos/other.jpg")
-    table = write_csv(tmp_path, "id,latitude,longitude\na.jpg,1,2\n")
-    with pytest.raises(
-        SourceError, match=r"none of the 1 photos .* the first is 'a\.jpg', a file there is 'other\.jpg'"
-    ):
-        list(records_from_csv(tmp_path / "photos", table))
-
-
-def test_photos_are_listed_from_sub_folders_without_hidden_files(tmp_path: Path, make_photo: MakePhoto) -> None:
-    for name in ("b.JPG", "a/c.jpeg", "._b.jpg", ".thumbs/b.jpg"):
-        make_photo(name)
-    (tmp_path / "notes.txt").write_text("no photo")
-    records = records_without_coordinates(tmp_path)
-    assert [(record.id, record.latitude) for record in records] == [("a/c.jpeg", None), ("b.JPG", None)]
-
-
-def test_positions_of_real_photos_agree_with_their_table(shared_data: Path) -> None:
-    folder = shared_data / "photos" / "geotagged"
-    table = read_coordinate_table(folder.with_suffix(".csv"))
-    assert table.ids is not None
-    positions = {}
-    for photo_id, latitude, longitude in zip(table.ids, table.latitude, table.longitude, strict=True):
-        if not photo_id.startswith("mapillary"):
-            positions[photo_id] = (latitude, longitude)
-            assert read_gps((folder / photo_id).read_bytes()) == pytest.approx((latitude, longitude), abs=1e-6)
-    assert len(positions) == 26
-
-
-@pytest.mark.parametrize(
-    ("name", "reason"),
+    ("options", "message"),
     [
-        ("Issue 308.jpg", r"\(0, 0\)"),
-        ("Nikon D5000.jpg", "not finite"),
-        ("Multiple ICC segments.jpg", "no GPS position"),
-        ("beach.jpg", "no photo"),
+        ({"exif": True, "unlabelled": True}, "choose one of them"),
+        ({"csv_file": "a.csv", "exif": True}, "choose one of them"),
+        ({"kind": "tarball"}, "kind is 'tarball'; it must be auto or one of packed, msgpack"),
+        ({"swap_lat_lon": True, "exif": True}, "--swap_lat_lon swaps two columns of a table, but none is read"),
+        ({"swap_lat_lon": True, "unlabelled": True}, "--swap_lat_lon swaps two columns of a table, but none is read"),
     ],
 )
-def test_positions_that_mean_nothing_are_refused(shared_data: Path, name: str, reason: str) -> None:
-    with pytest.raises(CoordinateError, match=reason):
-        read_gps((shared_data / "odd_images" / name).read_bytes())
+def test_options_that_exclude_each_other_are_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        SourceOptions(**options)
 
 
-def test_hemispheres_and_minutes_are_read() -> None:
-    south_west = {1: "S", 2: (33.0, 30.0, 36.0), 3: "W", 4: (70.0, 45.0, 0.0)}
-    assert read_gps(jpeg_with_gps(south_west)) == pytest.approx((-33.51, -70.75))
-    with pytest.raises(CoordinateError, match="not on Earth"):
-        read_gps(jpeg_with_gps({**south_west, 2: (133.0, 0.0, 0.0)}))
-    with pytest.raises(CoordinateError, match="no GPS position"):
-        read_gps(jpeg_with_gps({1: "N", 2: (1.0, 2.0, 3.0)}))
-
-
-@pytest.mark.parametrize("wrong", [{1: None}, {3: None}, {1: ""}, {3: "N"}])
-def test_position_without_a_hemisphere_is_refused(wrong: dict[int, str | None]) -> None:
-    sydney = {1: "S", 2: (33.0, 51.0, 0.0), 3: "E", 4: (151.0, 12.0, 0.0)}
-    assert read_gps(jpeg_with_gps(sydney)) == pytest.approx((-33.85, 151.2))
-    with pytest.raises(CoordinateError, match="names no hemisphere"):
-        read_gps(jpeg_with_gps({tag: value for tag, value in {**sydney, **wrong}.items() if value is not None}))
-
-
-@pytest.mark.parametrize("option", ["exif", "unlabelled", None])
-def test_swapping_columns_where_no_csv_is_read_is_refused(
-    tmp_path: Path, make_photo: MakePhoto, option: str | None
-) -> None:
+def test_swapping_columns_where_no_table_is_found_is_refused(tmp_path: Path, make_photo: Callable[..., Path]) -> None:
     make_photo("photos/a.jpg")
-    if option:
-        write_csv(tmp_path, "id,latitude,longitude\na.jpg,1,2\n")
-    with pytest.raises(ConfigError, match=r"--swap_lat_lon swaps two columns of a CSV, but no CSV is read"):
-        open_source(tmp_path / "photos", swap_lat_lon=True, **({option: True} if option else {}))
+    with pytest.raises(ConfigError, match=r"none is read for .*photos\. Name it with --csv"):
+        open_source(tmp_path / "photos", SourceOptions(swap_lat_lon=True))
 
 
-def test_source_is_chosen_by_what_is_there(tmp_path: Path, make_photo: MakePhoto) -> None:
-    make_photo("photos/a.jpg")
-    folder = tmp_path / "photos"
-    assert next(open_source(folder)[0]).position_in_exif
-    assert not next(open_source(folder, unlabelled=True)[0]).position_in_exif
-    write_csv(tmp_path, "id,latitude,longitude\na.jpg,1,2\n")
-    records, source = open_source(folder)
-    assert next(records).latitude == 1.0
-    assert source == "photos of photos with coordinates of photos.csv"
-    assert next(open_source(folder, exif=True)[0]).position_in_exif
-
-
-def test_sources_that_exclude_each_other_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(SourceError, match="choose one of them"):
-        open_source(tmp_path, exif=True, unlabelled=True)
-
-
-def test_several_csvs_ask_which_one(tmp_path: Path) -> None:
-    write_csv(tmp_path, "", "one.csv")
-    write_csv(tmp_path, "", "two.csv")
-    with pytest.raises(SourceError, match=r"several: one\.csv, two\.csv\. Name it with --csv"):
-        find_csv(tmp_path)
-
-
-def test_latitudes_are_float64(tmp_path: Path) -> None:
-    table = read_coordinate_table(write_csv(tmp_path, "id,latitude,longitude\na,12.3456789012345,2\n"))
-    assert table.latitude.dtype == np.float64
-    assert table.latitude[0] == 12.3456789012345
+def test_absent_folder_and_folder_without_files_are_named(tmp_path: Path) -> None:
+    with pytest.raises(SourceError, match=r"there is nothing at .*gone\."):
+        open_source(tmp_path / "gone")
+    with pytest.raises(SourceError, match=r"holds no files"):
+        open_source(tmp_path)

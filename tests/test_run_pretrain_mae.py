@@ -116,3 +116,18 @@ def test_two_processes_in_bf16_show_every_photo_once(photos: Path, tmp_path: Pat
     losses = [entry["loss"] for entry in state["log_history"] if "loss" in entry]
     assert all(0 < loss < 10 for loss in losses)
     assert all((tmp_path / "run/checkpoint-8" / f"rng_state_{rank}.pth").is_file() for rank in (0, 1))
+
+
+def test_two_processes_resume_each_at_its_own_photos(photos: Path, tmp_path: Path) -> None:
+    argv = [SMOKE, "--data_dirs", str(photos), "--disable_tqdm", "--save_steps", "3", "--max_steps", "8"]
+    argv += ["--per_device_train_batch_size", "4", "--dataloader_num_workers", "2", "--eval_strategy", "no"]
+    argv += ["--save_total_limit", "5", "--output_dir", str(tmp_path / "run")]
+    unbroken = launch_on_two_processes("run_pretrain_mae", tmp_path, *argv)
+    state = json.loads((tmp_path / "run/checkpoint-3/trainer_state.json").read_text())
+    positions = state["stateful_callbacks"]["StreamProgress"]["attributes"]["lane_positions"]
+    assert positions == [8, 4, 8, 4]  # three batches of four photos, dealt to two workers, on each of two processes
+    argv += ["--resume_from_checkpoint", str(tmp_path / "run/checkpoint-3")]
+    (tmp_path / "second").mkdir()
+    resumed = launch_on_two_processes("run_pretrain_mae", tmp_path / "second", *argv)
+    assert resumed == [ids[12:] for ids in unbroken]
+    assert not {*resumed[0]} & {*resumed[1]}

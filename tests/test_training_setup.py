@@ -1,12 +1,19 @@
 """What the scripts put together: streams of several folders, validation photos, and the encoder's inherited sizes."""
 
+import itertools
 import json
+import zipfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 from packed_photos import pack, training_arguments
+from torch.utils.data import DataLoader
 
-from geomae.errors import ConfigError, SourceError
+from geomae.data.manifest import ShardReport, write_manifest
+from geomae.errors import ConfigError, SourceError, TooManyDamagedPhotosError
 from geomae.training import (
     DataArguments,
     GeoBaselineArguments,
@@ -30,6 +37,113 @@ def test_pretraining_reads_no_coordinates(tmp_path: Path) -> None:
     data = DataArguments(data_dirs=[str(pack(tmp_path, train=10))])
     sample = next(iter(build_stream(data, training_arguments(tmp_path), labelled=False)))
     assert set(sample) == {"image", "id", "augmentation_seed", "lane", "position", "num_bad"}
+
+
+@pytest.fixture
+def zipped(tmp_path: Path, make_photo: Callable[..., Path]) -> Path:
+    """A folder with a zip of twelve photos and the table of their coordinates: nothing is packed."""
+    (tmp_path / "source").mkdir()
+    with zipfile.ZipFile(tmp_path / "source/00.zip", "w") as archive:
+        for number in range(12):
+            archive.write(make_photo(f"loose/{number}.jpg", seed=number), f"{number}.jpg")
+    lines = [f"{number},{number + 1},{-number}" for number in range(12)]
+    (tmp_path / "source/photos.csv").write_text("id,latitude,longitude\n" + "\n".join(lines))
+    return tmp_path / "source"
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning")
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_sources_that_are_not_packed_are_streamed_as_they_are(zipped: Path, tmp_path: Path, num_workers: int) -> None:
+    data = DataArguments(data_dirs=[str(zipped)])
+    args = training_arguments(tmp_path / "run", per_device_train_batch_size=3)
+    stream = build_stream(data, args, labelled=True)
+    training, _ = build_collators(data, image_size=16, labelled=True)
+    stream.prepare = training.prepare
+    loader = DataLoader(stream, batch_size=3, collate_fn=training, num_workers=num_workers)
+    epoch = list(itertools.islice(loader, 4))
+    assert sorted(int(name) for batch in epoch for name in batch["ids"]) == list(range(12))
+    for batch in epoch:
+        numbers = torch.tensor([float(name) for name in batch["ids"]])
+        assert torch.equal(batch["coordinates_deg"], torch.stack([numbers + 1, -numbers], dim=1))
+
+
+def test_packed_and_unpacked_sources_are_mixed(zipped: Path, tmp_path: Path) -> None:
+    data = DataArguments(data_dirs=[str(zipped), str(pack(tmp_path / "packed", train=10))])
+    stream = build_stream(data, training_arguments(tmp_path / "run"), labelled=True)
+    ids = {sample["id"] for sample in itertools.islice(stream, 22)}
+    assert len(ids) == 22
+
+
+def test_unpacked_source_with_too_many_bad_photos_is_refused(zipped: Path, tmp_path: Path) -> None:
+    with (zipped / "photos.csv").open("a") as file:
+        file.write("\ngone,1,1\nlost,2,2")
+    args = training_arguments(tmp_path / "run")
+    with pytest.raises(TooManyDamagedPhotosError, match="2 of 14 photos"):
+        build_stream(DataArguments(data_dirs=[str(zipped)]), args, labelled=True)
+    data = DataArguments(data_dirs=[str(zipped)], max_bad_source_fraction=0.2)
+    assert build_stream(data, args, labelled=True).num_photos == 12
+
+
+def test_table_and_kind_of_an_unpacked_source_can_be_named(zipped: Path, tmp_path: Path) -> None:
+    (zipped / "photos.csv").rename(tmp_path / "swapped.csv")
+    options: dict[str, Any] = {"data_kind": "zip", "data_csv": str(tmp_path / "swapped.csv"), "swap_lat_lon": True}
+    data = DataArguments(data_dirs=[str(zipped)], **options)
+    sample = next(iter(build_stream(data, training_arguments(tmp_path / "run"), labelled=True)))
+    assert (sample["latitude"], sample["longitude"]) == (-int(sample["id"]), int(sample["id"]) + 1)
+
+
+def make_manifest(folder: Path, *sizes: int) -> None:
+    reports = [
+        ShardReport(f"train-{index:05d}-of-{len(sizes):05d}.parquet", "train", size, "", ())
+        for index, size in enumerate(sizes)
+    ]
+    write_manifest(folder, reports, source="a test", options={})
+
+
+def test_halves_of_the_manifest_share_no_photo(tmp_path: Path) -> None:
+    folder = pack(tmp_path / "packed", train=21)
+    make_manifest(folder, 10, 11)
+    halves = []
+    for subset in ("first_half", "last_half"):
+        data = DataArguments(data_dirs=[str(folder)], subset=subset)
+        stream = build_stream(data, training_arguments(tmp_path / "run"), labelled=True)
+        halves.append({sample["id"] for sample in itertools.islice(stream, stream.num_photos)})
+    assert [len(half) for half in halves] == [10, 11]
+    assert len(set.union(*halves)) == 21
+    assert halves[0] == {f"train-0-{number}" for number in range(10)}
+    limited = DataArguments(data_dirs=[str(folder)], subset="last_half", limit=4)
+    assert build_stream(limited, training_arguments(tmp_path / "run"), labelled=True).num_photos == 4
+
+
+def test_halves_without_a_manifest_or_with_another_one_are_refused(tmp_path: Path) -> None:
+    folder, args = pack(tmp_path / "packed", train=20), training_arguments(tmp_path / "run")
+    data = DataArguments(data_dirs=[str(folder)], subset="first_half")
+    with pytest.raises(SourceError, match=r"manifest\.json does not list the split 'train'.*subset and limit"):
+        build_stream(data, args, labelled=True)
+    make_manifest(folder, 10, 9)
+    with pytest.raises(SourceError, match=r"hold 20 photos where its manifest lists 19"):
+        build_stream(data, args, labelled=True)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"subset": "half"}, "subset is 'half'.*first_half"),
+        ({"limit": 0}, "limit is 0"),
+        ({"data_kind": "rar"}, "data_kind is 'rar'.*msgpack"),
+        ({"crops_per_photo": 0}, "crops_per_photo is 0"),
+        ({"max_bad_source_fraction": 2.0}, r"max_bad_source_fraction is 2\.0"),
+    ],
+)
+def test_impossible_choices_of_data_are_refused_by_name(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        DataArguments(data_dirs=["x"], **options)
+
+
+def test_crops_that_do_not_fit_the_batch_are_refused(tmp_path: Path) -> None:
+    data = DataArguments(data_dirs=[str(pack(tmp_path / "packed", train=10))], crops_per_photo=3)
+    with pytest.raises(ConfigError, match="per_device_train_batch_size is 8; it must be a multiple of crops_per_photo"):
+        build_stream(data, training_arguments(tmp_path / "run"), labelled=True)
 
 
 def test_validation_takes_evenly_spread_photos_of_its_own_folder(tmp_path: Path) -> None:

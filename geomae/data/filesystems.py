@@ -18,7 +18,7 @@ from fsspec.core import url_to_fs
 
 from geomae.errors import SourceError
 
-__all__ = ["FileEntry", "expand_pattern", "is_url", "join", "list_files", "open_file", "path_exists", "size_of"]
+__all__ = ["FileEntry", "RemoteError", "expand_pattern", "is_url", "join", "list_files", "open_file", "path_exists", "size_of"]
 
 # What file systems call the things that change when a file does.
 _STATE_KEYS = ("ETag", "etag", "mtime", "LastModified", "last_modified", "created", "md5Hash", "oid", "blob_id", "size")
@@ -26,6 +26,10 @@ _BRACES = re.compile(r"\{([^{}]*)\}")
 _READ_ATTEMPTS = 3  # of a remote read; servers of millions of photos fail now and then
 _PAUSE_SECONDS = 0.5  # before the second attempt, twice as long before the third
 _NO_RANGES = ("range requests", "Cannot seek streaming")  # what fsspec's http says of servers without them
+
+
+class RemoteError(SourceError):
+    """A server or a network failed: another time it may not, so nothing may be concluded from it."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +62,7 @@ def open_file(path: str, *, whole: bool = False) -> BinaryIO:
 
     Raises:
         OSError: there is no such file, or the server does not answer.
+        RemoteError: later, where a read fails three times.
         SourceError: the URL's file system is unknown or its package is not installed.
     """
     if not is_url(path):
@@ -93,13 +98,16 @@ class _RemoteFile(io.RawIOBase):
 
     def read(self, size: int | None = -1) -> bytes:
         position = self._file.tell()
-        for attempt in range(_READ_ATTEMPTS - 1):
-            with contextlib.suppress(OSError), self._named():
-                return bytes(self._file.read(-1 if size is None else size))
+        for attempt in range(_READ_ATTEMPTS):
+            try:
+                with self._named():
+                    return bytes(self._file.read(-1 if size is None else size))
+            except RemoteError as error:
+                if attempt + 1 == _READ_ATTEMPTS or isinstance(error.__cause__, ValueError):
+                    raise
             time.sleep(_PAUSE_SECONDS * 2**attempt)
             self.seek(position)
-        with self._named():
-            return bytes(self._file.read(-1 if size is None else size))
+        raise AssertionError("the last attempt returns or raises")
 
     def readall(self) -> bytes:
         return self.read()
@@ -119,16 +127,14 @@ class _RemoteFile(io.RawIOBase):
         try:
             yield
         except ValueError as error:
-            if any(words in str(error) for words in _NO_RANGES):
-                raise SourceError(
-                    f"the server of {self._path} gives no parts of files (it ignores Range requests), so archives "
-                    "cannot be read from it. Download the file, or serve it with a server that does."
-                ) from error
-            raise
-        except OSError:
-            raise
+            if not any(words in str(error) for words in _NO_RANGES):
+                raise
+            raise RemoteError(
+                f"the server of {self._path} gives no parts of files (it ignores Range requests), so archives cannot "
+                "be read from it. Download the file, or serve it with a server that does."
+            ) from error
         except Exception as error:  # aiohttp, botocore and others have families of errors of their own
-            raise OSError(errno.EIO, f"{type(error).__name__}: {error}", self._path) from error
+            raise RemoteError(f"{self._path} cannot be read: {type(error).__name__}: {error}.") from error
 
 
 def path_exists(path: str) -> bool:
@@ -161,21 +167,22 @@ def _list_local(root: str) -> list[FileEntry]:
     if not os.path.isdir(root):
         return []
     entries: list[FileEntry] = []
-    folders, seen = [root], set()
-    while folders:
-        folder = folders.pop()
+    folders, links, seen = [root], list[str](), set()
+    while folders or links:
+        folder = folders.pop() if folders else links.pop()
         stat = os.stat(folder)
-        if (stat.st_dev, stat.st_ino) in seen:  # links can lead in circles
+        if (stat.st_dev, stat.st_ino) in seen:  # links can lead in circles, and come last: a folder keeps its own name
             continue
         seen.add((stat.st_dev, stat.st_ino))
         with os.scandir(folder) as items:
-            for item in sorted(items, key=lambda item: (item.is_symlink(), item.name)):  # folders before links to them
+            for item in items:
                 if item.name.startswith("."):
                     continue
                 if item.is_dir():
-                    folders.append(item.path)
+                    (links if item.is_symlink() else folders).append(item.path)
                 elif item.is_file():
                     entries.append(_local_entry(item.path, item.stat()))
+        links.sort(reverse=True)
     return sorted(entries, key=lambda entry: entry.path)
 
 

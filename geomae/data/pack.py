@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -46,11 +47,11 @@ class PhotoPacker:
 
     def __call__(self, photos: PhotoIndex) -> Iterator[PhotoRow | BadPhoto]:
         """A row or the reason why there is none, for each photo in order."""
-        reader = PhotoReader(photos.root)
-        for begin in range(0, len(photos), ROWS_PER_GROUP):
-            rows = photos.table.slice(begin, ROWS_PER_GROUP).to_pylist()
-            for row, data in zip(rows, reader.read_all(rows), strict=True):
-                yield self._pack(row, data)
+        with closing(PhotoReader(photos.root)) as reader:
+            for begin in range(0, len(photos), ROWS_PER_GROUP):
+                rows = photos.table.slice(begin, ROWS_PER_GROUP).to_pylist()
+                for row, data in zip(rows, reader.read_all(rows), strict=True):
+                    yield self._pack(row, data)
 
     def _pack(self, row: dict[str, Any], data: bytes | OSError | DamagedPhotoError) -> PhotoRow | BadPhoto:
         if isinstance(data, OSError):

@@ -31,6 +31,20 @@ class PhotoReader:
         self._open: OrderedDict[str, Any] = OrderedDict()
         self._group: tuple[tuple[str, int], pa.ChunkedArray] | None = None
 
+    def close(self) -> None:
+        """Close the files that are open."""
+        while self._open:
+            self._open.popitem()[1].close()
+
+    def close(self) -> None:
+        """Close the files that are open; it can be used again."""
+        self._group = None
+        while self._open:
+            self._open.popitem()[1].close()
+
+    def __del__(self) -> None:
+        self.close()
+
     def read(self, row: Mapping[str, Any]) -> bytes:
         """The encoded photo of a row with `file`, `storage`, `offset` and `size`.
 

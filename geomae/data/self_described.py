@@ -18,7 +18,7 @@ from geomae.columns import COLUMN_ALIASES, find_column
 from geomae.data.archives import Member, Storage, is_hidden, walk_tar
 from geomae.data.coordinates import PHOTO_SUFFIXES, name_scene, sift_coordinates
 from geomae.data.damage import BadTally
-from geomae.data.filesystems import FileEntry, open_file, path_exists, size_of
+from geomae.data.filesystems import FileEntry, RemoteError, open_file, path_exists, size_of
 from geomae.data.listing import Listing, suffix_of
 from geomae.data.photo_index import OPTIONAL_COLUMNS, PhotoIndex, name_apart
 from geomae.errors import SourceError
@@ -110,6 +110,8 @@ def _walk_samples(entry: FileEntry, name: str, bad: BadTally) -> Iterator[_Sampl
                 is_json = suffix_of(member.name) == ".json"
                 group.append((member, _read_json(file, member) if is_json else {}))
             yield from _pair(key or "", group)
+    except RemoteError:
+        raise
     except SourceError as error:  # one broken archive among many is counted like one broken photo
         bad.add(name, f"the archive cannot be read: {error}")
     except OSError as error:

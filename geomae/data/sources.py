@@ -26,7 +26,7 @@ from geomae.data.coordinates import (
 )
 from geomae.data.damage import BadTally
 from geomae.data.exif import read_gps
-from geomae.data.filesystems import FileEntry, is_url, join, list_files, open_file, size_of
+from geomae.data.filesystems import FileEntry, RemoteError, is_url, join, list_files, open_file, size_of
 from geomae.data.listing import KINDS, Listing, choose_shards, detect_kind, find_table, list_source, suffix_of
 from geomae.data.photo_index import PhotoIndex, name_apart
 from geomae.data.reading import PhotoReader
@@ -251,9 +251,11 @@ def _walk(entry: FileEntry, kind: str) -> Iterator[Member]:
                 yield from walk_zip(file)
             else:
                 yield from walk_tar(file, size)
+    except RemoteError:
+        raise
     except SourceError as error:  # one broken archive among many is counted like one broken photo
         yield Member("", problem=f"the archive cannot be read: {error}")
-    except OSError as error:  # of a network that fails for a while nothing must be kept
+    except OSError as error:
         raise SourceError(f"{entry.path} cannot be read: {error}.") from error
 
 
