@@ -14,6 +14,7 @@ class FolderHandler(BaseHTTPRequestHandler):
     """GET and HEAD of files below `root`; folders are pages of links, as every web server shows them."""
 
     protocol_version = "HTTP/1.1"
+    wbufsize = -1  # headers and body in one packet: two wait 40 ms for each other
     root: Path
     has_ranges = True
     requests: list[tuple[str, str, str | None]]  # method, path, Range

@@ -423,7 +423,7 @@ def test_two_photos_for_one_id_keep_the_first_and_count_the_other(tmp_path: Path
 def test_swapped_table_is_refused_with_the_option_that_reads_it(tmp_path: Path) -> None:
     write_file(tmp_path / "tokyo.jpg", photo(1))
     write_csv(tmp_path / "t.csv", "IMG_ID,LAT,LON", [("tokyo.jpg", 139.69, 35.68)])
-    with pytest.raises(CoordinateError, match=r"t\.csv are not on Earth; (.|\n)* --swap_lat_lon"):
+    with pytest.raises(CoordinateError, match=r"t\.csv are on Earth only if (.|\n)* --swap_lat_lon"):
         open_source(tmp_path)
     assert places(read_source(tmp_path, swap_lat_lon=True)) == {"tokyo.jpg": (35.68, 139.69)}
 

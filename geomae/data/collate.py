@@ -3,6 +3,7 @@
 import hashlib
 import logging
 import math
+import random
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import numpy as np
 import torch
 
 from geomae.data.photos import center_crop, decode_photo, evaluation_short_side, random_resized_crop
+from geomae.data.shared_batches import BatchMemory, small_tensor
 from geomae.errors import ConfigError, CoordinateError, DamagedPhotoError
 
 __all__ = ["PhotoCollator", "SkippingDamagedBatches"]
@@ -27,7 +29,7 @@ class PhotoCollator:
     - `pixel_values` (B, 3, image_size, image_size) uint8, 0 to 255, in channels_last memory order;
     - `coordinates_deg` (B, 2) float32 latitude and longitude, where `labelled`;
     - `ids`, B strings;
-    - `num_bad`, a scalar int64 tensor: photos left out of this batch, or passed over by the stream on the way to it;
+    - `num_bad`, an int: photos left out of this batch, or passed over by the stream on the way to it;
     - `lane` and `position`, ints: the place in the stream behind the batch, where it comes from one;
     - `noise` (B, num_patches) float32 in [0, 1), where `num_patches` is given and `augment` is not.
     """
@@ -69,6 +71,7 @@ class PhotoCollator:
         self.image_size, self.augment, self.flip = image_size, augment, flip
         self.crop_scale = (low, high)
         self.num_patches, self.labelled = num_patches, labelled
+        self._memory = BatchMemory(0, image_size)
 
     def __call__(self, samples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """Make a batch of samples, prepared already or not.
@@ -109,26 +112,35 @@ class PhotoCollator:
             known["coordinates_deg"] = _coordinates(sample)
         if not self.augment:
             return [{**known, "crop": center_crop(photo, self.image_size)}] * self.crops_per_photo
-        rng = np.random.default_rng(_augmentation_seed(sample))
+        rng = random.Random(_augmentation_seed(sample))
         return [{**known, "crop": self._random_crop(photo, rng)} for _ in range(self.crops_per_photo)]
 
-    def _random_crop(self, photo: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        cropped = random_resized_crop(photo, self.image_size, self.crop_scale, rng)
-        return cropped[:, ::-1] if self.flip and rng.random() < 0.5 else cropped  # flipped last: fewest pixels to move
+    def _random_crop(self, photo: np.ndarray, rng: random.Random) -> np.ndarray:
+        flip_probability = 0.5 if self.flip else 0.0
+        place = self._memory.next_place()
+        size, scale = self.image_size, self.crop_scale
+        return random_resized_crop(photo, size, scale, rng, flip_probability=flip_probability, out=place)
+
+    def share_memory(self, *, batch_size: int, num_workers: int, prefetch_factor: int) -> None:
+        """Write crops straight into memory that forked workers share with this process; before they are started.
+
+        Args:
+            batch_size: photos of a full batch.
+            num_workers: of the DataLoader; 0: the memory is this process's own.
+            prefetch_factor: batches that each worker makes ahead.
+        """
+        self._memory = BatchMemory(batch_size, self.image_size, num_workers, places_per_worker=prefetch_factor + 1)
 
     def _stack(self, kept: Sequence[Mapping[str, Any]], *, num_samples: int) -> dict[str, Any]:
-        crops = np.stack([sample["crop"] for sample in kept])
-        batch: dict[str, Any] = {
-            "pixel_values": torch.from_numpy(crops).permute(0, 3, 1, 2)
-        }  # (B, H, W, 3) -> (B, 3, H, W)
+        batch: dict[str, Any] = {"pixel_values": self._memory.finish([sample["crop"] for sample in kept])}
         batch["ids"] = [sample["id"] for sample in kept]
         if "position" in kept[-1]:  # from a stream, which has passed over what is damaged
-            batch["num_bad"] = torch.tensor(sum(sample["num_bad"] for sample in kept))
+            batch["num_bad"] = sum(sample["num_bad"] for sample in kept)
             batch["lane"], batch["position"] = kept[-1]["lane"], kept[-1]["position"]
         else:
-            batch["num_bad"] = torch.tensor(num_samples - len(kept) // self.crops_per_photo)
+            batch["num_bad"] = num_samples - len(kept) // self.crops_per_photo
         if self.labelled:
-            batch["coordinates_deg"] = torch.tensor([s["coordinates_deg"] for s in kept], dtype=torch.float32)
+            batch["coordinates_deg"] = small_tensor(np.array([s["coordinates_deg"] for s in kept], dtype=np.float32))
         if self.num_patches is not None and not self.augment:
             batch["noise"] = torch.from_numpy(np.stack([_noise(name, self.num_patches) for name in batch["ids"]]))
         return batch

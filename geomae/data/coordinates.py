@@ -38,6 +38,7 @@ PHOTO_SUFFIXES = frozenset(
 SCENES = ("indoor", "natural", "urban")  # what the numbers of S3_Label mean
 
 _SWAPPED_SHARE = 0.01  # more rows that only swapping brings to Earth are no typing errors
+_CSV_CHUNK_ROWS = 2**18
 _MAX_PREFIX_FOLDERS = 4  # folders that an archive may put in front of the names of a table
 
 
@@ -98,17 +99,24 @@ def load_table(file: str | Path, *, swap_lat_lon: bool = False) -> CoordinateTab
 
 def _load_csv(path: str) -> CoordinateTable:
     table = _read_csv(path)
-    id_column = find_column("id", list(table.columns))
-    ids = None if id_column is None else [str(value) for value in table[id_column]]
+    names = list(table.columns)
+    id_column = find_column("id", names)
+    ids = None if id_column is None else table[id_column].tolist()
     return CoordinateTable(ids, _numbers(table, "latitude", path), _numbers(table, "longitude", path), _optional(table))
 
 
 def _read_csv(path: str) -> pd.DataFrame:
-    """A UTF-8 CSV as text, columns under the names of its first line."""
+    """The columns of a UTF-8 CSV that we know, as text, under the names of its first line, which is in `attrs`."""
+    # told of a header, pandas takes the first column for an index where rows have one field more, silently
+    options: dict[str, Any] = {"header": None, "dtype": str, "keep_default_na": False, "encoding": "utf-8-sig"}
     try:
-        with open_file(path, whole=True) as file:
-            # told of a header, pandas takes the first column for an index where rows have one field more, silently
-            table = pd.read_csv(file, header=None, dtype=str, keep_default_na=False, encoding="utf-8-sig")
+        with open_file(path, whole=True) as file, pd.read_csv(file, **options, chunksize=_CSV_CHUNK_ROWS) as chunks:
+            first = next(chunks)
+            names = [str(name) for name in first.iloc[0]]
+            known = [find_column(ours, names) for ours in COLUMN_ALIASES]
+            kept = [place for place, name in enumerate(names) if name in known and name not in names[:place]]
+            # MP-16's table has 17 columns: 2.9 GB, of which a fifth is wanted
+            table = pd.concat([first[1:][kept], *(chunk[kept] for chunk in chunks)], ignore_index=True)
     except UnicodeDecodeError as error:
         raise SourceError(
             f"{path} is not UTF-8; the first line that is not is line {_first_line_not_utf8(path)}. Save it as UTF-8, "
@@ -121,8 +129,9 @@ def _read_csv(path: str) -> pd.DataFrame:
         ) from error
     except ValueError as error:
         raise SourceError(f"{path} cannot be read as CSV: {error}") from error
-    names = [str(name) for name in table.iloc[0]]
-    return table[1:].set_axis(names, axis=1).loc[:, ~pd.Index(names).duplicated()]
+    table = table.set_axis([names[place] for place in kept], axis=1)
+    table.attrs["header"] = names
+    return table
 
 
 def _first_line_not_utf8(path: str) -> int:
@@ -140,7 +149,7 @@ def _numbers(table: pd.DataFrame, name: str, path: str) -> np.ndarray:
     if column is None:
         raise SourceError(
             f"{path} has no column {' or '.join(COLUMN_ALIASES[name])}; "
-            f"its columns are {', '.join(map(str, table.columns))}. "
+            f"its columns are {', '.join(table.attrs['header'])}. "
             "Is its first line the header? Rename the column in the file."
         )
     return np.asarray(pd.to_numeric(table[column], errors="coerce"), dtype=np.float64)
@@ -150,9 +159,9 @@ def _optional(table: pd.DataFrame) -> dict[str, list[str]]:
     optional = {}
     for name in ("author", "scene", "country"):
         if column := find_column(name, list(table.columns)):
-            optional[name] = [str(value) for value in table[column]]
-    if "scene" in optional:
-        optional["scene"] = [name_scene(value) for value in optional["scene"]]
+            codes, values = pd.factorize(table[column])  # each text once in memory, not once for each of its photos
+            texts = [name_scene(str(value)) if name == "scene" else str(value) for value in values]
+            optional[name] = [texts[code] for code in codes.tolist()]
     return optional
 
 
@@ -261,8 +270,12 @@ def sift_coordinates(
     off_earth = find_off_earth(latitude, longitude)
     helped = off_earth & ~find_off_earth(longitude, latitude)
     if helped.sum() > _SWAPPED_SHARE * len(off_earth):
-        check_coordinates(latitude, longitude, ids, source)
-        raise CoordinateError(f"latitude and longitude of {source} seem to be swapped: pass --swap_lat_lon.")
+        first = int(np.argmax(helped))
+        raise CoordinateError(
+            f"{int(helped.sum())} of {len(helped)} rows of {source} are on Earth only if latitude and longitude are "
+            f"swapped; the first is id {ids[first]}: latitude={latitude[first]:g}, longitude={longitude[first]:g}.\n"
+            "  Pass --swap_lat_lon to read them the other way round."
+        )
     finite = np.isfinite(latitude) & np.isfinite(longitude)
     null_island = (latitude == 0) & (longitude == 0)
     for chosen, reason in (

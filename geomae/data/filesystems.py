@@ -18,7 +18,17 @@ from fsspec.core import url_to_fs
 
 from geomae.errors import SourceError
 
-__all__ = ["FileEntry", "RemoteError", "expand_pattern", "is_url", "join", "list_files", "open_file", "path_exists", "size_of"]
+__all__ = [
+    "FileEntry",
+    "RemoteError",
+    "expand_pattern",
+    "is_url",
+    "join",
+    "list_files",
+    "open_file",
+    "path_exists",
+    "size_of",
+]
 
 # What file systems call the things that change when a file does.
 _STATE_KEYS = ("ETag", "etag", "mtime", "LastModified", "last_modified", "created", "md5Hash", "oid", "blob_id", "size")

@@ -206,7 +206,7 @@ class _ShardReader:
         table = self._file(name).read_row_group(index, columns=self._shards.columns, use_threads=False)
         if table.num_rows != self._shards.group_sizes[group]:
             raise SourceError(f"{name} changed while it was read: pack into a new folder instead.")
-        return list(table.take(pa.array(rows)).to_pylist())
+        return _take_rows(table, rows)
 
     def _file(self, name: str) -> pq.ParquetFile:
         if name in self._open:
@@ -214,8 +214,34 @@ class _ShardReader:
             return self._open[name]
         if len(self._open) == _MAX_OPEN_FILES:
             self._open.popitem(last=False)[1].close()
-        self._open[name] = pq.ParquetFile(open_file(name) if is_url(name) else name)
+        self._open[name] = pq.ParquetFile(open_file(name)) if is_url(name) else pq.ParquetFile(name, memory_map=True)
         return self._open[name]
+
+
+def _take_rows(table: pa.Table, rows: np.ndarray) -> list[dict[str, Any]]:
+    """Some rows of a table as `take` and `to_pylist` give them, in a fifth of the time for photos."""
+    columns: dict[str, list[Any]] = {}
+    for name in table.column_names:
+        column = table[name]
+        whole = column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
+        if name == "image" and pa.types.is_struct(whole.type) and not whole.null_count:
+            parts = {
+                whole.type.field(part).name: _take_values(whole.field(part), rows)
+                for part in range(whole.type.num_fields)
+            }
+            columns[name] = [dict(zip(parts, values, strict=True)) for values in zip(*parts.values(), strict=True)]
+        else:
+            columns[name] = _take_values(whole, rows)
+    return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+
+
+def _take_values(array: pa.Array, rows: np.ndarray) -> list[Any]:
+    if not pa.types.is_binary(array.type) or array.null_count:
+        return list(array.take(pa.array(rows)).to_pylist())
+    _, offsets, data = array.buffers()
+    bounds = np.frombuffer(offsets, np.int32)[array.offset : array.offset + len(array) + 1]
+    view = memoryview(data)
+    return [bytes(view[begin:end]) for begin, end in zip(bounds[rows].tolist(), bounds[rows + 1].tolist(), strict=True)]
 
 
 class IndexedPhotos:

@@ -36,7 +36,7 @@ def list_hub_files(source: str, *, split: str | None = None) -> tuple[str, list[
     except Exception as error:  # the Hub's client has a family of errors of its own, and offline mode another
         raise SourceError(
             f"{source} is neither a file or folder here nor a data set that the Hub gives: {type(error).__name__}: "
-            f"{error}. Check the spelling; a gated data set needs `hf auth login`."
+            f"{str(error).rstrip('.')}. Check the spelling; a gated data set needs `hf auth login`."
         ) from error
     files = builder.config.data_files or {}
     kind = _KINDS.get(builder.name or "")

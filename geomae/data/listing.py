@@ -81,8 +81,10 @@ def _common_folder(entries: Sequence[FileEntry]) -> str:
 
 
 def suffix_of(path: str) -> str:
-    """The suffix of a path or URL, in small letters, with its dot."""
-    return PurePosixPath(path.partition("?")[0].replace("\\", "/")).suffix.lower()
+    """The suffix of a path, a URL or a member of an archive, in small letters, with its dot."""
+    path = path.partition("?")[0] if is_url(path) else path.replace("\\", "/")
+    base = path.rpartition("/")[2]
+    return base[base.rindex(".") :].lower() if "." in base[1:] else ""
 
 
 def _fits(entry: FileEntry, kind: str) -> bool:
@@ -141,7 +143,7 @@ def _tar_kind(entries: Sequence[FileEntry]) -> str:
     """By the first archive that can be read."""
     for entry in entries:
         try:
-            with open_file(entry.path) as file:
+            with open_file(entry.path, whole=True) as file:
                 members = walk_tar(file, size_of(entry.path) if entry.size is None else entry.size)
                 names = [member.name for member in itertools.islice(members, _NUM_PEEKED)]
         except (OSError, SourceError):  # named and counted when it is indexed
@@ -163,7 +165,7 @@ def choose_shards(entries: Sequence[FileEntry], split: str, source: str) -> list
         raise SourceError(f"{source} has no split {split!r}; it holds the splits {', '.join(splits) or '(none)'}.")
     if {int(match["total"]) for _, match in chosen} != {len(chosen)}:
         raise SourceError(
-            f"{source} holds {len(chosen)} shards of {split!r} where their names promise {chosen[0][1]['total']}. "
+            f"{source} holds {len(chosen)} shards of {split!r} where their names promise {int(chosen[0][1]['total'])}. "
             "Was the run that wrote them stopped? Start it again with the same options: it finishes what is missing."
         )
     return [entry for entry, _ in chosen]

@@ -47,6 +47,7 @@ class PhotoIndex:
     kind: str = "folder"
     description: str = ""  # where the photos came from, in words
     bad: BadTally = field(default_factory=BadTally)  # photos that the source names and that cannot be used
+    saved_at: str | None = None  # the file that this very index was loaded from
 
     @classmethod
     def from_columns(cls, root: str, columns: dict[str, Any], **about: Any) -> "PhotoIndex":
@@ -80,7 +81,7 @@ class PhotoIndex:
 
     def take(self, rows: Sequence[int] | np.ndarray) -> "PhotoIndex":
         """Some photos, by their row numbers, in a table of their own."""
-        return replace(self, table=self.table.take(pa.array(np.asarray(rows, dtype=np.int64))))
+        return replace(self, saved_at=None, table=self.table.take(pa.array(np.asarray(rows, dtype=np.int64))))
 
     def digest(self) -> str:
         """A hash of all rows: the same photos at the same places, unchanged, under the same names."""
@@ -115,17 +116,22 @@ class PhotoIndex:
             table = pa.ipc.open_file(file).read_all()
         about = json.loads(table.schema.metadata[b"geomae"])
         bad = BadTally.from_json(about.pop("bad"))
-        return cls(table=table.replace_schema_metadata(None), bad=bad, **about)
+        return cls(table=table.replace_schema_metadata(None), bad=bad, saved_at=str(path), **about)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Pickle the rows alone: Arrow would pickle all that a slice was cut from."""
+        """Pickle a saved index by its file's name, any other by its rows alone: Arrow adds what they were cut from."""
+        if self.saved_at is not None:
+            return {"saved_at": self.saved_at}
         sink = pa.BufferOutputStream()
         with pa.ipc.new_stream(sink, INDEX_SCHEMA) as writer:
             writer.write_table(self.table)
         return {**self.__dict__, "table": sink.getvalue().to_pybytes()}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state, table=pa.ipc.open_stream(state["table"]).read_all())
+        if state["saved_at"] is not None:
+            self.__dict__.update(PhotoIndex.load(Path(state["saved_at"])).__dict__)
+        else:
+            self.__dict__.update(state, table=pa.ipc.open_stream(state["table"]).read_all())
 
 
 def _as_array(values: Any, num_rows: int, type_: pa.DataType) -> pa.Array:

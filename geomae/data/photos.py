@@ -2,6 +2,7 @@
 
 import io
 import math
+import random
 import re
 import warnings
 
@@ -31,6 +32,7 @@ MAX_PHOTO_BYTES = 2**28  # a file of more is refused before it is read
 
 _ORIENTATION_TAG = 0x0112
 _CROP_ATTEMPTS = 10
+_LOG_ASPECTS = (math.log(3 / 4), math.log(4 / 3))
 _START_OF_SCAN, _END_OF_IMAGE = 0xDA, 0xD9
 _MARKER_BEHIND_PIXELS = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")
 _RESIZE_PER_CROP = 256 / 224  # the thesis resizes to 256 and cuts the central 224
@@ -72,8 +74,7 @@ def _decode_jpeg(data: bytes, min_short_side: int) -> np.ndarray | None:
             colorspace="RGB",
             fastdct=True,
             fastupsample=True,
-            min_height=_side_to_keep(height, width, min_short_side),
-            min_width=_side_to_keep(height, width, min_short_side),
+            **_scale_to(height, width, min_short_side),
         )
     except DamagedPhotoError:
         raise
@@ -82,9 +83,16 @@ def _decode_jpeg(data: bytes, min_short_side: int) -> np.ndarray | None:
     return _turn_upright(photo, read_orientation(data))
 
 
-def _side_to_keep(height: int, width: int, min_short_side: int) -> int:
-    """libjpeg-turbo reads 0 as "any size will do"; a photo already too small must be decoded whole."""
-    return min(height, width, min_short_side) if min_short_side > 0 else min(height, width)
+def _scale_to(height: int, width: int, min_short_side: int) -> dict[str, int]:
+    """What simplejpeg is asked for: a half, a quarter or an eighth, if that is large enough, else the whole.
+
+    libjpeg also scales by 3/8, 5/8, 6/8 and 7/8, but these take longer than the whole: 1.2 against 0.9 ms at 500x375.
+    """
+    for divisor in (8, 4, 2):
+        scaled = -(-height // divisor), -(-width // divisor)
+        if min_short_side > 0 and min(scaled) >= min_short_side:
+            return {"min_height": scaled[0], "min_width": scaled[1]}
+    return {"min_height": height, "min_width": width}
 
 
 def _decode_other(data: bytes) -> np.ndarray:
@@ -125,7 +133,7 @@ def _to_rgb(image: Image.Image) -> np.ndarray:
 
 def read_orientation(data: bytes) -> int:
     """The EXIF orientation of a JPEG, 1 to 8; 1 where it is absent, unreadable or out of range."""
-    if data.find(b"Exif\0\0", 0, 65536) < 0:
+    if not _has_exif(data):
         return 1
     try:
         with warnings.catch_warnings():
@@ -135,6 +143,20 @@ def read_orientation(data: bytes) -> int:
     except Exception:  # the pixels are good even where the EXIF block is not: the photo is kept as it lies
         return 1
     return orientation if orientation in range(1, 9) else 1
+
+
+def _has_exif(data: bytes) -> bool:
+    """Whether an EXIF segment stands among those in front of the pixels; 1 us, where searching the bytes takes 15."""
+    position = 2
+    while position + 10 <= len(data) and data[position] == 0xFF:
+        marker = data[position + 1]
+        if marker == _START_OF_SCAN:
+            return False
+        if marker == 0xE1 and data.startswith(b"Exif\0\0", position + 4):
+            return True
+        # a fill byte stands alone; every other marker that may come here has a length
+        position += 1 if marker == 0xFF else 2 + int.from_bytes(data[position + 2 : position + 4], "big")
+    return data.find(b"Exif\0\0", position, position + 65536) >= 0  # segments that cannot be followed
 
 
 def _turn_upright(photo: np.ndarray, orientation: int) -> np.ndarray:
@@ -206,12 +228,13 @@ def resize_short_side(photo: np.ndarray, short_side: int) -> np.ndarray:
     return _resize(photo, max(round(height * scale), short_side), max(round(width * scale), short_side))
 
 
-def _resize(photo: np.ndarray, height: int, width: int) -> np.ndarray:
-    if photo.shape[:2] == (height, width):
+def _resize(photo: np.ndarray, height: int, width: int, out: np.ndarray | None = None) -> np.ndarray:
+    if photo.shape[:2] == (height, width) and out is None:
         return photo
     shrinks_twice = photo.shape[0] >= 2 * height and photo.shape[1] >= 2 * width
     # bilinear reads 4 pixels whatever the scale: it aliases beyond a factor of two, and is 1.5/255 off below it
-    return cv2.resize(photo, (width, height), interpolation=cv2.INTER_AREA if shrinks_twice else cv2.INTER_LINEAR)
+    how = cv2.INTER_AREA if shrinks_twice else cv2.INTER_LINEAR
+    return cv2.resize(photo, (width, height), dst=out, interpolation=how)
 
 
 def evaluation_short_side(image_size: int) -> int:
@@ -236,36 +259,48 @@ def center_crop(photo: np.ndarray, image_size: int) -> np.ndarray:
 
 
 def random_resized_crop(
-    photo: np.ndarray, image_size: int, scale: tuple[float, float], rng: np.random.Generator
+    photo: np.ndarray,
+    image_size: int,
+    scale: tuple[float, float],
+    rng: random.Random,
+    *,
+    flip_probability: float = 0.0,
+    out: np.ndarray | None = None,
 ) -> np.ndarray:
-    """A random part of the photo, stretched to a square.
+    """A random part of the photo, stretched to a square, and mirrored now and then.
 
     Args:
         photo: `(H, W, 3)` uint8.
         image_size: pixels of a side of the result.
         scale: smallest and largest share of the photo's area; the aspect is log-uniform in 3/4 to 4/3.
-        rng: the only source of chance.
+        rng: the only source of chance. Python's own: numpy's takes three times as long for single numbers.
+        flip_probability: of a crop mirrored left to right.
+        out: where to write the result, `(image_size, image_size, 3)` uint8.
 
     Returns:
-        `(image_size, image_size, 3)` uint8.
+        `(image_size, image_size, 3)` uint8; `out` where it was given.
 
     Source: Szegedy et al. (2015), "Going deeper with convolutions", section 6, as torchvision's RandomResizedCrop.
     """
     top, left, height, width = _draw_box(photo.shape[0], photo.shape[1], scale, rng)
-    return _resize(photo[top : top + height, left : left + width], image_size, image_size)
+    is_mirrored = rng.random() < flip_probability
+    part = photo[top : top + height, left : left + width]
+    if is_mirrored:  # behind the resizing, where the fewest pixels are left; numpy would take 20 times as long
+        return cv2.flip(_resize(part, image_size, image_size), 1, dst=out)
+    return _resize(part, image_size, image_size, out)
 
 
 def _draw_box(
-    photo_height: int, photo_width: int, scale: tuple[float, float], rng: np.random.Generator
+    photo_height: int, photo_width: int, scale: tuple[float, float], rng: random.Random
 ) -> tuple[int, int, int, int]:
     """Top, left, height, width. A photo too elongated for any draw gives its central square-ish part."""
     for _ in range(_CROP_ATTEMPTS):
         area = photo_height * photo_width * rng.uniform(*scale)
-        aspect = math.exp(rng.uniform(math.log(3 / 4), math.log(4 / 3)))
+        aspect = math.exp(rng.uniform(*_LOG_ASPECTS))
         width, height = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
         if 0 < width <= photo_width and 0 < height <= photo_height:
-            top = int(rng.integers(photo_height - height + 1))
-            return top, int(rng.integers(photo_width - width + 1)), height, width
+            top = int(rng.random() * (photo_height - height + 1))
+            return top, int(rng.random() * (photo_width - width + 1)), height, width
     width = min(photo_width, round(photo_height * 4 / 3))
     height = min(photo_height, round(photo_width * 4 / 3))
     return (photo_height - height) // 2, (photo_width - width) // 2, height, width

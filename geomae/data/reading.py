@@ -32,15 +32,10 @@ class PhotoReader:
         self._group: tuple[tuple[str, int], pa.ChunkedArray] | None = None
 
     def close(self) -> None:
-        """Close the files that are open."""
-        while self._open:
-            self._open.popitem()[1].close()
-
-    def close(self) -> None:
         """Close the files that are open; it can be used again."""
         self._group = None
         while self._open:
-            self._open.popitem()[1].close()
+            _close(self._open.popitem()[1])
 
     def __del__(self) -> None:
         self.close()
@@ -143,10 +138,18 @@ class PhotoReader:
             self._open.move_to_end(name)
             return self._open[name]
         if len(self._open) == _MAX_OPEN_FILES:
-            self._open.popitem(last=False)[1].close()
+            _close(self._open.popitem(last=False)[1])
         file = open_file(join(self.root, name))
         self._open[name] = pq.ParquetFile(file) if parquet else file
         return self._open[name]
+
+
+def _close(file: Any) -> None:
+    """Arrow leaves open what it did not open itself."""
+    if isinstance(file, pq.ParquetFile):
+        file.close(force=True)
+    else:
+        file.close()
 
 
 def _runs(ranged: Sequence[int], rows: Sequence[Mapping[str, Any]]) -> Iterator[tuple[int, int]]:

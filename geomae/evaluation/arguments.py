@@ -133,7 +133,8 @@ def _holds_photos(folder: Path) -> bool:
 
     try:
         listing = list_source(str(folder))
-        kind = detect_kind(listing, str(folder))
-        return kind in ("packed", "parquet", "webdataset") or find_table(listing, str(folder)) is not None
+        if find_table(listing, str(folder)) is not None:
+            return True
+        return detect_kind(listing, str(folder)) in ("packed", "parquet", "webdataset")  # with their own coordinates
     except SourceError:
         return False

@@ -149,6 +149,12 @@ class StreamingTrainer(Trainer):
     def get_train_dataloader(self) -> "DataLoader[Any]":
         """The stream, as it is: it knows its rank, so Accelerate must not shard it a second time."""
         self.stream.prepare = self.train_collator.prepare
+        args = self.args
+        self.train_collator.share_memory(
+            batch_size=self._train_batch_size,
+            num_workers=0 if args.dataloader_multiprocessing_context == "spawn" else args.dataloader_num_workers,
+            prefetch_factor=args.dataloader_prefetch_factor or 2,
+        )
         return self._build_dataloader(self.stream, self._train_batch_size, self.train_collator)
 
     def _build_dataloader(self, dataset: Any, batch_size: int, collator: Collator) -> "DataLoader[Any]":
