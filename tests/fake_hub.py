@@ -24,7 +24,9 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 from local_server import FolderHandler, serve
 
-_API = re.compile(r"/api/datasets/(?P<id>[^/]+/[^/]+)(/(?P<what>revision|tree|paths-info)/(?P<revision>[^/]+)(/(?P<path>.+))?)?")
+_API = re.compile(
+    r"/api/datasets/(?P<id>[^/]+/[^/]+)(/(?P<what>revision|tree|paths-info)/(?P<revision>[^/]+)(/(?P<path>.+))?)?"
+)
 _RESOLVE = re.compile(r"/datasets/(?P<id>[^/]+/[^/]+)/resolve/(?P<revision>[^/]+)/(?P<path>.+)")
 
 
@@ -56,7 +58,7 @@ class HubHandler(FolderHandler):
                 return
         self._refuse("EntryNotFound", f"no such page: {url.path}")
 
-    def do_POST(self) -> None:
+    def do_POST(self) -> None:  # noqa: N802 (the base class's way)
         self._answer()
 
     def _folder(self, match: re.Match[str]) -> Path | None:
@@ -77,7 +79,9 @@ class HubHandler(FolderHandler):
         if folder is None:
             return
         if match["what"] == "tree":
-            self._tree(folder, unquote(match["path"] or ""), recursive=query.get("recursive", [""])[0].lower() == "true")
+            self._tree(
+                folder, unquote(match["path"] or ""), recursive=query.get("recursive", [""])[0].lower() == "true"
+            )
         elif match["what"] == "paths-info":
             paths = [folder / name for name in parse_qs(body.decode()).get("paths", [])]
             self._send_json([self._describe(folder, path) for path in paths if path.exists()])

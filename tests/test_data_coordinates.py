@@ -170,9 +170,7 @@ NAMES = st.lists(
 
 @settings(max_examples=200, deadline=None)
 @given(photos=NAMES, ids=st.lists(st.sampled_from(["a/1.jpg", "b_1.jpg", "c/1", "d/1.jpg", "1.jpg"]), unique=True))
-def test_photos_join_the_rows_that_are_called_like_them(
-    photos: list[tuple[str, str, str]], ids: list[str]
-) -> None:
+def test_photos_join_the_rows_that_are_called_like_them(photos: list[tuple[str, str, str]], ids: list[str]) -> None:
     names = [f"{prefix}{letter}{separator}1.jpg" for prefix, letter, separator in photos]
     rows = join_rows(names, ids)
     assert rows.dtype == np.int64
@@ -273,7 +271,14 @@ def test_columns_of_strangers_are_found_whatever_their_case_and_order(tmp_path: 
 
 
 def test_mapping_of_coordinates_is_a_table(tmp_path: Path) -> None:
-    mapping = {"45/77/1.jpg": [48.86, 2.35], "b": [-33, 151], "c": [1, 2, 3], "d": "x", "e": [True, 1], "f": [10**400, 0]}
+    mapping = {
+        "45/77/1.jpg": [48.86, 2.35],
+        "b": [-33, 151],
+        "c": [1, 2, 3],
+        "d": "x",
+        "e": [True, 1],
+        "f": [10**400, 0],
+    }
     table = load_table(write_file(tmp_path / "m.json", json.dumps(mapping)))
     assert table.ids == list(mapping)
     assert table.latitude[:2].tolist() == [48.86, -33.0]

@@ -23,9 +23,11 @@ from source_files import (
     write_file,
     zip_bytes,
 )
+from torch.utils.data import DataLoader
 
 from geomae.data import filesystems
 from geomae.data.filesystems import expand_pattern, list_files, open_file
+from geomae.data.loading import stream_photos
 from geomae.data.sources import SourceOptions, open_source
 from geomae.errors import SourceError
 
@@ -129,6 +131,19 @@ def test_listing_one_large_file_does_not_download_it(tmp_path: Path, server: tup
     (entry,) = list_files(f"{address}/mp-16-images00")
     assert (entry.path, entry.size) == (f"{address}/mp-16-images00", 10**6)
     assert [method for method, _, _ in handler.requests] == ["HEAD"]
+
+
+def test_workers_of_a_loader_read_remote_photos_after_this_process_did(tmp_path: Path, server: tuple[str, Any]) -> None:
+    expected = {}
+    for number in range(250):
+        expected[f"{number}.jpg"] = photo(number)
+        write_file(tmp_path / "photos" / f"{number}.jpg", photo(number))
+    stream = stream_photos(f"{server[0]}/photos", SourceOptions(unlabelled=True))
+    assert next(iter(stream))["image"]["bytes"] == photo(0)
+    loader = DataLoader(stream, batch_size=10, num_workers=2, collate_fn=list)
+    read = [(row["id"], row["image"]["bytes"]) for batch in loader for row in batch]
+    assert len(read) == 250
+    assert dict(read) == expected
 
 
 def test_numbered_urls_are_written_with_braces(tmp_path: Path, server: tuple[str, Any]) -> None:
@@ -245,7 +260,7 @@ def test_missing_package_of_a_file_system_is_named(url: str, package: str) -> No
     try:
         __import__(package)
     except ImportError:
-        with pytest.raises(SourceError, match=rf"{url} cannot be opened: .*{package}.*Install"):
+        with pytest.raises(SourceError, match=rf"{url} cannot be opened without another package: .*{package}"):
             open_source(url)
     else:
         pytest.skip(f"{package} is installed")

@@ -139,7 +139,15 @@ def test_without_a_network_the_error_says_so() -> None:
 def test_ids_of_the_hub_are_told_from_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert is_hub_id("osv5m/osv5m-wds")
     assert is_hub_id("owner/name@refs/convert/parquet")
-    for path in ("photos", "/data/photos", "./data/photos", "../data/photos", "a/b/c", "s3://bucket/a", "a/{00..18}.tar"):
+    for path in (
+        "photos",
+        "/data/photos",
+        "./data/photos",
+        "../data/photos",
+        "a/b/c",
+        "s3://bucket/a",
+        "a/{00..18}.tar",
+    ):
         assert not is_hub_id(path)
     monkeypatch.chdir(tmp_path)
     assert is_hub_id("data/photos")

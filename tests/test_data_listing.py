@@ -53,8 +53,20 @@ def test_kind_can_be_forced(tmp_path: Path) -> None:
     write_file(tmp_path / "0.tar", tar_bytes(members))
     assert list(read_source(tmp_path, unlabelled=True)) == ["a"]
     assert list(read_source(tmp_path, unlabelled=True, kind="tar")) == ["a.jpg"]
-    with pytest.raises(SourceError, match=r"holds no GeoEstimation's shards"):
-        open_source(tmp_path, SourceOptions(kind="msgpack"))
+    with pytest.raises(SourceError, match=r"holds no shards of `python -m geomae\.data pack`"):
+        open_source(tmp_path, SourceOptions(kind="packed"))
+
+
+def test_forced_kind_reads_files_that_are_called_otherwise(tmp_path: Path) -> None:
+    table = write_csv(tmp_path / "t.csv", "id,lat,lon", [("a", 1, 2), ("1", 3, 4)])
+    write_file(tmp_path / "msg" / "part0.bin", msgpack_bytes([{"id": "a", "image": photo(1)}]))
+    write_file(tmp_path / "tars" / "mp16.tar.part", tar_bytes({"a.jpg": photo(1)}))
+    write_file(tmp_path / "photos" / "1", photo(2))
+    write_file(tmp_path / "photos" / "README.md", "text")
+    for folder, kind, name in (("msg", "msgpack", "a"), ("tars", "tar", "a"), ("photos", "folder", "1")):
+        assert list(read_source(tmp_path / folder, kind=kind, csv_file=str(table))) == [name]
+        with pytest.raises(SourceError, match="Name the kind with --kind"):
+            open_source(tmp_path / folder)
 
 
 def test_unknown_source_lists_what_was_looked_for_and_found(tmp_path: Path) -> None:

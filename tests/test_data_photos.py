@@ -1,4 +1,5 @@
 import io
+import random
 import zlib
 from pathlib import Path
 
@@ -198,6 +199,45 @@ def test_scaled_decoding_keeps_the_short_side_that_was_asked_for() -> None:
     assert decode_photo(data, min_short_side=100).shape == (100, 150, 3)
 
 
+@pytest.mark.parametrize(
+    ("asked", "divisor"), [(0, 1), (376, 1), (300, 1), (189, 1), (188, 2), (187, 2), (94, 4), (93, 4), (47, 8), (20, 8)]
+)
+def test_jpegs_are_scaled_by_halves_only(asked: int, divisor: int) -> None:
+    """The scales between are slower than the whole photo."""
+    data = encode_jpeg(quadrant_photo(376, 500), 90)
+    height, width = -(-376 // divisor), -(-500 // divisor)
+    assert decode_photo(data, min_short_side=asked).shape == (height, width, 3)
+
+
+@pytest.mark.parametrize("filler", [b"", b"\xff", b"\xff\xe2\x10\x02" + b"p" * 4096])
+def test_orientation_is_found_behind_other_segments_and_not_in_comments(filler: bytes) -> None:
+    exif, buffer = Image.Exif(), io.BytesIO()
+    exif[0x0112] = 6
+    Image.new("RGB", (60, 40)).save(buffer, "JPEG", exif=exif)
+    turned = buffer.getvalue()
+    assert read_orientation(turned[:2] + filler + turned[2:]) == 6
+    comment = b"\xff\xfe\x00\x10 says Exif\0\0 "
+    assert read_orientation(turned[:2] + comment + encode_jpeg(np.zeros((8, 8, 3), np.uint8), 90)[2:]) == 1
+
+
+def test_mirrored_crops_are_the_mirror_of_the_others() -> None:
+    photo = np.random.default_rng(1).integers(0, 255, (90, 120, 3), dtype=np.uint8)
+    plain = random_resized_crop(photo, 32, (0.1, 1.0), random.Random(5))
+    mirrored = random_resized_crop(photo, 32, (0.1, 1.0), random.Random(5), flip_probability=1.0)
+    assert (mirrored == plain[:, ::-1]).all()
+
+
+@pytest.mark.parametrize("flip_probability", [0.0, 1.0])
+@pytest.mark.parametrize("side", [32, 300])
+def test_crop_is_written_where_it_is_wanted(flip_probability: float, side: int) -> None:
+    photo = np.random.default_rng(1).integers(0, 255, (side, side, 3), dtype=np.uint8)
+    batch = np.zeros((3, 32, 32, 3), np.uint8)
+    options = {"flip_probability": flip_probability}
+    random_resized_crop(photo, 32, (1.0, 1.0), random.Random(3), out=batch[1], **options)
+    assert (batch[1] == random_resized_crop(photo, 32, (1.0, 1.0), random.Random(3), **options)).all()
+    assert not batch[[0, 2]].any()
+
+
 def test_evaluation_crop_is_256_to_224() -> None:
     assert evaluation_short_side(224) == 256
     # a bar at the border: resizing to 256 and cutting 224 removes a sixteenth of the short side at each edge
@@ -211,7 +251,7 @@ def test_evaluation_crop_is_256_to_224() -> None:
 @pytest.mark.parametrize("shape", [(100, 300), (300, 100), (31, 17), (224, 224), (1, 1), (3, 999)])
 def test_crops_have_the_size_of_the_model_whatever_the_photo(shape: tuple[int, int]) -> None:
     photo = np.full((*shape, 3), 77, dtype=np.uint8)
-    rng = np.random.default_rng(0)
+    rng = random.Random(0)
     assert center_crop(photo, 48).shape == (48, 48, 3)
     crop = random_resized_crop(photo, 48, (0.66, 1.0), rng)
     assert crop.shape == (48, 48, 3)
@@ -222,7 +262,7 @@ def test_random_crop_covers_the_share_it_was_asked_for() -> None:
     # a ramp along each axis: the range that a crop shows is the share of the side that it covers
     ramp = np.linspace(0, 255, 400)
     photo = np.stack(np.broadcast_arrays(ramp[:, None], ramp[None, :], 0.0), axis=-1).astype(np.uint8)
-    rng = np.random.default_rng(0)
+    rng = random.Random(0)
     shares = []
     for _ in range(200):
         crop = random_resized_crop(photo, 64, (0.3, 0.5), rng).astype(float)
@@ -233,7 +273,7 @@ def test_random_crop_covers_the_share_it_was_asked_for() -> None:
 
 def test_equal_generators_give_equal_crops() -> None:
     photo = np.random.default_rng(1).integers(0, 255, (90, 120, 3), dtype=np.uint8)
-    crops = [random_resized_crop(photo, 32, (0.1, 1.0), np.random.default_rng(seed)) for seed in (5, 5, 6)]
+    crops = [random_resized_crop(photo, 32, (0.1, 1.0), random.Random(seed)) for seed in (5, 5, 6)]
     assert (crops[0] == crops[1]).all()
     assert (crops[0] != crops[2]).any()
 

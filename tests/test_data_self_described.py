@@ -101,7 +101,7 @@ def write_img2dataset(folder: Path, *, in_json: bool, in_parquet: bool) -> Path:
             members |= {f"{key}.jpg": photo(10 * shard + number), f"{key}.txt": b"a caption"}
             members[f"{key}.json"] = json_bytes(**record, **(place if in_json else {}))
             table.append(record | (place if in_parquet else {}))
-        table.append({name: None for name in table[0]} | {"key": f"{shard:05d}0002", "status": "failed_to_download"})
+        table.append(dict.fromkeys(table[0]) | {"key": f"{shard:05d}0002", "status": "failed_to_download"})
         write_file(folder / f"{shard:05d}.tar", tar_bytes(members))
         pq.write_table(pa.Table.from_pylist(table), folder / f"{shard:05d}.parquet")
         write_file(folder / f"{shard:05d}_stats.json", json.dumps({"count": 3, "successes": 2}))

@@ -171,6 +171,20 @@ def test_corrupted_header_in_the_middle_is_reported_with_its_place(tmp_path: Pat
     assert left_out(tmp_path, partial=True)["mp-16-images00"] == f"{CUT_OFF}: no header stands at byte 13312"
 
 
+def test_tar_of_mp16_pro_that_is_an_error_page_is_named(tmp_path: Path) -> None:
+    write_mp16_pro(tmp_path, {"a/1.jpg": photo(1, 6000)})
+    write_file(tmp_path / "mp-16-images01", "<html>Access to dataset Jia-py/MP16-Pro is restricted</html>" * 20)
+    write_file(tmp_path / "mp-16-images02", b"")
+    assert list(read_source(tmp_path)) == ["a_1.jpg"]
+    assert reasons(tmp_path) == {"the archive cannot be read": 2}
+    assert "no uncompressed tar archive" in left_out(tmp_path)["mp-16-images01"]
+    (tmp_path / "mp-16-images00").unlink()
+    with pytest.raises(
+        SourceError, match=r"no photo that can be used: .*The first is mp-16-images01: .*no uncompressed"
+    ):
+        open_source(tmp_path, SourceOptions(unlabelled=True))
+
+
 def test_partial_download_does_not_count_the_photos_of_the_other_tars(tmp_path: Path) -> None:
     write_mp16_pro(tmp_path, {f"a/{n}.jpg": photo(n, 6000) for n in range(3)})
     write_file(tmp_path / "mp-16-images00", tar_bytes({"a/1.jpg": photo(1, 6000), "b/9.jpg": photo(9, 6000)}))

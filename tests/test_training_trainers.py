@@ -131,6 +131,25 @@ def test_changed_batch_size_goes_on_behind_the_same_photo(photos: Path, tmp_path
     assert len({*ids, *rest}) == len(ids) + len(rest) == NUM_TRAINING
 
 
+def test_several_crops_of_a_photo_train_and_resume(photos: Path, tmp_path: Path) -> None:
+    def trainer(max_steps: int) -> MAETrainer:
+        args = training_arguments(tmp_path, max_steps=max_steps, save_strategy="steps", save_steps=3)
+        stream = stream_of(photos, args)
+        stream.crops_per_photo = 2
+        collator = PhotoCollator(16, augment=True, labelled=False, crops_per_photo=2)
+        return MAETrainer(mae_trainer(photos, args).model, args, train_dataset=stream, train_collator=collator)
+
+    unbroken, resumed = trainer(10), trainer(10)
+    ids = record_ids(unbroken)
+    unbroken.train()
+    assert ids[::2] == ids[1::2]
+    assert len(set(ids)) == NUM_TRAINING  # 80 crops, two of each photo
+    assert unbroken.state.epoch == 2.0
+    rest = record_ids(resumed)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-9"))
+    assert rest == ids[72:]
+
+
 def test_crops_of_collator_and_stream_must_agree(photos: Path, tmp_path: Path) -> None:
     args = training_arguments(tmp_path)
     twice = PhotoCollator(16, augment=True, labelled=False, crops_per_photo=2)

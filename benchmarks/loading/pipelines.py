@@ -78,12 +78,18 @@ def batches_of(loader: "DataLoader[Any]", pick: Callable[[Any], torch.Tensor]) -
         yield pixels.shape[0]
 
 
-def ours(photos: PhotoSet, options: LoaderOptions, **stream_options: Any) -> Generator[int]:
+def ours(photos: PhotoSet, options: LoaderOptions, *, crops_per_photo: int = 1, shuffle: bool = True) -> Generator[int]:
     """GeoMAE's stream and collator, loaded as its Trainer loads them."""
-    collator = PhotoCollator(IMAGE_SIZE, augment=True, crop_scale=CROP_SCALE)
+    collator = PhotoCollator(IMAGE_SIZE, augment=True, crop_scale=CROP_SCALE, crops_per_photo=crops_per_photo)
     collator.share_memory(batch_size=options.batch_size, num_workers=options.num_workers, prefetch_factor=2)
-    files = sorted(photos.packed.glob("train-*.parquet"))
-    stream = PhotoStream(files, seed=_SEED, batch_size=options.batch_size, prepare=collator.prepare, **stream_options)
+    stream = PhotoStream(
+        sorted(photos.packed.glob("train-*.parquet")),
+        seed=_SEED,
+        batch_size=options.batch_size,
+        shuffle=shuffle,
+        prepare=collator.prepare,
+        crops_per_photo=crops_per_photo,
+    )
     return batches_of(options.load(stream, collate_fn=collator), lambda batch: batch["pixel_values"])
 
 
@@ -97,6 +103,12 @@ def own_pipelines(photos: PhotoSet, options: LoaderOptions) -> list[Pipeline]:
         Pipeline("ours", "GeoMAE", partial(ours, photos, options), whole_epochs=True),
         Pipeline(
             "ours_unshuffled", "GeoMAE, not shuffled", partial(ours, photos, options, shuffle=False), whole_epochs=True
+        ),
+        Pipeline(
+            "ours_four_crops",
+            "GeoMAE, four crops of each photo",
+            partial(ours, photos, options, crops_per_photo=4),
+            True,
         ),
         Pipeline("bound", "decode and resize alone", bare, whole_epochs=True),
         Pipeline("collator_alone", "GeoMAE's collator alone", collated, whole_epochs=True),

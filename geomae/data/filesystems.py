@@ -167,7 +167,8 @@ def list_files(root: str) -> list[FileEntry]:
     except OSError as error:
         raise SourceError(f"{root} cannot be listed: {error}.") from error
     if not found:
-        raise SourceError(f"{root} holds no files." if path_exists(root) else f"there is nothing at {root}.")
+        absent = f"there is nothing at {root}{', or its server does not answer' if is_url(root) else ''}."
+        raise SourceError(f"{root} holds no files." if path_exists(root) else absent)
     return found
 
 
@@ -292,7 +293,7 @@ def _explained(path: str) -> Iterator[None]:
     try:
         yield
     except ImportError as error:
-        raise SourceError(f"{path} cannot be opened: {error}. Install that package with pip.") from error
+        raise SourceError(f"{path} cannot be opened without another package: {error}.") from error
     except ValueError as error:
         if isinstance(error, SourceError) or "rotocol" not in str(error):
             raise

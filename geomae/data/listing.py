@@ -2,9 +2,10 @@
 
 import itertools
 import os
-import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import PurePosixPath
 
 from geomae.data.archives import is_tar, walk_tar
@@ -14,7 +15,7 @@ from geomae.data.hub import is_hub_id, list_hub_files
 from geomae.data.layout import SHARD_PATTERN
 from geomae.errors import SourceError
 
-__all__ = ["KINDS", "Listing", "choose_shards", "detect_kind", "find_table", "list_source", "suffix_of"]
+__all__ = ["KINDS", "MP16_PRO", "Listing", "choose_shards", "detect_kind", "find_table", "list_source", "suffix_of"]
 
 KINDS = {
     "packed": "shards of `python -m geomae.data pack` (train-00000-of-00012.parquet)",
@@ -26,7 +27,9 @@ KINDS = {
     "folder": "photos (.jpg, .png, ...)",
 }
 
-_MSGPACK_SUFFIXES = (".msg", ".msgpack")
+MP16_PRO = "mp-16-images"  # its tars have no suffix: mp-16-images00 to 18
+_SUFFIX_KINDS = {".msg": "msgpack", ".msgpack": "msgpack", ".tar": "tar", ".zip": "zip"}
+_BESIDE_SUFFIXES = (".csv", ".json", ".jsonl", ".txt", ".md", ".html")
 _COMPRESSED_TARS = (".tar.gz", ".tgz", ".tar.xz", ".tar.bz2", ".tar.zst")
 _NUM_PEEKED = 64  # members of the first tar that tell whether its photos come with JSONs
 
@@ -49,7 +52,12 @@ class Listing:
 
     def of_kind(self, kind: str) -> list[FileEntry]:
         """The files that hold the photos of a source of that kind."""
-        return [entry for entry in self.entries if _fits(entry, kind)]
+        wanted = {"webdataset": {"tar"}, "parquet": {"parquet", "packed"}}.get(kind, {kind})
+        return [entry for entry in self.entries if _kind_of(entry) in wanted]
+
+    def of_any_name(self) -> list[FileEntry]:
+        """All files that are no table or text beside photos: for a kind that is forced on files called otherwise."""
+        return [entry for entry in self.entries if suffix_of(entry.path) not in _BESIDE_SUFFIXES]
 
 
 def list_source(source: str, *, split: str | None = None) -> Listing:
@@ -74,8 +82,8 @@ def list_source(source: str, *, split: str | None = None) -> Listing:
 
 def _common_folder(entries: Sequence[FileEntry]) -> str:
     """The folder or URL that all files are below; empty where they share none."""
-    folders = sorted(entry.path.split("/")[:-1] for entry in entries)
-    shared = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(folders[0], folders[-1], strict=False))
+    folders = [entry.path.split("/")[:-1] for entry in entries]
+    shared = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(min(folders), max(folders), strict=False))
     root = "/".join(part for part, _ in shared)
     return "" if root.endswith((":", ":/")) else root
 
@@ -87,26 +95,26 @@ def suffix_of(path: str) -> str:
     return base[base.rindex(".") :].lower() if "." in base[1:] else ""
 
 
-def _fits(entry: FileEntry, kind: str) -> bool:
-    name, suffix = PurePosixPath(entry.path.replace("\\", "/")).name, suffix_of(entry.path)
-    if kind == "packed":
-        return SHARD_PATTERN.fullmatch(name) is not None
-    if kind == "parquet":
-        return suffix == ".parquet"
-    if kind == "msgpack":
-        return suffix in _MSGPACK_SUFFIXES
-    if kind in ("tar", "webdataset"):
-        return suffix == ".tar" or (_may_be_tar(name) and _looks_like_tar(entry))
-    return suffix == ".zip" if kind == "zip" else suffix in PHOTO_SUFFIXES
+def _kind_of(entry: FileEntry) -> str | None:
+    """The kind that one file speaks for; whether tars are a WebDataset, their members tell."""
+    suffix = suffix_of(entry.path)
+    if suffix in PHOTO_SUFFIXES:  # first: there may be millions
+        return "folder"
+    if suffix == ".parquet":
+        return "packed" if SHARD_PATTERN.fullmatch(entry.path.rpartition("/")[2]) else "parquet"
+    if suffix in _SUFFIX_KINDS:
+        return _SUFFIX_KINDS[suffix]
+    is_tar_by_name = entry.path.rpartition("/")[2].startswith(MP16_PRO)  # a broken one is to be named, not passed over
+    return "tar" if not suffix and (is_tar_by_name or _looks_like_tar(entry)) else None
 
 
-def _may_be_tar(name: str) -> bool:
-    return re.fullmatch(r"[\w-]+", name) is not None  # MP16-Pro's have no suffix
-
-
+@lru_cache(maxsize=4096)
 def _looks_like_tar(entry: FileEntry) -> bool:
-    with open_file(entry.path) as file:
-        return is_tar(file)
+    try:
+        with open_file(entry.path) as file:
+            return is_tar(file)
+    except (OSError, SourceError):
+        return False
 
 
 def detect_kind(listing: Listing, source: str) -> str:
@@ -117,18 +125,18 @@ def detect_kind(listing: Listing, source: str) -> str:
     """
     if listing.kind is not None:
         return listing.kind
-    files = {kind: listing.of_kind(kind) for kind in KINDS if kind != "webdataset"}
-    if files["packed"]:
-        return "packed"
-    if files["tar"]:
-        files["parquet"] = []  # img2dataset writes one beside each tar
     sizes_known = all(entry.size is not None for entry in listing.entries)
-    weights = {
-        kind: sum((entry.size or 0) + 1 if sizes_known else 1 for entry in entries) for kind, entries in files.items()
-    }
-    kind = max(weights, key=lambda name: weights[name])
-    if weights[kind]:
-        return _tar_kind(files["tar"]) if kind == "tar" else kind
+    weights: Counter[str] = Counter()
+    for entry in listing.entries:
+        if kind := _kind_of(entry):
+            weights[kind] += (entry.size or 0) + 1 if sizes_known else 1
+    if "packed" in weights:
+        return "packed"
+    if "tar" in weights:
+        del weights["parquet"]  # img2dataset writes one beside each tar
+    if weights:
+        kind = weights.most_common(1)[0][0]
+        return _tar_kind(listing.of_kind("tar")) if kind == "tar" else kind
     looked_for = "\n".join(f"  {name:<11} {what}" for name, what in KINDS.items())
     found = ", ".join(sorted({suffix_of(entry.path) or "no suffix" for entry in listing.entries})[:10])
     compressed = any(entry.path.endswith(_COMPRESSED_TARS) for entry in listing.entries)

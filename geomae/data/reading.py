@@ -4,7 +4,8 @@ import contextlib
 import os
 import zlib
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, BinaryIO
 
 import pyarrow as pa
@@ -19,6 +20,7 @@ from geomae.errors import DamagedPhotoError, SourceError
 __all__ = ["PhotoReader"]
 
 _MAX_OPEN_FILES = 64
+_MAX_REQUESTS = 16  # to a server at once, for files of their own
 _MAX_GAP = 2**16  # bytes between two photos that are rather read than a second request made
 _MAX_SPAN = 2**26  # bytes of one request
 
@@ -66,19 +68,26 @@ class PhotoReader:
         return _inflate(data) if storage is Storage.DEFLATED else data
 
     def read_all(self, rows: Sequence[Mapping[str, Any]]) -> list[bytes | OSError | DamagedPhotoError]:
-        """The photos of several rows, or why there is none; neighbours in a remote file come in one request."""
-        spans = self._fetch_spans(rows) if is_url(self.root) or any(is_url(row["file"]) for row in rows) else {}
-        results: list[bytes | OSError | DamagedPhotoError] = []
+        """The photos of several rows, or why there is none; remote ones come in few requests, or several at once."""
+        if not (is_url(self.root) or any(is_url(row["file"]) for row in rows)):
+            return [self._try(self.read, row) for row in rows]
+        spans = self._fetch_spans(rows)
+        with ThreadPoolExecutor(_MAX_REQUESTS) as pool:
+            whole = {n: pool.submit(self._try, self.read, row) for n, row in enumerate(rows) if _is_whole(row)}
+            results = {n: future.result() for n, future in whole.items()}
         for number, row in enumerate(rows):
-            try:
-                if number in spans:
-                    data = spans[number]
-                    results.append(_inflate(data) if row["storage"] == Storage.DEFLATED else data)
-                else:
-                    results.append(self.read(row))
-            except (OSError, DamagedPhotoError) as error:
-                results.append(error)
-        return results
+            if number in spans:
+                inflates = row["storage"] == Storage.DEFLATED
+                results[number] = self._try(_inflate, spans[number]) if inflates else spans[number]
+            elif number not in results:
+                results[number] = self._try(self.read, row)
+        return [results[number] for number in range(len(rows))]
+
+    def _try(self, read: Callable[[Any], bytes], what: Any) -> bytes | OSError | DamagedPhotoError:
+        try:
+            return read(what)
+        except (OSError, DamagedPhotoError) as error:
+            return error
 
     def _fetch_spans(self, rows: Sequence[Mapping[str, Any]]) -> dict[int, bytes]:
         """The bytes of those rows that lie in archives, by their place in `rows`."""
@@ -121,7 +130,7 @@ class PhotoReader:
                 file = self._file(name, parquet=True)
                 column = find_column("image", file.schema_arrow.names)
                 self._group = (name, group), file.read_row_group(group, columns=[column])[0]
-            except (pa.ArrowException, IndexError) as error:
+            except (pa.ArrowException, IndexError, UnicodeDecodeError) as error:
                 raise DamagedPhotoError(f"row group {group} of {name} cannot be read: {error}") from error
         if row >= len(self._group[1]):
             raise DamagedPhotoError(f"{name} has changed: its row group {group} ends before it")
@@ -150,6 +159,10 @@ def _close(file: Any) -> None:
         file.close(force=True)
     else:
         file.close()
+
+
+def _is_whole(row: Mapping[str, Any]) -> bool:
+    return bool(row["storage"] == Storage.WHOLE)
 
 
 def _runs(ranged: Sequence[int], rows: Sequence[Mapping[str, Any]]) -> Iterator[tuple[int, int]]:

@@ -164,7 +164,7 @@ def _read_parquet_beside(tar_file: str, bad: BadTally) -> dict[str, dict[str, An
             if "key" not in names:
                 return {}
             rows = parquet.read(columns=list(dict.fromkeys(["key", *known]))).to_pylist()
-    except (OSError, pa.ArrowException) as error:
+    except (OSError, UnicodeDecodeError, pa.ArrowException) as error:
         bad.add(path.rpartition("/")[2], f"cannot be read as parquet: {error}", kind="the file cannot be read")
         return {}
     return {str(row["key"]): {name: value for name, value in row.items() if value is not None} for row in rows}
@@ -285,7 +285,7 @@ def _read_one_parquet(listing: Listing, entry: FileEntry) -> tuple[PhotoIndex, s
             sizes = [parquet.metadata.row_group(group).num_rows for group in range(parquet.metadata.num_row_groups)]
             places = _find_places(schema)
             table = parquet.read(columns=list({column for column, _ in places.values()}))
-    except (OSError, pa.ArrowException) as error:
+    except (OSError, UnicodeDecodeError, pa.ArrowException) as error:
         return f"cannot be read as parquet: {error}"
     num_rows = sum(sizes)
     picked: dict[str, Any] = {}

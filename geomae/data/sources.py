@@ -27,7 +27,7 @@ from geomae.data.coordinates import (
 from geomae.data.damage import BadTally
 from geomae.data.exif import read_gps
 from geomae.data.filesystems import FileEntry, RemoteError, is_url, join, list_files, open_file, size_of
-from geomae.data.listing import KINDS, Listing, choose_shards, detect_kind, find_table, list_source, suffix_of
+from geomae.data.listing import KINDS, MP16_PRO, Listing, choose_shards, detect_kind, find_table, list_source, suffix_of
 from geomae.data.photo_index import PhotoIndex, name_apart
 from geomae.data.reading import PhotoReader
 from geomae.data.self_described import parquet_beside, read_parquet_rows, read_webdataset
@@ -40,7 +40,6 @@ logger = logging.getLogger(__name__)
 _PLACE = ("id", "file", "storage", "offset", "size", "state")  # what is known of a photo without any table
 _INDEX_VERSION = 1  # another one for every change of what an index holds
 _DEAD_PHOTO_BYTES = 5120  # MP16-Pro: members as small as this are what Flickr serves for photos that are gone
-_MP16_PRO = "mp-16-images"
 CACHE_VARIABLE = "GEOMAE_CACHE"
 
 
@@ -139,8 +138,7 @@ def open_source(source: str | Path, options: SourceOptions | None = None, *, cac
     index = _build(listing, kind, entries, table_file, options)
     index = replace(index, kind=kind, description=_describe(str(source), kind, table_file, options))
     if not len(index):
-        reasons = index.bad.describe() or "it holds none"
-        raise SourceError(f"{source} has no photo that can be used: {reasons}.{_explain_unjoined(index, table_file)}")
+        raise SourceError(f"{source} has no photo that can be used: {_explain_emptiness(index, table_file)}")
     if cached is None:
         return index
     try:
@@ -153,7 +151,9 @@ def open_source(source: str | Path, options: SourceOptions | None = None, *, cac
 
 def _choose_entries(listing: Listing, kind: str, options: SourceOptions, source: str) -> list[FileEntry]:
     entries = listing.of_kind(kind)
-    if kind == "packed":
+    if not entries and options.kind != "auto" and kind != "packed":
+        entries = listing.of_any_name()
+    if kind == "packed" and entries:
         entries = choose_shards(entries, options.split or "train", source)
     if options.csv_file and (part := _part_of_osv5m(listing, options.csv_file)):
         entries = [entry for entry in entries if listing.name(entry).startswith(part)]
@@ -225,7 +225,7 @@ def _index_archives(listing: Listing, kind: str, entries: Sequence[FileEntry], o
         archive = listing.name(entry)
         fewest = options.min_photo_bytes
         if fewest is None:
-            fewest = _DEAD_PHOTO_BYTES + 1 if Path(archive).name.startswith(_MP16_PRO) else 1
+            fewest = _DEAD_PHOTO_BYTES + 1 if Path(archive).name.startswith(MP16_PRO) else 1
         for member in _walk(entry, kind):
             if member.problem is not None and not member.name:
                 photos.bad.add(archive, member.problem, kind=member.problem.partition(":")[0])
@@ -361,10 +361,14 @@ def _drop_repeats(index: PhotoIndex, *, strict: bool) -> PhotoIndex:
     return index.take(np.flatnonzero(~again))
 
 
-def _explain_unjoined(index: PhotoIndex, table_file: str | None) -> str:
+def _explain_emptiness(index: PhotoIndex, table_file: str | None) -> str:
+    if not index.bad:
+        return "it holds none."
+    first = index.bad.listed[0]
+    told = f"{index.bad.describe()}. The first is {first.file}: {first.reason.rstrip('.')}."
     if table_file is None:
-        return ""
-    return f" Ids in {table_file} must be names of photos, or paths with `/` or `_`, with or without .jpg."
+        return told
+    return f"{told} Ids in {table_file} must be names of photos, or paths with `/` or `_`, with or without .jpg."
 
 
 def _describe(source: str, kind: str, table_file: str | None, options: SourceOptions) -> str:
