@@ -53,7 +53,7 @@ def main(argv: Sequence[str]) -> None:
         architecture = inherit_encoder(architecture, start.init_from, given=given_keys(argv))
         config = GeoMAEConfig(**vars(architecture))
     stream = build_stream(data, args, labelled=False)
-    validation = load_validation(data)
+    validation = load_validation(data, labelled=False)
     training_collator, validation_collator = build_collators(
         data, image_size=config.image_size, labelled=False, num_patches=config.num_patches
     )

@@ -7,11 +7,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import pytest
 import torch
 from packed_photos import pack, training_arguments
 from torch.utils.data import DataLoader
 
+from geomae.data.collate import PhotoCollator
 from geomae.data.manifest import ShardReport, write_manifest
 from geomae.errors import ConfigError, SourceError, TooManyDamagedPhotosError
 from geomae.training import (
@@ -156,6 +158,43 @@ def test_validation_takes_evenly_spread_photos_of_its_own_folder(tmp_path: Path)
     assert photos is not None
     assert photos["id"][:] == ["validation-0-0", "validation-1-0", "validation-1-4"]
     assert load_validation(DataArguments(data_dirs=[trained], validation_split=None)) is None
+
+
+def test_unpacked_training_photos_are_not_validated_on(zipped: Path) -> None:
+    with pytest.raises(SourceError, match=r"not packed, so it has no split 'validation'.*validation_dir"):
+        load_validation(DataArguments(data_dirs=[str(zipped)]))
+    assert load_validation(DataArguments(data_dirs=[str(zipped)], validation_split=None)) is None
+
+
+@pytest.mark.parametrize("labelled", [True, False])
+def test_unpacked_photos_can_be_validated_on_where_they_are_named(zipped: Path, labelled: bool) -> None:
+    photos = load_validation(DataArguments(data_dirs=["x"], validation_dir=str(zipped)), labelled=labelled)
+    assert photos is not None
+    assert len(photos) == 12
+    collator = PhotoCollator(16, augment=False, labelled=labelled)
+    batch = collator([photos[n] for n in range(3)])
+    assert batch["num_bad"] == 0
+
+
+def test_packed_shards_are_streamed_from_a_url(tmp_path: Path) -> None:
+    memory = fsspec.filesystem("memory")
+    for file in pack(tmp_path / "packed", train=20).iterdir():
+        memory.pipe(f"/bucket/packed/{file.name}", file.read_bytes())
+    data = DataArguments(data_dirs=["memory://bucket/packed"])
+    stream = build_stream(data, training_arguments(tmp_path / "run"), labelled=True)
+    samples = list(itertools.islice(stream, 20))
+    assert len({sample["id"] for sample in samples}) == 20
+    assert all(sample["image"]["bytes"] for sample in samples)
+    memory.rm("/bucket/packed/train-00001-of-00002.parquet")
+    with pytest.raises(SourceError, match="holds 1 shards of 'train' where their names promise 2"):
+        build_stream(data, training_arguments(tmp_path / "run"), labelled=True)
+
+
+def test_part_of_the_photos_of_a_table_is_enough_where_it_is_said_to_be(zipped: Path, tmp_path: Path) -> None:
+    with (zipped / "photos.csv").open("a") as file:
+        file.write("".join(f"\ngone{number},1,1" for number in range(50)))
+    data = DataArguments(data_dirs=[str(zipped)], data_partial=True)
+    assert build_stream(data, training_arguments(tmp_path / "run"), labelled=True).num_photos == 12
 
 
 def test_missing_split_is_named(tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ __all__ = [
     "FileEntry",
     "RemoteError",
     "expand_pattern",
+    "is_pattern",
     "is_url",
     "join",
     "list_files",
@@ -54,6 +55,11 @@ class FileEntry:
 def is_url(path: str | Path) -> bool:
     """Whether fsspec has to open it."""
     return "://" in str(path)
+
+
+def is_pattern(path: str) -> bool:
+    """Whether `expand_pattern` makes several paths of it."""
+    return any(letter in path for letter in "{*[") or ("?" in path and not path.startswith("http"))
 
 
 def join(root: str, name: str) -> str:

@@ -1,11 +1,13 @@
 """How the shards of a packed folder are called."""
 
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
+from geomae.data.filesystems import is_url, list_files
 from geomae.errors import SourceError
 
-__all__ = ["SHARD_PATTERN", "is_packed", "list_shards", "shard_name"]
+__all__ = ["SHARD_PATTERN", "is_packed", "list_shard_urls", "list_shards", "shard_name"]
 
 SHARD_PATTERN = re.compile(r"(?P<split>[a-z0-9_]+)-(?P<index>\d{5})-of-(?P<total>\d{5})\.parquet")
 
@@ -16,19 +18,30 @@ def shard_name(split: str, index: int, num_shards: int) -> str:
 
 
 def is_packed(path: str | Path) -> bool:
-    """Whether the folder holds packed shards, of any split."""
+    """Whether the folder, or what a URL lists, holds packed shards, of any split."""
+    if is_url(path):
+        return any(SHARD_PATTERN.fullmatch(_name(entry.path)) for entry in list_files(str(path)))
     return any(SHARD_PATTERN.fullmatch(file.name) for file in Path(path).glob("*.parquet"))
 
 
 def list_shards(path: str | Path, split: str) -> list[Path]:
-    """The shards of one split, in order.
+    """The shards of one split of a folder, in order.
 
     Raises:
         SourceError: the folder holds no such split, or not all of its shards.
     """
-    found: dict[str, list[tuple[int, Path]]] = {}
-    for file in sorted(Path(path).glob("*.parquet")):
-        if match := SHARD_PATTERN.fullmatch(file.name):
+    return [Path(file) for file in _choose(path, split, map(str, Path(path).glob("*.parquet")))]
+
+
+def list_shard_urls(url: str, split: str) -> list[str]:
+    """As `list_shards`, below a URL; raises as it does."""
+    return _choose(url, split, (entry.path for entry in list_files(url)))
+
+
+def _choose(path: str | Path, split: str, files: Iterable[str]) -> list[str]:
+    found: dict[str, list[tuple[int, str]]] = {}
+    for file in sorted(files):
+        if match := SHARD_PATTERN.fullmatch(_name(file)):
             found.setdefault(match["split"], []).append((int(match["total"]), file))
     if split not in found:
         have = f"it holds the splits {', '.join(sorted(found))}" if found else "it holds no packed shards at all"
@@ -43,3 +56,7 @@ def list_shards(path: str | Path, split: str) -> list[Path]:
             "Was the run that wrote them stopped? Start it again with the same options: it finishes what is missing."
         )
     return [file for _, file in found[split]]
+
+
+def _name(path: str) -> str:
+    return re.split(r"[/\\]", path)[-1]

@@ -1,5 +1,6 @@
 """Any source as a data set of `datasets`: map-style for validation and tests, or streamed once from end to end."""
 
+import logging
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -21,12 +22,19 @@ from geomae.errors import ConfigError
 
 __all__ = ["load_photos", "stream_photos"]
 
+logger = logging.getLogger(__name__)
+
 _PLACE = ("file", "storage", "offset", "size")
 _MAX_PARTS = 64  # that a streamed data set can be split into, for the workers of a DataLoader
 
 
 def load_photos(
-    path: str | Path, split: str, *, csv_file: str | Path | None = None, swap_lat_lon: bool = False
+    path: str | Path,
+    split: str,
+    *,
+    csv_file: str | Path | None = None,
+    swap_lat_lon: bool = False,
+    labelled: bool = True,
 ) -> datasets.Dataset:
     """A map-style data set, for validation and tests: every photo once, in a fixed order, undecoded.
 
@@ -35,6 +43,7 @@ def load_photos(
         split: which split of a packed folder or of a data set of the Hub; for others, the name of the result.
         csv_file: the table; by default the one that `find_table` finds.
         swap_lat_lon: read that table's latitude column as longitude and the other way round.
+        labelled: false: of a source that is not packed every photo, without coordinates.
 
     Returns:
         Rows of `image` {bytes, path}, `latitude`, `longitude` (degrees), `id` and what else is known. `bytes` is None
@@ -55,8 +64,13 @@ def load_photos(
         dataset = datasets.Dataset.from_parquet(files, split=datasets.NamedSplit(split))
         return dataset.cast_column("image", Image(decode=False))
     named = None if csv_file is None else str(csv_file)
-    options = SourceOptions(csv_file=named, swap_lat_lon=swap_lat_lon, split=split, for_test=True)
-    return _to_dataset(open_source(path, options), split)
+    options = SourceOptions(
+        csv_file=named, swap_lat_lon=swap_lat_lon, unlabelled=not labelled, split=split, for_test=True
+    )
+    index = open_source(path, options)
+    if index.bad:  # of photos without a table: one that a table names stays, and counts as missing
+        logger.warning("%d photos of %s are left out: %s", len(index.bad), path, index.bad.describe())
+    return _to_dataset(index, split)
 
 
 def _to_dataset(index: PhotoIndex, split: str) -> datasets.Dataset:

@@ -100,9 +100,12 @@ class PhotoIndex:
         schema = INDEX_SCHEMA.with_metadata({b"geomae": json.dumps(about).encode()})
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        with pa.OSFile(str(temporary), "wb") as file, pa.ipc.new_file(file, schema) as writer:
-            writer.write_table(self.table.replace_schema_metadata(schema.metadata), max_chunksize=65536)
-        os.replace(temporary, path)
+        try:
+            with pa.OSFile(str(temporary), "wb") as file, pa.ipc.new_file(file, schema) as writer:
+                writer.write_table(self.table.replace_schema_metadata(schema.metadata), max_chunksize=65536)
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)  # of a disk that is full
 
     @classmethod
     def load(cls, path: Path) -> "PhotoIndex":

@@ -130,22 +130,33 @@ def open_source(source: str | Path, options: SourceOptions | None = None, *, cac
     if table_file is not None:
         logger.info("coordinates come from %s", table_file)
     cached = _cache_file(listing, kind, entries, table_file, options) if cache else None
-    if cached is not None and cached.is_file():
-        try:
-            return PhotoIndex.load(cached)
-        except (OSError, ValueError, KeyError, TypeError):  # cut off, or by another version: made anew
-            logger.warning("the cached index %s cannot be read and is made anew", cached)
+    found = _load_cached(cached)
+    if found is not None:
+        return found
     index = _build(listing, kind, entries, table_file, options)
     index = replace(index, kind=kind, description=_describe(str(source), kind, table_file, options))
     if not len(index):
-        raise SourceError(f"{source} has no photo that can be used: {_explain_emptiness(index, table_file)}")
-    if cached is None:
-        return index
+        raise SourceError(f"{source} has no photo that can be used: {_explain_emptiness(index.bad)}")
+    return index if cached is None else _save_cached(index, cached)
+
+
+def _load_cached(path: Path | None) -> PhotoIndex | None:
+    if path is None or not path.is_file():
+        return None
     try:
-        index.save(cached)
-        return PhotoIndex.load(cached)
-    except OSError as error:  # a full or read-only disk costs the next run some time, and this one nothing
-        logger.warning("the index cannot be cached in %s: %s", cached.parent, error)
+        return PhotoIndex.load(path)
+    except (OSError, ValueError, KeyError, TypeError):  # cut off, or by another version
+        logger.warning("the cached index %s cannot be read and is made anew", path)
+        return None
+
+
+def _save_cached(index: PhotoIndex, path: Path) -> PhotoIndex:
+    """The index as it is saved, mapped; itself where there is no room: that costs the next run some time."""
+    try:
+        index.save(path)
+        return PhotoIndex.load(path)
+    except OSError as error:
+        logger.warning("the index cannot be cached in %s: %s", path.parent, error)
         return index
 
 
@@ -272,6 +283,11 @@ def _label(index: PhotoIndex, table_file: str, options: SourceOptions, spoilt: S
     ids: list[str] = table.ids or []
     rows = join_rows(names, ids)
     joined = np.flatnonzero(rows >= 0)
+    if len(names) and not len(joined):
+        raise SourceError(
+            f"none of the {len(ids)} photos of {table_file} is there; the first is {next(iter(ids), None)!r}, a photo "
+            f"there is {names[0]!r}. Ids must be names of photos, or paths with `/` or `_`, with or without .jpg."
+        )
     order = joined[np.argsort(rows[joined], kind="stable")]
     first = np.concatenate([[True], np.diff(rows[order]) > 0])[: len(order)]
     if not options.for_test:
@@ -361,21 +377,16 @@ def _drop_repeats(index: PhotoIndex, *, strict: bool) -> PhotoIndex:
     return index.take(np.flatnonzero(~again))
 
 
-def _explain_emptiness(index: PhotoIndex, table_file: str | None) -> str:
-    if not index.bad:
+def _explain_emptiness(bad: BadTally) -> str:
+    if not bad:
         return "it holds none."
-    first = index.bad.listed[0]
-    told = f"{index.bad.describe()}. The first is {first.file}: {first.reason.rstrip('.')}."
-    if table_file is None:
-        return told
-    return f"{told} Ids in {table_file} must be names of photos, or paths with `/` or `_`, with or without .jpg."
+    first = bad.listed[0]
+    return f"{bad.describe()}. The first is {first.file}: {first.reason.rstrip('.')}."
 
 
 def _describe(source: str, kind: str, table_file: str | None, options: SourceOptions) -> str:
     """Where the photos came from, in words that name no folder of this machine."""
-    name = source.rstrip("/").rpartition("/")[2] or source
-    if is_url(source) or not os.path.exists(source):
-        name = source
+    name = os.path.basename(os.path.abspath(source)) if os.path.exists(source) else source
     if options.unlabelled:
         return f"photos of {name}, without coordinates"
     if table_file is not None:

@@ -93,6 +93,7 @@ class DataArguments:
     data_kind: str = option("auto", f"Kind of sources that are not packed: auto, {', '.join(KINDS)}.")
     data_csv: str | None = option(None, "Their table of coordinates; null: their own, the one beside them, or EXIF.")
     swap_lat_lon: bool = option(False, "That table has longitude where it says latitude.")
+    data_partial: bool = option(False, "That table names more photos than there are: only those here are expected.")
     train_split: str = option("train", "Split of `data_dirs` to train on; sources that are not packed are all of it.")
     subset: str | None = option(
         None, "first_half or last_half of each of data_dirs, by its manifest: they share no photo; null: all."

@@ -13,10 +13,10 @@ from datasets import Dataset
 from torch import Tensor
 
 from geomae.data.collate import PhotoCollator
-from geomae.data.filesystems import is_url
+from geomae.data.filesystems import is_pattern, is_url
 from geomae.data.groups import GroupSource, IndexedPhotos, ParquetShards, PhotoGroups
 from geomae.data.hub import is_hub_id
-from geomae.data.layout import is_packed, list_shards
+from geomae.data.layout import is_packed, list_shard_urls, list_shards
 from geomae.data.loading import load_photos
 from geomae.data.manifest import refuse_other_sizes
 from geomae.data.sources import SourceOptions, open_source
@@ -86,17 +86,18 @@ def build_stream(data: DataArguments, args: GeoMAETrainingArguments, *, labelled
 
 
 def _open_group_source(source: str, data: DataArguments, columns: list[str], *, labelled: bool) -> GroupSource:
-    """A packed folder by its shards, anything else by its index."""
-    is_local = not is_url(source) and (is_packed(source) or not Path(source).exists())
-    if data.data_kind in ("auto", "packed") and is_local and not is_hub_id(source):
-        shards = ParquetShards(list_shards(source, data.train_split), columns=columns)
-        if data.subset is not None or data.limit is not None:
+    """Packed shards by their row groups, anything else by its index."""
+    if data.data_kind in ("auto", "packed") and _is_packed(source, data.data_kind):
+        files = list_shard_urls(source, data.train_split) if is_url(source) else list_shards(source, data.train_split)
+        shards = ParquetShards(files, columns=columns)
+        if not is_url(source) and (data.subset is not None or data.limit is not None):
             refuse_other_sizes(Path(source), data.train_split, shards.num_rows_of_files())
         return shards
     options = SourceOptions(
         kind=data.data_kind,
         csv_file=data.data_csv if labelled else None,
         swap_lat_lon=data.swap_lat_lon and labelled,
+        partial=data.data_partial and labelled,
         unlabelled=not labelled,
         split=data.train_split,
     )
@@ -107,16 +108,36 @@ def _open_group_source(source: str, data: DataArguments, columns: list[str], *, 
     return IndexedPhotos(index, columns=columns)
 
 
-def load_validation(data: DataArguments) -> Dataset | None:
+def _is_packed(source: str, kind: str) -> bool:
+    """A folder that is absent counts as packed: what to say of it is said there."""
+    if is_url(source):
+        return not is_pattern(source) and is_packed(source)
+    return (
+        kind == "packed" or is_packed(source) or not (Path(source).exists() or is_hub_id(source) or is_pattern(source))
+    )
+
+
+def load_validation(data: DataArguments, *, labelled: bool = True) -> Dataset | None:
     """The validation photos, or as many of them, evenly spread, as `max_validation_photos` says; None: no split.
 
+    Args:
+        data: which source and split.
+        labelled: their coordinates are needed; without, unlabelled photos will do.
+
     Raises:
-        SourceError: the folder does not hold the split.
+        SourceError: the folder does not hold the split, or training would be judged on its own photos.
     """
     if data.validation_split is None:
         return None
+    source = data.validation_dir or data.data_dirs[0]
+    if data.validation_dir is None and Path(source).exists() and not is_packed(source):
+        raise SourceError(
+            f"{source} is not packed, so it has no split {data.validation_split!r}, and judging a model by the photos "
+            "that it is trained on says nothing. Name other photos with validation_dir, pack it with "
+            "--validation_fraction 0.1, or train without validation: validation_split: null."
+        )
     try:
-        photos = load_photos(data.validation_dir or data.data_dirs[0], data.validation_split)
+        photos = load_photos(source, data.validation_split, labelled=labelled)
     except SourceError as error:
         raise SourceError(
             f"{error} `python -m geomae.data pack ... --validation_fraction 0.1` sets photos aside for it; "
