@@ -224,11 +224,13 @@ def _plan(
     """The shards of all splits; the digest of each covers its photos' places, states and coordinates."""
     tasks = []
     for split, rows in splits.items():
-        parts = [rows[first : first + photos_per_shard] for first in range(0, len(rows), photos_per_shard)]
-        for index, part in enumerate(parts):
-            payload = replace(photos.take(part), bad=BadTally())
+        stored = photos.take(rows)  # once: taking from a long table costs the same for few rows as for all
+        firsts = range(0, len(rows), photos_per_shard)
+        for index, first in enumerate(firsts):
+            table = stored.table.slice(first, photos_per_shard)
+            payload = replace(stored, table=table, bad=BadTally())
             digest = digest_of(options, payload.digest())
-            tasks.append(ShardTask(shard_name(split, index, len(parts)), split, len(part), digest, payload))
+            tasks.append(ShardTask(shard_name(split, index, len(firsts)), split, len(payload), digest, payload))
     return tasks
 
 

@@ -87,7 +87,14 @@ class PhotoIndex:
         """A hash of all rows: the same photos at the same places, unchanged, under the same names."""
         hashed = hashlib.blake2b(self.root.encode(), digest_size=16)
         for name in INDEX_SCHEMA.names:
-            hashed.update("\0".join(map(str, self.table[name].to_pylist())).encode())
+            column = self.table[name].combine_chunks()
+            hashed.update(column.is_null().to_numpy(zero_copy_only=False).tobytes())
+            if pa.types.is_string(column.type):
+                column = column.fill_null("")
+                hashed.update(pc.binary_length(column).to_numpy().tobytes())
+                hashed.update("".join(column.to_pylist()).encode())
+            else:
+                hashed.update(column.fill_null(0).to_numpy().tobytes())
         return hashed.hexdigest()
 
     def is_labelled(self) -> bool:
