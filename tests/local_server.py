@@ -40,7 +40,8 @@ class FolderHandler(BaseHTTPRequestHandler):
         if file.is_dir():
             names = sorted(item.name + "/" * item.is_dir() for item in file.iterdir())
             page = "".join(f'<a href="{html.escape(quote(name))}">{html.escape(name)}</a>\n' for name in names)
-            self.send(200, page.encode(), content_type="text/html")
+            sorting = '<a href="../">Parent</a> <a href="?C=M;O=D">Last modified</a>\n'  # as Apache writes
+            self.send(200, (sorting + page).encode(), content_type="text/html")
         elif file.is_file():
             self.send_file(file.read_bytes())
         else:

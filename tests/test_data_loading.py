@@ -151,6 +151,16 @@ def test_records_of_a_test_set_are_strict_too(tmp_path: Path) -> None:
         load_photos(tmp_path / "d.parquet", "test")
 
 
+def test_photos_without_a_position_do_not_vanish_from_a_test_set_unsaid(
+    shared_data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for file in (shared_data / "odd_images" / "Issue 308.jpg", *(shared_data / "photos" / "geotagged").iterdir()):
+        (tmp_path / file.name).symlink_to(file)
+    assert len(load_photos(tmp_path, "test")) == 26
+    assert "7 photos of" in caplog.text
+    assert "its GPS position is (0, 0)" in caplog.text
+
+
 def test_photos_in_archives_are_read_when_they_are_asked_for(tmp_path: Path) -> None:
     for part in range(3):
         members = {f"{part}/{n}.jpg": photo(10 * part + n) for n in range(5)}
@@ -206,12 +216,12 @@ def test_stream_has_the_same_columns_whatever_is_known(tmp_path: Path) -> None:
     )
 
 
-def test_photo_that_cannot_be_read_stays_in_the_stream_without_bytes(tmp_path: Path) -> None:
+def test_photo_that_cannot_be_read_stays_in_the_stream_with_no_bytes(tmp_path: Path) -> None:
     for name in ("a.jpg", "b.jpg"):
         write_file(tmp_path / name, photo(ord(name[0])))
     stream = stream_photos(tmp_path, SourceOptions(unlabelled=True))
     (tmp_path / "a.jpg").unlink()
-    assert {row["id"]: row["image"]["bytes"] for row in stream} == {"a.jpg": None, "b.jpg": photo(ord("b"))}
+    assert {row["id"]: row["image"]["bytes"] for row in stream} == {"a.jpg": b"", "b.jpg": photo(ord("b"))}
 
 
 def test_stream_shuffles_and_resumes_as_every_stream_of_datasets_does(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ NOT_A_PHOTO = "it is no photo in a format that Pillow knows"
 TRUNCATED = "image file is truncated"
 BROKEN = "broken data stream"
 
-# Height and width of what is packed at a short side of 256; or why nothing is. Looked at one by one.
+# Height and width of what is packed at a short side of 256; or why nothing is.
 EXPECTED: dict[str, tuple[int, int] | str] = {
     "Issue 308.jpg": (256, 341),
     "Multiple ICC segments.jpg": (140, 140),  # CMYK, a logo on white; smaller than 256 and not enlarged
@@ -35,7 +35,7 @@ EXPECTED: dict[str, tuple[int, int] | str] = {
     "damaged/8a9cc8eeed66aeb423a91c44111d9450.jpg": BROKEN,
     "damaged/9efd60f04cd971daa83d3131e6d6f389.jpg": TRUNCATED,
     "damaged/acce3629083f0e348e94fb58f952d3de.jpg": NOT_A_PHOTO,
-    "damaged/b55977028a3a574336966b6536640fc9.jpg": (261, 4),  # a header made wrong by one byte: 4 x 261, and decodes
+    "damaged/b55977028a3a574336966b6536640fc9.jpg": (261, 4),  # its header says so to Pillow too, and it decodes
     "damaged/c4ced510f44a9bfe85c696c05a7f791d.jpg": BROKEN,
     "damaged/cc4ee796d16c9fe68978166c7cd1ae1b.jpg": NOT_A_PHOTO,
     "damaged/d3b044a94486cae0224c002800ddd642.jpg": BROKEN,

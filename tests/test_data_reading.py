@@ -1,6 +1,7 @@
 """From rows to bytes: whatever holds them, and whatever is wrong with it."""
 
 import os
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,16 @@ def test_what_is_wrong_with_one_photo_is_said_in_its_place(tmp_path: Path) -> No
         "it is named, but there is no such photo",
         "1,099,511,627,776 bytes are more than the 268,435,456 of any photo",
     ]
+
+
+def test_deflated_member_that_breaks_off_is_no_photo(tmp_path: Path) -> None:
+    packer = zlib.compressobj(wbits=-zlib.MAX_WBITS)
+    data = packer.compress(photo(1)) + packer.flush()
+    write_file(tmp_path / "b.bin", data)
+    reader = PhotoReader(str(tmp_path))
+    assert reader.read(row("b.bin", Storage.DEFLATED, 0, len(data))) == photo(1)
+    with pytest.raises(DamagedPhotoError, match="it breaks off"):
+        reader.read(row("b.bin", Storage.DEFLATED, 0, len(data) - 5))
 
 
 def test_parquet_that_shrank_since_it_was_indexed_is_named(tmp_path: Path) -> None:

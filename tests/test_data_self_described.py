@@ -1,6 +1,8 @@
 """WebDataset tars and parquet: sources whose photos come with their own coordinates."""
 
+import io
 import json
+import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -129,6 +131,32 @@ def test_img2dataset_told_of_no_columns_is_refused_with_the_option_that_keeps_th
     assert list(read_source(tmp_path, unlabelled=True)) == keys
     table = write_csv(tmp_path / "elsewhere" / "t.csv", "id,lat,lon", [("000010000", 5, 6)])
     assert places(read_source(tmp_path, csv_file=str(table))) == {"000010000": (5.0, 6.0)}
+
+
+def test_empty_fields_of_the_parquet_do_not_hide_what_the_json_says(tmp_path: Path) -> None:
+    members = {"000000000.jpg": photo(1), "000000000.json": json_bytes(latitude=1, longitude=2, author="me")}
+    write_file(tmp_path / "00000.tar", tar_bytes(members))
+    row = {"key": "000000000", "latitude": None, "longitude": 5.0, "author": None}
+    schema = pa.schema([("key", pa.string()), ("latitude", pa.float64()), ("longitude", pa.float64())])
+    pq.write_table(pa.Table.from_pylist([row], schema=schema), tmp_path / "00000.parquet")
+    assert places(read_source(tmp_path)) == {"000000000": (1.0, 5.0)}
+
+
+def test_parquet_beside_tars_is_no_source_of_photos_however_large(tmp_path: Path) -> None:
+    write_img2dataset(tmp_path, in_json=True, in_parquet=True)
+    pq.write_table(pa.table({"key": ["x"], "caption": [photo(1, 10**6)]}), tmp_path / "00000.parquet")
+    assert open_source(tmp_path).kind == "webdataset"
+
+
+def test_links_among_the_samples_are_counted_and_not_followed(tmp_path: Path) -> None:
+    buffer = io.BytesIO(tar_bytes({"a.jpg": photo(1), "a.json": json_bytes(lat=1, lon=2)}))
+    with tarfile.open(fileobj=buffer, mode="a") as archive:
+        link = tarfile.TarInfo("b.jpg")
+        link.type, link.linkname = tarfile.SYMTYPE, "a.jpg"
+        archive.addfile(link)
+    write_file(tmp_path / "00.tar", buffer.getvalue())
+    assert list(read_source(tmp_path)) == ["a"]
+    assert list(left_out(tmp_path)) == ["00.tar:b.jpg"]
 
 
 def test_changed_parquet_beside_a_tar_is_read_again(tmp_path: Path) -> None:

@@ -2,7 +2,7 @@ import itertools
 import json
 import logging
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,7 +17,6 @@ from torch.utils.data import DataLoader
 
 from geomae.data.groups import ParquetShards, PhotoGroups
 from geomae.data.layout import list_shards, shard_name
-from geomae.data.loading import load_photos
 from geomae.data.shards import PhotoRow, write_shard
 from geomae.data.stream import PhotoStream, StreamPlace, lanes_per_rank
 from geomae.errors import ConfigError, DamagedPhotoError, SourceError
@@ -421,56 +420,6 @@ def test_broken_shard_is_refused_by_name(tmp_path: Path) -> None:
     (tmp_path / "broken.parquet").write_bytes(b"not parquet")
     with pytest.raises(SourceError, match=r"broken\.parquet cannot be read"):
         PhotoStream([tmp_path / "broken.parquet"], seed=0, batch_size=1)
-
-
-def test_packed_split_loads_map_style_once_and_in_order(tmp_path: Path) -> None:
-    write_photos(tmp_path, [120, 30], split="test_im2gps")
-    dataset = load_photos(tmp_path, "test_im2gps")
-    assert dataset["id"] == [f"photo-{number:05d}" for number in range(150)]
-    assert dataset[7]["image"]["bytes"] == b"7"
-    assert str(dataset.split) == "test_im2gps"
-
-
-def test_swapping_the_columns_of_a_packed_folder_is_refused(tmp_path: Path) -> None:
-    write_photos(tmp_path, [10], split="test")
-    with pytest.raises(ConfigError, match=r"--swap_lat_lon .* is a packed folder"):
-        load_photos(tmp_path, "test", swap_lat_lon=True)
-
-
-def test_changed_shards_are_not_served_from_a_cache(tmp_path: Path) -> None:
-    write_photos(tmp_path, [10], split="test")
-    assert len(load_photos(tmp_path, "test")) == 10
-    write_photos(tmp_path, [11], split="test")
-    assert len(load_photos(tmp_path, "test")) == 11
-
-
-@pytest.mark.parametrize(
-    "header", ["file,latitude,longitude", "IMG_ID,LAT,LON", "IMG_FILE,LAT,LON", "id,latitude,longitude"]
-)
-def test_folder_with_a_csv_loads_map_style(tmp_path: Path, make_photo: Callable[..., Path], header: str) -> None:
-    for name in ("a.jpg", "sub/b.jpg"):
-        make_photo(f"photos/{name}")
-    (tmp_path / "photos.csv").write_text(f"{header}\nsub/b.jpg,1.5,-2.5\na.jpg,3,4\n")
-    dataset = load_photos(tmp_path / "photos", "test")
-    assert dataset["id"] == ["sub/b.jpg", "a.jpg"]
-    assert dataset[0] == {
-        "image": {"bytes": None, "path": str(tmp_path / "photos" / "sub" / "b.jpg")},
-        "latitude": 1.5,
-        "longitude": -2.5,
-        "id": "sub/b.jpg",
-    }
-
-
-def test_real_geotagged_photos_load_map_style(shared_data: Path) -> None:
-    dataset = load_photos(shared_data / "photos" / "geotagged", "test")
-    assert len(dataset) == 32
-    assert all(Path(image["path"]).is_file() for image in dataset["image"])
-
-
-def test_missing_split_lists_those_that_are_there(tmp_path: Path) -> None:
-    write_photos(tmp_path, [10], split="train")
-    with pytest.raises(SourceError, match=r"no split 'validation'.*it holds the splits train"):
-        load_photos(tmp_path, "validation")
 
 
 def test_datasets_reads_the_shards_as_images(tmp_path: Path) -> None:

@@ -311,7 +311,7 @@ class _IndexReader:
 def _to_sample(row: dict[str, Any], photo: bytes | Exception, columns: Sequence[str]) -> dict[str, Any]:
     data = photo if isinstance(photo, bytes) else None
     sample = {name: row[name] for name in columns if name != "image"}
-    sample["image"] = {"bytes": data, "path": row["file"]}
+    sample["image"] = {"bytes": data, "path": None}
     if not isinstance(photo, bytes):
         sample["read_error"] = f"cannot be read: {getattr(photo, 'strerror', None) or photo}"
     return sample

@@ -147,5 +147,6 @@ def _rows_of_parts(parts: Sequence[tuple[int, int]], photos: GroupSource) -> Ite
     for begin, end in parts:
         for group in range(begin, end):
             for row in reader.read(group, np.arange(photos.group_sizes[group])):
-                row.pop("read_error", None)
+                if row.pop("read_error", None) is not None:
+                    row["image"]["bytes"] = b""  # datasets refuses None twice
                 yield dict.fromkeys(OPTIONAL_COLUMNS) | row

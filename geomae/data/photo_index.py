@@ -84,8 +84,8 @@ class PhotoIndex:
         return replace(self, saved_at=None, table=self.table.take(pa.array(np.asarray(rows, dtype=np.int64))))
 
     def digest(self) -> str:
-        """A hash of all rows: the same photos at the same places, unchanged, under the same names."""
-        hashed = hashlib.blake2b(self.root.encode(), digest_size=16)
+        """A hash of all rows, wherever the root is: of the same photos, unchanged, at the same places."""
+        hashed = hashlib.blake2b(digest_size=16)
         for name in INDEX_SCHEMA.names:
             column = self.table[name].combine_chunks()
             hashed.update(column.is_null().to_numpy(zero_copy_only=False).tobytes())
