@@ -131,6 +131,18 @@ def test_changed_batch_size_goes_on_behind_the_same_photo(photos: Path, tmp_path
     assert len({*ids, *rest}) == len(ids) + len(rest) == NUM_TRAINING
 
 
+def test_checkpoint_that_an_evaluation_decided_on_knows_its_place(photos: Path, tmp_path: Path) -> None:
+    options: dict[str, Any] = {"save_strategy": "best", "metric_for_best_model": "loss", "max_steps": 4}
+    options |= {"eval_strategy": "steps", "eval_steps": 2}
+    unbroken = mae_trainer(photos, training_arguments(tmp_path, **options))
+    ids = record_ids(unbroken)
+    unbroken.train()
+    resumed = mae_trainer(photos, training_arguments(tmp_path, **options))
+    rest = record_ids(resumed)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    assert rest == ids[16:]
+
+
 def test_several_crops_of_a_photo_train_and_resume(photos: Path, tmp_path: Path) -> None:
     def trainer(max_steps: int) -> MAETrainer:
         args = training_arguments(tmp_path, max_steps=max_steps, save_strategy="steps", save_steps=3)

@@ -130,7 +130,7 @@ class StreamProgress(TrainerCallback, ExportableState):
             self.meter.count(self.args.total_batch_size)
         if control.should_log or control.should_evaluate or control.should_save:
             self.guard.check(wait=True)
-        if control.should_save:
+        if control.should_save or control.should_evaluate:  # an evaluation may decide that its model is saved
             self._gather_positions()
 
     def on_train_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
@@ -198,7 +198,7 @@ class StreamProgress(TrainerCallback, ExportableState):
         }
 
     def _find_place(self, saved: dict[str, Any], checkpoint: str) -> StreamPlace:
-        if "lane_positions" not in saved:
+        if not saved.get("lane_positions"):
             raise ConfigError(
                 f"{checkpoint} does not say how far its run was in the photos: another trainer or an older version "
                 "of this one wrote it. Start from its weights with --init_from instead"
