@@ -44,13 +44,13 @@ def rows(split: str, shard: int, num_photos: int, num_damaged: int = 0) -> Itera
         yield PhotoRow(f"{split}-{shard}-{number}", image, float(latitude), float(longitude))
 
 
-def pack(folder: Path, *, num_damaged: int = 0, **splits: int) -> Path:
+def pack(folder: Path, *, num_damaged: int = 0, digest: str = "test", **splits: int) -> Path:
     """Write two shards for each split, `split=photos`; the first `num_damaged` of each shard are no photos."""
     folder.mkdir(parents=True, exist_ok=True)
     for split, num_photos in splits.items():
         for shard, size in enumerate((num_photos // 2, num_photos - num_photos // 2)):
             path = folder / shard_name(split, shard, 2)
-            write_shard(path, rows(split, shard, size, num_damaged), optional_columns=(), digest="test")
+            write_shard(path, rows(split, shard, size, num_damaged), optional_columns=(), digest=digest)
     return folder
 
 

@@ -206,6 +206,17 @@ def test_changed_shuffle_buffer_is_named(photos: Path, tmp_path: Path, caplog: p
     assert "shuffle_buffer 16 -> 8" in caplog.text
 
 
+def test_other_photos_of_the_same_number_are_named(
+    photos: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    mae_trainer(photos, training_arguments(tmp_path, save_strategy="steps", save_steps=4)).train()
+    args = training_arguments(tmp_path, max_steps=5)
+    changed = mae_trainer(pack(tmp_path / "same", digest="other photos", train=NUM_TRAINING, validation=13), args)
+    with caplog.at_level(logging.WARNING, "geomae"):
+        changed.train(resume_from_checkpoint="true")
+    assert "the order of the photos changes with photos " in caplog.text
+
+
 def test_checkpoint_that_does_not_know_its_place_is_refused(photos: Path, tmp_path: Path) -> None:
     mae_trainer(photos, training_arguments(tmp_path, save_strategy="steps", save_steps=4)).train()
     state_file = tmp_path / "checkpoint-4/trainer_state.json"

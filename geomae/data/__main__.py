@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from geomae.data.earth import EarthCutter, EarthPicture, EarthSplit, default_extent_km, pack_earth
+from geomae.data.filesystems import public_name
 from geomae.data.listing import KINDS
 from geomae.data.pack import ORDERS, PhotoPacker, pack_photos
 from geomae.data.photo_index import PhotoIndex
@@ -148,7 +149,8 @@ def run_inspect(arguments: argparse.Namespace) -> None:
     """Print what a source holds."""
     photos = _open(arguments)
     print(f"{photos.description}: kind {photos.kind}, {len(photos):,} photos that can be tried")
-    known = [name for name in ("latitude", *photos.known_columns()) if photos.table[name].null_count < len(photos)]
+    place = ["latitude", "longitude"] if photos.table["latitude"].null_count < len(photos) else []
+    known = [*place, *photos.known_columns()]
     print(f"known of them: {', '.join(known) or 'nothing'}; the first is {photos.table['id'][0]}")
     for reason, count in photos.bad.counts.most_common():
         print(f"left out {count:>9,}: {reason}")
@@ -158,12 +160,11 @@ def run_inspect(arguments: argparse.Namespace) -> None:
 
 def run_pack(arguments: argparse.Namespace) -> dict[str, Any]:
     """Pack photos; returns the manifest."""
-    source = Path(arguments.source)
     return pack_photos(
         _open(arguments),
         arguments.output_dir,
         PhotoPacker(arguments.short_side, arguments.jpeg_quality),
-        folder=source.resolve().name if source.exists() else arguments.source,
+        folder=public_name(arguments.source),
         split_name=_split_name(arguments.split_name),
         validation_fraction=arguments.validation_fraction,
         test_fraction=arguments.test_fraction,

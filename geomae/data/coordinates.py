@@ -274,7 +274,7 @@ def sift_coordinates(
         raise CoordinateError(
             f"{int(helped.sum())} of {len(helped)} rows of {source} are on Earth only if latitude and longitude are "
             f"swapped; the first is id {ids[first]}: latitude={latitude[first]:g}, longitude={longitude[first]:g}.\n"
-            "  Pass --swap_lat_lon to read them the other way round."
+            "  Pass --swap_lat_lon to read them the other way round; leave it out if it is there."
         )
     finite = np.isfinite(latitude) & np.isfinite(longitude)
     null_island = (latitude == 0) & (longitude == 0)

@@ -28,6 +28,7 @@ __all__ = [
     "list_files",
     "open_file",
     "path_exists",
+    "public_name",
     "size_of",
 ]
 
@@ -55,6 +56,17 @@ class FileEntry:
 def is_url(path: str | Path) -> bool:
     """Whether fsspec has to open it."""
     return "://" in str(path)
+
+
+def public_name(source: str) -> str:
+    """What a record may say of a source: a folder's name without the folders above it, a URL without its secrets."""
+    if os.path.exists(source):
+        return os.path.basename(os.path.abspath(source))
+    if not is_url(source):
+        return source
+    protocol, _, rest = source.partition("://")
+    host, slash, path = rest.partition("?")[0].partition("/")
+    return f"{protocol}://{host.rpartition('@')[2]}{slash}{path}"
 
 
 def is_pattern(path: str) -> bool:

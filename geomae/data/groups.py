@@ -16,14 +16,14 @@ from geomae.data.archives import Storage
 from geomae.data.filesystems import is_url, open_file
 from geomae.data.photo_index import PhotoIndex
 from geomae.data.reading import PhotoReader
-from geomae.data.shards import ROWS_PER_GROUP
+from geomae.data.shards import ROWS_PER_GROUP, digest_of, shard_digest
 from geomae.errors import ConfigError, SourceError
 
 __all__ = ["SUBSETS", "GroupReader", "GroupSource", "IndexedPhotos", "ParquetShards", "PhotoGroups", "RowGroup"]
 
 SUBSETS = ("first_half", "last_half")
 
-_MAX_OPEN_FILES = 64  # per worker; a shard's footer is parsed each time it is opened
+_MAX_OPEN_FILES = 256  # per worker; a shard's footer is parsed each time it is opened
 
 
 class GroupReader(Protocol):
@@ -40,6 +40,7 @@ class GroupSource(Protocol):
     group_sizes: list[int]  # rows of each group, in the source's order
     columns: list[str]  # what a row holds
     name: str  # for messages
+    fingerprint: str  # another one for other photos
 
     def open(self) -> GroupReader:
         """A reader for this process."""
@@ -87,6 +88,7 @@ class PhotoGroups:
         ranges = [_choose_half(sum(source.group_sizes), subset) for source in sources]
         self.groups = list(self._cut(_limit(ranges, limit)))
         self.num_photos = sum(group.num_rows for group in self.groups)
+        self.fingerprint = digest_of([source.fingerprint for source in sources], subset, limit)
         if not self.num_photos:
             named = ", ".join(source.name for source in sources[:3])
             raise SourceError(f"the shards hold no photo at all: {named}{' ...' if len(sources) > 3 else ''}.")
@@ -156,14 +158,17 @@ class ParquetShards:
         with ThreadPoolExecutor(8) as pool:  # a thousand shards, or footers that come by network
             footers = list(pool.map(_read_footer, self.files))
         wanted = _pick_columns(footers[0][1], columns, self.files[0])
-        for file, (_, schema) in zip(self.files, footers, strict=True):
+        for file, (_, schema, _) in zip(self.files, footers, strict=True):
             if not _pick_columns(schema, columns, file).equals(wanted):
                 raise SourceError(
                     f"{file} has the columns {schema.names}, {self.files[0]} has {wanted.names}: they differ."
                 )
         self.columns = list(wanted.names)
-        self.group_sizes = [size for sizes, _ in footers for size in sizes]
-        self.places = [(file, index) for file, (sizes, _) in enumerate(footers) for index in range(len(sizes))]
+        self.fingerprint = digest_of(
+            [(Path(file).name, *footer[2:]) for file, footer in zip(self.files, footers, strict=True)]
+        )
+        self.group_sizes = [size for sizes, _, _ in footers for size in sizes]
+        self.places = [(file, index) for file, (sizes, _, _) in enumerate(footers) for index in range(len(sizes))]
 
     def num_rows_of_files(self) -> list[int]:
         """Rows of each file."""
@@ -177,12 +182,13 @@ class ParquetShards:
         return _ShardReader(self)
 
 
-def _read_footer(file: str) -> tuple[list[int], pa.Schema]:
+def _read_footer(file: str) -> tuple[list[int], pa.Schema, str]:
+    """Rows of each group, the columns, and what tells the file from others of its name."""
     try:
         with open_file(file) as opened, pq.ParquetFile(opened) as parquet:
             metadata = parquet.metadata
             sizes = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
-            return sizes, parquet.schema_arrow
+            return sizes, parquet.schema_arrow, digest_of(sizes, shard_digest(metadata))
     except (OSError, pa.ArrowInvalid) as error:
         raise SourceError(f"{file} cannot be read as parquet: {error}. Pack it anew.") from error
 
@@ -265,6 +271,7 @@ class IndexedPhotos:
         self.columns = list(columns or known)
         self.group_sizes = _group_neighbours(index)
         self.starts = list(accumulate(self.group_sizes, initial=0))
+        self.fingerprint = index.digest()
 
     def open(self) -> "_IndexReader":
         """A reader that keeps the files it used last open."""

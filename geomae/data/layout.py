@@ -5,15 +5,25 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from geomae.data.filesystems import is_url, list_files
-from geomae.errors import SourceError
+from geomae.errors import ConfigError, SourceError
 
-__all__ = ["SHARD_PATTERN", "is_packed", "list_shard_urls", "list_shards", "shard_name"]
+__all__ = ["MAX_SHARDS", "SHARD_PATTERN", "is_packed", "list_shard_urls", "list_shards", "shard_name"]
 
+MAX_SHARDS = 99_999
 SHARD_PATTERN = re.compile(r"(?P<split>[a-z0-9_]+)-(?P<index>\d{5})-of-(?P<total>\d{5})\.parquet")
 
 
 def shard_name(split: str, index: int, num_shards: int) -> str:
-    """File name of a shard, as the Hub names them."""
+    """File name of a shard, as the Hub names them.
+
+    Raises:
+        ConfigError: there are more shards than such names can count.
+    """
+    if num_shards > MAX_SHARDS:
+        raise ConfigError(
+            f"{num_shards} shards of {split!r} are more than the {MAX_SHARDS} that their names count: pack more photos "
+            "into each with --photos_per_shard."
+        )
     return f"{split}-{index:05d}-of-{num_shards:05d}.parquet"
 
 

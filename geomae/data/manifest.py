@@ -50,17 +50,20 @@ def write_manifest(
         reports: the shards of this run.
         source: where the photos came from, in words.
         options: what the run was asked for.
-        left_out: photos that the source names and that no shard was asked to hold; listed with the run's first split.
+        left_out: photos that the source names and that no shard was asked to hold; listed with the split that
+            the run is for (`split_name`).
 
     Returns:
         The manifest. `source` and `options` at its top are those of the latest run; each split keeps its own.
     """
     splits = read_splits(output_dir)
-    for split in dict.fromkeys(report.split for report in reports):
+    own_splits = list(dict.fromkeys(report.split for report in reports))
+    blamed = options.get("split_name") if options.get("split_name") in own_splits else next(iter(own_splits), None)
+    for split in own_splits:
         own = [report for report in reports if report.split == split]
         bad = BadTally.of(photo for report in own for photo in report.bad)
-        if left_out is not None:
-            bad, left_out = bad + left_out, None
+        if left_out is not None and split == blamed:
+            bad = bad + left_out
         splits[split] = {
             "num_photos": sum(report.num_photos for report in own),
             "num_bad": len(bad),

@@ -5,6 +5,7 @@ import math
 import random
 import re
 import warnings
+from typing import cast
 
 import cv2
 import numpy as np
@@ -31,6 +32,7 @@ MAX_PIXELS = 100_000_000  # a decompression bomb of more is refused from its hea
 MAX_PHOTO_BYTES = 2**28  # a file of more is refused before it is read
 
 _ORIENTATION_TAG = 0x0112
+_PIXELS_AT_ONCE = 2**22  # of a photo that Pillow decodes and converts
 _CROP_ATTEMPTS = 10
 _LOG_ASPECTS = (math.log(3 / 4), math.log(4 / 3))
 _START_OF_SCAN, _END_OF_IMAGE = 0xDA, 0xD9
@@ -102,7 +104,8 @@ def _decode_other(data: bytes) -> np.ndarray:
             with Image.open(io.BytesIO(data)) as image:
                 _refuse_bomb(image.height, image.width)
                 image.load()
-                return np.ascontiguousarray(_to_rgb(ImageOps.exif_transpose(image)))
+                ImageOps.exif_transpose(image, in_place=True)
+                return _to_rgb(image)
     except DamagedPhotoError:
         raise
     except UnidentifiedImageError as error:
@@ -121,9 +124,23 @@ def _refuse_bomb(height: int, width: int) -> None:
 
 
 def _to_rgb(image: Image.Image) -> np.ndarray:
-    if image.mode.startswith("I"):  # Pillow's own conversion of 16-bit grey clips all above 255 to white
+    """`(H, W, 3)` uint8 of an image in any mode; in strips, because Pillow takes copies of the whole on the way."""
+    # Pillow's own conversion of 16-bit grey clips all above 255 to white
+    is_deep = image.mode.startswith("I") and (image.mode != "I" or cast(tuple[int, int], image.getextrema())[1] > 255)
+    pixels = np.empty((image.height, image.width, 3), np.uint8)
+    rows = max(1, _PIXELS_AT_ONCE // image.width)
+    for top in range(0, image.height, rows):
+        bottom = min(top + rows, image.height)
+        is_whole = bottom - top == image.height
+        strip = image if is_whole else image.crop((0, top, image.width, bottom))
+        pixels[top:bottom] = _strip_to_rgb(strip, is_deep=is_deep)
+    return pixels
+
+
+def _strip_to_rgb(image: Image.Image, *, is_deep: bool) -> np.ndarray:
+    if image.mode.startswith("I"):
         grey = np.asarray(image).astype(np.int64)
-        grey = grey >> 8 if grey.max(initial=0) > 255 or image.mode != "I" else grey
+        grey = grey >> 8 if is_deep else grey
         return np.repeat(np.clip(grey, 0, 255).astype(np.uint8)[..., None], 3, axis=2)
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
         with_alpha = image.convert("RGBA")

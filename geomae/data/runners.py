@@ -103,7 +103,7 @@ def _run_on_ray(tasks: Sequence[Any], work: Work, address: str, bar: "tqdm[Any]"
     try:
         import ray
     except ImportError as error:
-        raise SourceError("--ray needs Ray: install it on every machine with `pip install 'geomae[ray]'`.") from error
+        raise SourceError("--ray needs Ray: install it on every machine with `pip install ray`.") from error
     if not ray.is_initialized():
         ray.init(address=None if address == "local" else address, log_to_driver=False)
 

@@ -26,7 +26,7 @@ from geomae.data.coordinates import (
 )
 from geomae.data.damage import BadTally
 from geomae.data.exif import read_gps
-from geomae.data.filesystems import FileEntry, RemoteError, is_url, join, list_files, open_file, size_of
+from geomae.data.filesystems import FileEntry, RemoteError, is_url, join, list_files, open_file, public_name, size_of
 from geomae.data.listing import KINDS, MP16_PRO, Listing, choose_shards, detect_kind, find_table, list_source, suffix_of
 from geomae.data.photo_index import PhotoIndex, name_apart
 from geomae.data.reading import PhotoReader
@@ -193,8 +193,8 @@ def _choose_table(listing: Listing, kind: str, options: SourceOptions, source: s
         )
     if found is None and finds and kind != "folder":
         raise SourceError(
-            f"{source} holds no coordinates, and no CSV was found in it or beside it. Name the table with --csv, or "
-            "pack for pretraining with --unlabelled."
+            f"{source} holds no coordinates, and no CSV was found in it or beside it. Name the table with --csv "
+            "(data_csv in the configuration of a training), or take the photos without any with --unlabelled."
         )
     return found
 
@@ -386,7 +386,7 @@ def _explain_emptiness(bad: BadTally) -> str:
 
 def _describe(source: str, kind: str, table_file: str | None, options: SourceOptions) -> str:
     """Where the photos came from, in words that name no folder of this machine."""
-    name = os.path.basename(os.path.abspath(source)) if os.path.exists(source) else source
+    name = public_name(source)
     if options.unlabelled:
         return f"photos of {name}, without coordinates"
     if table_file is not None:

@@ -23,7 +23,7 @@ __all__ = ["StreamProgress"]
 
 logger = logging.getLogger(__name__)
 
-ORDER_DEPENDS_ON = ("seed", "num_photos", "shuffle_buffer")
+ORDER_DEPENDS_ON = ("seed", "photos", "num_photos", "shuffle_buffer")
 
 
 class StreamProgress(TrainerCallback, ExportableState):
@@ -186,10 +186,11 @@ class StreamProgress(TrainerCallback, ExportableState):
             self.stream.place = self._find_place(saved, checkpoint)
             self._own_positions = dict(enumerate(self.stream.place.positions))
 
-    def describe_order(self) -> dict[str, int]:
+    def describe_order(self) -> dict[str, int | str]:
         """Everything that the order of a stream's photos is a function of, by the user's names."""
         return {
             "seed": self.args.stream_seed,
+            "photos": self.stream.photos.fingerprint,
             "num_processes": self.args.world_size,
             "batch_size": self.args.per_device_train_batch_size,
             "num_workers": self.args.dataloader_num_workers,
