@@ -42,9 +42,9 @@ class Measurement:
 class MemoryOfEpoch:
     """Of all workers together, in units of 10^6 bytes."""
 
-    peak_uss_mb: float  # memory that is a worker's alone
+    peak_uss_mb: float  # memory that is a worker's alone; not the shards, which it maps: they are the page cache's
     last_uss_mb: float  # at the epoch's last batch
-    peak_rss_mb: float  # with what it shares: libraries, and pages of the parent it was forked from
+    peak_rss_mb: float  # with the mapped shards and what it shares: libraries, and pages of its parent
 
 
 def measure(pipeline: Pipeline, *, num_warmup_batches: int, num_batches: int) -> Measurement:
@@ -89,11 +89,15 @@ def memory_over_epochs(batches: Generator[int], *, num_epochs: int, batches_per_
             uss, rss = [], []
             for _ in range(batches_per_epoch):
                 next(batches)
-                seen = [worker.memory_full_info() for worker in workers]
-                uss.append(sum(memory.uss for memory in seen) / 1e6)
-                rss.append(sum(memory.rss for memory in seen) / 1e6)
+                uss.append(sum(map(_unique_bytes, workers)) / 1e6)
+                rss.append(sum(worker.memory_info().rss for worker in workers) / 1e6)
             epochs.append(MemoryOfEpoch(max(uss), uss[-1], max(rss)))
     return epochs
+
+
+def _unique_bytes(process: psutil.Process) -> int:
+    maps = [each for each in process.memory_maps() if not each.path.endswith(".parquet")]
+    return sum(each.private_clean + each.private_dirty for each in maps)
 
 
 def find_cpu_model() -> str:
