@@ -2,6 +2,7 @@
 
 import ast
 import dataclasses
+import json
 import re
 import shlex
 from collections.abc import Iterator
@@ -129,3 +130,13 @@ def test_every_name_that_a_python_block_imports_from_here_exists() -> None:
     ]
     assert imported
     assert not [name for name in imported if name not in geomae.data.__all__]
+
+
+def test_scaling_quotes_the_benchmark_that_is_committed() -> None:
+    record = json.loads((ROOT / "results" / "benchmarks" / "input_pipeline.json").read_text(encoding="utf-8"))
+    speed = record["pipelines"]["ours"]["photos_per_worker_core_s"]
+    memory = max(epoch["peak_uss_mb"] for epoch in record["memory"]["epochs"])
+    text = read("scaling.md")
+    assert f"| training photos per worker-core-second | {speed:,.0f} |" in text
+    assert f"commit `{record['commit'][:12]}`" in text
+    assert f"| {memory:.0f} MB | the same file |" in text
