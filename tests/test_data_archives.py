@@ -29,21 +29,21 @@ def test_members_of_a_tar_lie_where_they_are_said_to(tar_format: int) -> None:
 def test_members_of_msgpack_shards_lie_where_they_are_said_to() -> None:
     for binary in (True, False):
         data = msgpack_bytes(({"id": name, "image": image} for name, image in PHOTOS.items()), use_bin_type=binary)
-        members = list(walk_msgpack(io.BytesIO(data)))
+        members = list(walk_msgpack(io.BytesIO(data), len(data)))
         assert {member.name: cut(data, member) for member in members} == PHOTOS
 
 
 def test_keys_of_a_msgpack_record_may_stand_in_any_order_among_others() -> None:
     record = {"url": "http://x", "image": photo(1), "size": [1, 2], "id": 77, "exif": {"a": None}}
     data = msgpack_bytes([record, {"id": "no image"}, {"image": photo(2)}])
-    first, second, third = walk_msgpack(io.BytesIO(data))
+    first, second, third = walk_msgpack(io.BytesIO(data), len(data))
     assert (first.name, cut(data, first)) == ("77", photo(1))
     assert (second.name, second.problem) == ("no image", "its record holds no image")
     assert third.problem == "its record holds no id"
 
 
 def test_empty_shard_is_whole() -> None:
-    assert list(walk_msgpack(io.BytesIO(b""))) == []
+    assert list(walk_msgpack(io.BytesIO(b""), 0)) == []
     data = tar_bytes({})
     assert list(walk_tar(io.BytesIO(data), len(data))) == []
     assert list(walk_zip(io.BytesIO(zip_bytes({})))) == []

@@ -218,7 +218,7 @@ def pack(output_dir: Path, picture_file: Path, **options: Any) -> dict[str, Any]
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    return {file.name: file.read_bytes() for file in sorted(folder.glob("*"))}
+    return {file.name: file.read_bytes() for file in sorted(folder.glob("[!.]*"))}
 
 
 def test_one_and_two_processes_write_the_same_bytes(tmp_path: Path, picture_file: Path) -> None:

@@ -2,7 +2,7 @@ import io
 import json
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -125,8 +125,15 @@ def test_photos_that_another_table_of_the_folder_names_too_are_refused(records: 
 
 def test_photos_of_one_name_in_two_folders_are_two_photos(records: list[Photo], tmp_path: Path) -> None:
     pack(records, tmp_path / "out", source="photos of one", folder="one")
-    manifest = pack(records, tmp_path / "out", source="photos of two", folder="two", split_name="test")
+    elsewhere = [replace(record, longitude=-7.5) for record in records]
+    manifest = pack(elsewhere, tmp_path / "out", source="photos of two", folder="two", split_name="test")
     assert {name: entry["num_photos"] for name, entry in manifest["splits"].items()} == {"train": 40, "test": 40}
+
+
+def test_the_same_photos_in_a_folder_of_another_name_are_the_same(records: list[Photo], tmp_path: Path) -> None:
+    pack(records, tmp_path / "out", source="photos of one", folder="one")
+    with pytest.raises(SourceError, match="holds 40 of these photos in its split 'train'"):
+        pack(records, tmp_path / "out", source="photos of two", folder="two", split_name="test")
 
 
 def test_shards_of_a_killed_run_with_other_fractions_are_refused(records: list[Photo], tmp_path: Path) -> None:

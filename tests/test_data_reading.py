@@ -41,7 +41,7 @@ def test_what_is_wrong_with_one_photo_is_said_in_its_place(tmp_path: Path) -> No
     assert (read[0], read[-1]) == (photo(1), photo(1))
     assert [type(result) for result in read[1:-1]] == [FileNotFoundError, *[DamagedPhotoError] * 4]
     assert [str(result) for result in read[2:5]] == [
-        "b.bin ends within it",
+        "its archive ends within it: b.bin",
         "it is named, but there is no such photo",
         "1,099,511,627,776 bytes are more than the 268,435,456 of any photo",
     ]

@@ -141,8 +141,9 @@ def test_killed_run_resumes_without_losing_or_doubling_a_photo(tmp_path: Path, n
 
 def test_half_written_files_of_a_dead_run_are_removed(tmp_path: Path) -> None:
     (tmp_path / ".train-00000-of-00003.parquet.99999999.tmp").write_bytes(b"half")
+    (tmp_path / ".manifest.json.99999999.tmp").write_bytes(b"half")
     build(tmp_path, plan())
-    assert not list(tmp_path.glob(".*"))
+    assert not list(tmp_path.glob(".*.tmp"))
 
 
 def test_file_that_is_no_parquet_is_written_again(tmp_path: Path) -> None:

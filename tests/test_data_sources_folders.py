@@ -202,12 +202,24 @@ def test_what_a_table_gets_wrong_is_counted_under_reasons_that_say_it(tmp_path: 
     assert {"a", "b", "c", "d", "e", "f", "g", "gone", "row 211"} == set(left_out(folder))
 
 
-def test_two_photos_for_one_id_keep_the_first_and_count_the_other(tmp_path: Path) -> None:
+def test_row_that_fits_two_photos_equally_well_takes_neither(tmp_path: Path) -> None:
     write_file(tmp_path / "a" / "1.jpg", photo(1))
     write_file(tmp_path / "b" / "1.jpg", photo(2))
-    write_csv(tmp_path / "t.csv", "id,latitude,longitude", [("1", 1, 2)])
-    assert images(read_source(tmp_path)) == {"1": photo(1)}
-    assert left_out(tmp_path) == {"b/1.jpg": "another photo has the same id"}
+    write_file(tmp_path / "2.jpg", photo(3))
+    write_csv(tmp_path / "t.csv", "id,latitude,longitude", [("1", 1, 2), ("2", 3, 4)])
+    assert images(read_source(tmp_path)) == {"2": photo(3)}
+    assert left_out(tmp_path) == {"1": "several photos fit its row of the table equally well"}
+    with pytest.raises(SourceError, match=r"1 rows .* the first is '1', which is 'a/1\.jpg' or 'b/1\.jpg'"):
+        open_source(tmp_path, SourceOptions(for_test=True))
+
+
+def test_photo_whose_name_is_nearest_to_the_id_gets_the_row(tmp_path: Path) -> None:
+    write_file(tmp_path / "_thumbs" / "1.jpg", photo(1))
+    write_file(tmp_path / "1.jpeg", photo(2))
+    write_file(tmp_path / "1.jpg", photo(3))
+    write_csv(tmp_path / "t.csv", "id,latitude,longitude", [("1.jpg", 1, 2)])
+    assert images(read_source(tmp_path)) == {"1.jpg": photo(3)}
+    assert set(left_out(tmp_path)) == {"_thumbs/1.jpg", "1.jpeg"}
 
 
 def test_swapped_table_is_refused_with_the_option_that_reads_it(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 from geomae.data.earth import EarthCutter, EarthPicture, EarthSplit, default_extent_km, pack_earth
 from geomae.data.filesystems import public_name
+from geomae.data.hub import is_hub_id
 from geomae.data.listing import KINDS
 from geomae.data.pack import ORDERS, PhotoPacker, pack_photos
 from geomae.data.photo_index import PhotoIndex
@@ -142,7 +143,13 @@ def _open(arguments: argparse.Namespace) -> PhotoIndex:
         split=arguments.source_split,
         min_photo_bytes=arguments.min_photo_bytes,
     )
-    return open_source(arguments.source, options)
+    photos = open_source(arguments.source, options)
+    chosen = photos.kind == "packed" or is_hub_id(arguments.source) or arguments.unlabelled  # of OSV-5M's folders
+    if arguments.source_split is not None and not chosen:
+        raise ConfigError(
+            f"--source_split is of packed folders and data sets of the Hub; this is {KINDS[photos.kind]}."
+        )
+    return photos
 
 
 def run_inspect(arguments: argparse.Namespace) -> None:
@@ -160,6 +167,7 @@ def run_inspect(arguments: argparse.Namespace) -> None:
 
 def run_pack(arguments: argparse.Namespace) -> dict[str, Any]:
     """Pack photos; returns the manifest."""
+    _refuse_output_inside(arguments.source, arguments.output_dir)
     return pack_photos(
         _open(arguments),
         arguments.output_dir,
@@ -174,6 +182,12 @@ def run_pack(arguments: argparse.Namespace) -> dict[str, Any]:
         num_processes=arguments.num_processes,
         ray_address=arguments.ray,
     )
+
+
+def _refuse_output_inside(source: str, output_dir: Path) -> None:
+    """The next run would take the shards for photos of the source."""
+    if Path(source).is_dir() and output_dir.resolve().is_relative_to(Path(source).resolve()):
+        raise ConfigError(f"--output_dir {output_dir} lies in the source {source}: choose a folder outside of it.")
 
 
 def run_earth(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -250,6 +264,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         manifest = run_pack(arguments) if arguments.command == "pack" else run_earth(arguments)
     except GeoMAEError as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:  # a disk that is full, a folder that is a file
+        print(f"{type(error).__name__}: {error}. What is finished is kept; start again to go on.", file=sys.stderr)
         return 2
     for split, entry in manifest["splits"].items():
         print(

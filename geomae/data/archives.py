@@ -38,11 +38,12 @@ class Storage(IntEnum):
 class Member:
     """One member of an archive; `problem` says why it cannot be used."""
 
-    name: str
+    name: str  # empty: the problem is the archive's
     offset: int = 0
     size: int = 0
     storage: Storage = Storage.STORED
     problem: str | None = None
+    lost_bytes: int = 0  # of the archive, that the problem makes unreadable; -1 where it was cut off: nobody knows
 
 
 def is_hidden(name: str) -> bool:
@@ -81,18 +82,19 @@ def walk_tar(file: BinaryIO, size: int) -> Iterator[Member]:
             except SourceError:
                 raise
             except (tarfile.TarError, ValueError, OverflowError) as error:
-                yield Member("", problem=f"{_BROKEN_OFF}: {error}")
+                yield Member("", problem=f"{_BROKEN_OFF}: {error}", lost_bytes=size - archive.offset)
                 return
             if member is None:
                 if problem := _explain_end(file, archive.offset):
-                    yield Member("", problem=problem)
+                    is_cut = archive.offset + tarfile.BLOCKSIZE > size
+                    yield Member("", problem=problem, lost_bytes=-1 if is_cut else size - archive.offset)
                 return
             archive.members.clear()  # type: ignore[attr-defined]  # tarfile remembers all of them
             name = member.name.removeprefix("./")
             if member.issym() or member.islnk() or member.issparse():
                 yield Member(name, problem="it is a link or has holes: its bytes are not in its place")
             elif member.isreg() and member.offset_data + member.size > size:
-                yield Member("", problem=f"{_BROKEN_OFF} within {name}")
+                yield Member("", problem=f"{_BROKEN_OFF}: within {name}", lost_bytes=-1)
                 return
             elif member.isreg():
                 yield Member(name, member.offset_data, member.size)
@@ -137,8 +139,12 @@ def walk_zip(file: BinaryIO) -> Iterator[Member]:
             yield Member(info.filename, offset, info.compress_size, storages[info.compress_type])
 
 
-def walk_msgpack(file: BinaryIO) -> Iterator[Member]:
+def walk_msgpack(file: BinaryIO, size: int) -> Iterator[Member]:
     """The photos of a msgpack shard: concatenated maps with the keys `id` and `image`, as bytes or text.
+
+    Args:
+        file: at its beginning.
+        size: its bytes.
 
     Source: TIBHannover/GeoEstimation (Müller-Budack, Pustu-Iren and Ewerth, 2018), its shards of 4,096 photos.
     """
@@ -148,19 +154,25 @@ def walk_msgpack(file: BinaryIO) -> Iterator[Member]:
     while True:
         start = unpacker.tell()
         try:
-            yield _read_record(unpacker, unpacker.read_map_header())
+            yield _read_record(unpacker)
         except msgpack.OutOfData:
             if file.tell() > start:  # of a whole shard nothing is left
-                yield Member("", problem=f"{_BROKEN_OFF} in its last record")
+                yield Member("", problem=f"{_BROKEN_OFF}: in its last record", lost_bytes=-1)
             return
         except (ValueError, TypeError, RecursionError, msgpack.UnpackException) as error:
-            yield Member("", problem=f"{_BROKEN_OFF}: {error or type(error).__name__}")
+            yield Member("", problem=f"{_BROKEN_OFF}: {error or type(error).__name__}", lost_bytes=size - start)
             return
 
 
-def _read_record(unpacker: Any, num_fields: int) -> Member:
+def _read_record(unpacker: Any) -> Member:
     """One map; the image's bytes are the last ones of its value."""
     name, image, end = "", None, 0
+    try:
+        num_fields = unpacker.read_map_header()
+    except ValueError:  # the published shards have None where a photo was missing
+        if unpacker.unpack() is not None:
+            raise
+        return Member("", problem="its record is None")
     for _ in range(num_fields):
         key, value = unpacker.unpack(), unpacker.unpack()
         if key in (b"id", "id"):

@@ -3,6 +3,7 @@
 import json
 import logging
 import math
+import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -38,6 +39,8 @@ PHOTO_SUFFIXES = frozenset(
 SCENES = ("indoor", "natural", "urban")  # what the numbers of S3_Label mean
 
 _SWAPPED_SHARE = 0.01  # more rows that only swapping brings to Earth are no typing errors
+_NO_ID = frozenset({"nan", "NaN"})  # what programs write where there is none
+_NOTHING = frozenset({"nan", "null", "none"})  # photos without an author are not all of one author
 _CSV_CHUNK_ROWS = 2**18
 _MAX_PREFIX_FOLDERS = 4  # folders that an archive may put in front of the names of a table
 
@@ -101,7 +104,7 @@ def _load_csv(path: str) -> CoordinateTable:
     table = _read_csv(path)
     names = list(table.columns)
     id_column = find_column("id", names)
-    ids = None if id_column is None else table[id_column].tolist()
+    ids = None if id_column is None else ["" if value in _NO_ID else value for value in table[id_column].tolist()]
     return CoordinateTable(ids, _numbers(table, "latitude", path), _numbers(table, "longitude", path), _optional(table))
 
 
@@ -124,8 +127,8 @@ def _read_csv(path: str) -> pd.DataFrame:
         ) from error
     except pd.errors.ParserError as error:
         raise SourceError(
-            f"{path} cannot be read as CSV: {str(error).strip()}. Does a field hold a comma? Put it between double "
-            "quotes."
+            f"{path} cannot be read as CSV: {str(error).strip()}. Does a field hold a comma, or a number one for a "
+            "point? Put fields with commas between double quotes, and save numbers with points."
         ) from error
     except ValueError as error:
         raise SourceError(f"{path} cannot be read as CSV: {error}") from error
@@ -149,10 +152,15 @@ def _numbers(table: pd.DataFrame, name: str, path: str) -> np.ndarray:
     if column is None:
         raise SourceError(
             f"{path} has no column {' or '.join(COLUMN_ALIASES[name])}; "
-            f"its columns are {', '.join(table.attrs['header'])}. "
-            "Is its first line the header? Rename the column in the file."
+            f"its columns are {', '.join(table.attrs['header'])}. {_advise_on_header(table.attrs['header'])}"
         )
     return np.asarray(pd.to_numeric(table[column], errors="coerce"), dtype=np.float64)
+
+
+def _advise_on_header(header: Sequence[str]) -> str:
+    if len(header) == 1 and any(separator in header[0] for separator in ";\t"):
+        return "Its fields are not separated by commas: save it as CSV with commas, and numbers with points."
+    return "Is its first line the header? Rename the column in the file."
 
 
 def _optional(table: pd.DataFrame) -> dict[str, list[str]]:
@@ -160,7 +168,8 @@ def _optional(table: pd.DataFrame) -> dict[str, list[str]]:
     for name in ("author", "scene", "country"):
         if column := find_column(name, list(table.columns)):
             codes, values = pd.factorize(table[column])  # each text once in memory, not once for each of its photos
-            texts = [name_scene(str(value)) if name == "scene" else str(value) for value in values]
+            texts = ["" if str(value).casefold() in _NOTHING else str(value) for value in values]
+            texts = [name_scene(text) for text in texts] if name == "scene" else texts
             optional[name] = [texts[code] for code in codes.tolist()]
     return optional
 
@@ -267,15 +276,10 @@ def sift_coordinates(
     Raises:
         CoordinateError: so many lie off the Earth, and on it when swapped, that the columns must be.
     """
-    off_earth = find_off_earth(latitude, longitude)
-    helped = off_earth & ~find_off_earth(longitude, latitude)
-    if helped.sum() > _SWAPPED_SHARE * len(off_earth):
-        first = int(np.argmax(helped))
-        raise CoordinateError(
-            f"{int(helped.sum())} of {len(helped)} rows of {source} are on Earth only if latitude and longitude are "
-            f"swapped; the first is id {ids[first]}: latitude={latitude[first]:g}, longitude={longitude[first]:g}.\n"
-            "  Pass --swap_lat_lon to read them the other way round; leave it out if it is there."
-        )
+    off_earth, off_if_swapped = find_off_earth(latitude, longitude), find_off_earth(longitude, latitude)
+    helped, harmed = off_earth & ~off_if_swapped, off_if_swapped & ~off_earth
+    if helped.sum() > max(_SWAPPED_SHARE * len(helped), harmed.sum()):
+        raise CoordinateError(_explain_swap(latitude, longitude, ids, source, helped, off_earth))
     finite = np.isfinite(latitude) & np.isfinite(longitude)
     null_island = (latitude == 0) & (longitude == 0)
     for chosen, reason in (
@@ -287,7 +291,33 @@ def sift_coordinates(
     return ~(off_earth | null_island)
 
 
-def join_rows(names: Sequence[str], ids: Sequence[str]) -> np.ndarray:
+def _explain_swap(
+    latitude: np.ndarray,
+    longitude: np.ndarray,
+    ids: Sequence[str],
+    source: str,
+    helped: np.ndarray,
+    off_earth: np.ndarray,
+) -> str:
+    def show(row: int) -> str:
+        return f"id {ids[row]}: latitude={latitude[row]:g}, longitude={longitude[row]:g}"
+
+    first = int(np.argmax(helped))
+    undecided = np.flatnonzero(~off_earth)
+    message = (
+        f"{int(helped.sum())} of {len(helped)} rows of {source} are on Earth only if latitude and longitude are "
+        f"swapped; the first is {show(first)}.\n"
+        "  Pass --swap_lat_lon to read them the other way round; leave it out if it is there."
+    )
+    if len(undecided) > len(helped) / 2:  # of Europe, for example: a typing error looks the same
+        message += (
+            f"\n  {len(undecided)} rows are on Earth either way, such as {show(int(undecided[0]))}. If that is right "
+            "as it stands, nothing is swapped: correct or delete the rows that are off the Earth."
+        )
+    return message
+
+
+def join_rows(names: Sequence[str], ids: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
     """The row of a table that belongs to each photo.
 
     A photo belongs to the id that is its name; else to the one that is its name with `/` written as `_`, without the
@@ -298,25 +328,28 @@ def join_rows(names: Sequence[str], ids: Sequence[str]) -> np.ndarray:
         ids: of the table, unique.
 
     Returns:
-        `(n,)` int64, -1 where no id fits.
+        `(n,)` int64, -1 where no id fits; and `(n,)` int8, how far it was fetched: 0 where the name is the id, 1 where
+        it is but for its spelling, and 1 more for each folder that was left out.
     """
     exact = pd.Index(ids)
     rows = exact.get_indexer(pd.Index(names))
+    steps = np.zeros(len(names), dtype=np.int8)
     keys = pd.Series([_key(photo_id) for photo_id in ids])
     first = ~keys.duplicated()
     index, row_of_key = pd.Index(keys[first]), np.flatnonzero(first)
     missing = np.flatnonzero(rows < 0)
     paths = [names[row] for row in missing.tolist()]
-    for _ in range(_MAX_PREFIX_FOLDERS + 1):
+    for step in range(1, _MAX_PREFIX_FOLDERS + 2):
         if not len(missing):
             break
         found = index.get_indexer(pd.Index([_key(path) for path in paths]))
-        rows[missing[found >= 0]] = row_of_key[found[found >= 0]]
+        rows[missing[found >= 0]], steps[missing[found >= 0]] = row_of_key[found[found >= 0]], step
         longer = [place for place, path in enumerate(paths) if found[place] < 0 and "/" in path]
         missing, paths = missing[longer], [paths[place].partition("/")[2] for place in longer]
-    return np.asarray(rows, dtype=np.int64)
+    return np.asarray(rows, dtype=np.int64), steps
 
 
 def _key(name: str) -> str:
     stem, dot, suffix = name.rpartition(".")
-    return (stem if dot and f".{suffix.lower()}" in PHOTO_SUFFIXES else name).replace("/", "_")
+    key = (stem if dot and f".{suffix.lower()}" in PHOTO_SUFFIXES else name).replace("/", "_").replace("\\", "_")
+    return key if key.isascii() else unicodedata.normalize("NFC", key)  # macOS writes accents apart

@@ -1,15 +1,20 @@
 """Photos that are left out: named, counted by reason, and too many of them refused."""
 
+import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from statistics import median
 from typing import Any
 
 from geomae.errors import TooManyDamagedPhotosError
 
-__all__ = ["MAX_BAD_LISTED", "BadPhoto", "BadTally"]
+__all__ = ["MAX_BAD_LISTED", "BadPhoto", "BadTally", "BrokenArchive", "count_broken"]
 
 MAX_BAD_LISTED = 1000  # photos listed by name; all of them are counted
+
+
+_NUMBERS = re.compile(r"\d[\d,.]*\d")
 
 
 @dataclass(frozen=True)
@@ -18,6 +23,11 @@ class BadPhoto:
 
     file: str
     reason: str
+    may_pass: bool = False  # its file or its server could not be read, which may be otherwise another time
+
+    def to_json(self) -> dict[str, str]:
+        """What manifests list."""
+        return {"file": self.file, "reason": self.reason}
 
 
 @dataclass
@@ -34,9 +44,17 @@ class BadTally:
         """Both together; the other's photos are listed first."""
         return BadTally(self.counts + other.counts, [*other.listed, *self.listed][:MAX_BAD_LISTED])
 
-    def add(self, file: str, reason: str, *, kind: str | None = None) -> None:
-        """Count one; `kind` is the reason without what is particular to this photo."""
-        self.counts[kind or reason] += 1
+    def add(self, file: str, reason: str, *, kind: str | None = None, count: int = 1) -> None:
+        """Count one, or what stands for several.
+
+        Args:
+            file: its name.
+            reason: why.
+            kind: the reason without what is particular to this photo; by default what stands before a colon, and `N`
+                for each number.
+            count: photos that are lost with it.
+        """
+        self.counts[kind or _NUMBERS.sub("N", reason.partition(": ")[0])] += count
         if len(self.listed) < MAX_BAD_LISTED:
             self.listed.append(BadPhoto(file, reason))
 
@@ -85,3 +103,38 @@ class BadTally:
         for photo in photos:
             tally.add(photo.file, photo.reason)
         return tally
+
+
+@dataclass(frozen=True)
+class BrokenArchive:
+    """An archive that cannot be read to its end."""
+
+    name: str
+    problem: str
+    lost_bytes: int  # -1 where nobody knows
+
+
+def count_broken(broken: Sequence[BrokenArchive], num_photos: Mapping[str, int], num_bytes: int, bad: BadTally) -> None:
+    """Count the photos that broken archives have lost, about.
+
+    That is what their unreadable bytes would hold at the source's mean; where an archive was cut off, which does not
+    say how long it was, what it lacks to the median of the whole ones.
+
+    Args:
+        broken: the archives.
+        num_photos: found in each archive of the source; empty where a table names those that are lost: each broken
+            archive counts once then.
+        num_bytes: of all archives.
+        bad: counts them, each archive at least once.
+    """
+    num_read = num_bytes - sum(max(0, archive.lost_bytes) for archive in broken)
+    names = {archive.name for archive in broken}
+    whole = [number for name, number in num_photos.items() if name not in names]
+    usual = median(whole) if whole else 0
+    for archive in broken:
+        if archive.lost_bytes < 0:
+            lost = round(usual) - num_photos.get(archive.name, 0)
+        else:
+            lost = round(archive.lost_bytes * sum(num_photos.values()) / max(1, num_read))
+        reason = f"{archive.problem}; about {lost:,} photos are lost" if lost > 1 else archive.problem
+        bad.add(archive.name, reason, kind=archive.problem.partition(": ")[0], count=max(1, lost))

@@ -243,7 +243,8 @@ def pack_earth(
         for index, payload in enumerate(payloads):
             digest = digest_of(options, picture_sha256, known, payload)
             name = shard_name(split.name, index, len(payloads))
-            tasks.append(ShardTask(name, split.name, len(payload["id"]), digest, payload))
+            photos = digest_of(payload["id"], payload["latitude"], payload["longitude"])
+            tasks.append(ShardTask(name, split.name, len(payload["id"]), digest, payload, photos))
     refuse_other_run(output_dir, {split.name for split in splits}, source=source, options=options)
     reports = build_shards(
         output_dir, tasks, cutter, optional_columns=known, num_processes=num_processes, description="earth"

@@ -7,7 +7,8 @@ import io
 import os
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
@@ -29,13 +30,20 @@ __all__ = [
     "open_file",
     "path_exists",
     "public_name",
+    "public_text",
+    "stat_remote",
     "size_of",
 ]
 
-# What file systems call the things that change when a file does.
-_STATE_KEYS = ("ETag", "etag", "mtime", "LastModified", "last_modified", "created", "md5Hash", "oid", "blob_id", "size")
+# What file systems call the things that change when a file does; a size alone may stay the same.
+_STATE_KEYS = (
+    *("ETag", "etag", "mtime", "LastModified", "last_modified", "Last-Modified", "updated", "created"),
+    *("md5Hash", "oid", "blob_id"),
+)
+_SECRETS = re.compile(r"(\w+://)(?:[^\s/@'\"]*@)?([^\s?'\"]*)(?:\?[^\s'\":]*)?")
 _BRACES = re.compile(r"\{([^{}]*)\}")
 _READ_ATTEMPTS = 3  # of a remote read; servers of millions of photos fail now and then
+_MAX_REQUESTS = 16  # to a server at once
 _PAUSE_SECONDS = 0.5  # before the second attempt, twice as long before the third
 _NO_RANGES = ("range requests", "Cannot seek streaming")  # what fsspec's http says of servers without them
 
@@ -51,6 +59,7 @@ class FileEntry:
     path: str  # a local path or a URL
     size: int | None  # bytes; None where a remote listing does not tell
     state: int  # another number when the file has changed
+    is_dated: bool = True  # false: the listing tells too little for that
 
 
 def is_url(path: str | Path) -> bool:
@@ -60,13 +69,18 @@ def is_url(path: str | Path) -> bool:
 
 def public_name(source: str) -> str:
     """What a record may say of a source: a folder's name without the folders above it, a URL without its secrets."""
-    if os.path.exists(source):
-        return os.path.basename(os.path.abspath(source))
-    if not is_url(source):
-        return source
-    protocol, _, rest = source.partition("://")
-    host, slash, path = rest.partition("?")[0].partition("/")
-    return f"{protocol}://{host.rpartition('@')[2]}{slash}{path}"
+    if is_url(source):
+        return public_text(source)
+    if os.path.isabs(source) or os.path.exists(source):
+        parts = Path(os.path.abspath(source)).parts
+        first = next((place for place, part in enumerate(parts) if is_pattern(part)), len(parts) - 1)
+        return "/".join(parts[first:])
+    return source
+
+
+def public_text(text: str) -> str:
+    """A message in which no URL has a password or a query, where tokens stand."""
+    return _SECRETS.sub(r"\1\2", text)
 
 
 def is_pattern(path: str) -> bool:
@@ -101,7 +115,9 @@ def open_file(path: str, *, whole: bool = False) -> BinaryIO:
         try:
             file = file_system.open(name, "rb", **cache)
         except FileNotFoundError as error:  # http says so of a server that is down, too
-            raise FileNotFoundError(errno.ENOENT, "there is no such file, or its server fails", path) from error
+            raise FileNotFoundError(
+                errno.ENOENT, "there is no such file, or its server fails", public_name(path)
+            ) from error
     return cast(BinaryIO, _RemoteFile(path, file))
 
 
@@ -158,11 +174,11 @@ class _RemoteFile(io.RawIOBase):
             if not any(words in str(error) for words in _NO_RANGES):
                 raise
             raise RemoteError(
-                f"the server of {self._path} gives no parts of files (it ignores Range requests), so archives cannot "
-                "be read from it. Download the file, or serve it with a server that does."
+                f"the server of {public_name(self._path)} gives no parts of files (it ignores Range requests), so "
+                "archives cannot be read from it. Download the file, or serve it with a server that does."
             ) from error
         except Exception as error:  # aiohttp, botocore and others have families of errors of their own
-            raise RemoteError(f"{self._path} cannot be read: {type(error).__name__}: {error}.") from error
+            raise RemoteError(public_text(f"{self._path} cannot be read: {type(error).__name__}: {error}.")) from error
 
 
 def path_exists(path: str) -> bool:
@@ -241,7 +257,23 @@ def _list_remote(root: str) -> list[FileEntry]:
 
 def _remote_entry(path: str, info: dict[str, Any]) -> FileEntry:
     size = info.get("size")
-    return FileEntry(path, None if size is None else int(size), _state_of(info))
+    is_dated = any(info.get(key) is not None for key in _STATE_KEYS)
+    return FileEntry(path, None if size is None else int(size), _state_of(info), is_dated)
+
+
+def stat_remote(entries: Sequence[FileEntry]) -> list[FileEntry]:
+    """The same files, those asked for one by one of which the listing told too little: pages of links tell nothing."""
+    with ThreadPoolExecutor(_MAX_REQUESTS) as pool:
+        return list(pool.map(lambda entry: entry if entry.is_dated else _stat_one(entry), entries))
+
+
+def _stat_one(entry: FileEntry) -> FileEntry:
+    with _explained(entry.path):
+        file_system, name = url_to_fs(entry.path)
+        try:
+            return _remote_entry(entry.path, file_system.info(name))
+        except FileNotFoundError:  # it fails when it is opened, which says so
+            return entry
 
 
 def _below(root: str, path: str, name: str, file_system: Any) -> str:
@@ -256,7 +288,7 @@ def _unstrip(file_system: Any, path: str) -> str:
 
 
 def _state_of(info: dict[str, Any]) -> int:
-    text = repr([(key, str(info[key])) for key in _STATE_KEYS if info.get(key) is not None])
+    text = repr([(key, str(info[key])) for key in (*_STATE_KEYS, "size") if info.get(key) is not None])
     return int.from_bytes(blake2b(text.encode(), digest_size=7).digest(), "big")
 
 
@@ -311,13 +343,13 @@ def _explained(path: str) -> Iterator[None]:
     try:
         yield
     except ImportError as error:
-        raise SourceError(f"{path} cannot be opened without another package: {error}.") from error
+        raise SourceError(f"{public_name(path)} cannot be opened without another package: {error}.") from error
     except ValueError as error:
         if isinstance(error, SourceError) or "rotocol" not in str(error):
             raise
         known = ", ".join(sorted(fsspec.available_protocols()))
-        raise SourceError(f"{path} cannot be opened: {protocol}:// is not one of {known}.") from error
+        raise SourceError(f"{public_name(path)} cannot be opened: {protocol}:// is not one of {known}.") from error
     except OSError:
         raise
     except Exception as error:  # aiohttp, botocore and others have families of errors of their own
-        raise SourceError(f"{path} cannot be reached: {type(error).__name__}: {error}") from error
+        raise SourceError(public_text(f"{path} cannot be reached: {type(error).__name__}: {error}")) from error

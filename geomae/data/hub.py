@@ -1,6 +1,7 @@
 """Data sets of the Hub: which files a data set id stands for, as `datasets` itself resolves them."""
 
 import re
+from hashlib import blake2b
 from pathlib import Path
 
 from geomae.data.filesystems import FileEntry
@@ -50,5 +51,5 @@ def list_hub_files(source: str, *, split: str | None = None) -> tuple[str, list[
     if chosen not in splits:
         raise SourceError(f"{source} has no split {chosen!r}; it has {', '.join(splits)}.")
     urls = sorted(str(url) for url in files[chosen])
-    state = int(str(builder.hash or "0")[:12], 16) if re.fullmatch(r"[0-9a-f]+", str(builder.hash)) else 0
-    return kind, [FileEntry(url, None, state) for url in urls]
+    state = int.from_bytes(blake2b(str(builder.hash).encode(), digest_size=7).digest(), "big")  # its commit
+    return kind, [FileEntry(url, None, state, builder.hash is not None) for url in urls]

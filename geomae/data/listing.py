@@ -1,6 +1,7 @@
 """What a source is made of: its files, what kind of source they make, and the table of coordinates beside them."""
 
 import itertools
+import logging
 import os
 from collections import Counter
 from collections.abc import Sequence
@@ -10,12 +11,23 @@ from pathlib import PurePosixPath
 
 from geomae.data.archives import is_tar, walk_tar
 from geomae.data.coordinates import PHOTO_SUFFIXES
-from geomae.data.filesystems import FileEntry, expand_pattern, is_url, list_files, open_file, path_exists, size_of
+from geomae.data.filesystems import (
+    FileEntry,
+    expand_pattern,
+    is_url,
+    list_files,
+    open_file,
+    path_exists,
+    public_name,
+    size_of,
+)
 from geomae.data.hub import is_hub_id, list_hub_files
 from geomae.data.layout import SHARD_PATTERN
 from geomae.errors import SourceError
 
 __all__ = ["KINDS", "MP16_PRO", "Listing", "choose_shards", "detect_kind", "find_table", "list_source", "suffix_of"]
+
+logger = logging.getLogger(__name__)
 
 KINDS = {
     "packed": "shards of `python -m geomae.data pack` (train-00000-of-00012.parquet)",
@@ -49,6 +61,12 @@ class Listing:
             return entry.path
         name = entry.path[len(self.root) :]
         return name.lstrip("/") if is_url(self.root) else name.replace(os.sep, "/").lstrip("/")
+
+    def public_name(self, entry: FileEntry) -> str:
+        """The same for records: without what may be secret in a URL."""
+        if not is_url(entry.path):
+            return self.name(entry)
+        return public_name(entry.path) if not self.root else self.name(entry).partition("?")[0]
 
     def of_kind(self, kind: str) -> list[FileEntry]:
         """The files that hold the photos of a source of that kind."""
@@ -127,15 +145,16 @@ def detect_kind(listing: Listing, source: str) -> str:
         return listing.kind
     sizes_known = all(entry.size is not None for entry in listing.entries)
     weights: Counter[str] = Counter()
+    numbers: Counter[str] = Counter()
     for entry in listing.entries:
         if kind := _kind_of(entry):
             weights[kind] += (entry.size or 0) + 1 if sizes_known else 1
-    if "packed" in weights:
-        return "packed"
+            numbers[kind] += 1
     if "tar" in weights:
-        del weights["parquet"]  # img2dataset writes one beside each tar
+        del weights["parquet"], numbers["parquet"]  # img2dataset writes one beside each tar
     if weights:
-        kind = weights.most_common(1)[0][0]
+        kind = "packed" if "packed" in weights else weights.most_common(1)[0][0]
+        _name_other_kinds(source, kind, numbers)
         return _tar_kind(listing.of_kind("tar")) if kind == "tar" else kind
     looked_for = "\n".join(f"  {name:<11} {what}" for name, what in KINDS.items())
     found = ", ".join(sorted({suffix_of(entry.path) or "no suffix" for entry in listing.entries})[:10])
@@ -145,6 +164,16 @@ def detect_kind(listing: Listing, source: str) -> str:
         f"{source} holds no photos that are known: its {len(listing.entries)} files end in {found}.{advice} Looked "
         f"for:\n{looked_for}\n  Name the kind with --kind if the files are called otherwise."
     )
+
+
+def _name_other_kinds(source: str, kind: str, numbers: Counter[str]) -> None:
+    """Say what is left out of a source that is made of several kinds of files."""
+    for other, count in numbers.items():
+        if other != kind:
+            logger.warning(
+                "%s is read as %s; %d files that are %s are left out, and --kind %s reads them instead",
+                *(public_name(source), KINDS[kind], count, KINDS[other], other),
+            )
 
 
 def _tar_kind(entries: Sequence[FileEntry]) -> str:
@@ -191,8 +220,8 @@ def find_table(listing: Listing, source: str) -> str | None:
     """
     names = {} if listing.is_file else {listing.name(entry): entry.path for entry in listing.entries}
     choices = [
-        [path for name, path in names.items() if name.endswith(".csv") and "/" not in name],
-        [path for name, path in names.items() if name.endswith(".csv") and name.startswith("metadata/")],
+        [path for name, path in names.items() if name.lower().endswith(".csv") and "/" not in name],
+        [path for name, path in names.items() if name.lower().endswith(".csv") and name.startswith("metadata/")],
         *([path] for path in _tables_beside(listing) if path_exists(path)),
         [path for name, path in names.items() if name.endswith("/metadata.csv")],
         [path for name, path in names.items() if name.endswith(".json") and "mapping" in name and "/" not in name],

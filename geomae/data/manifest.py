@@ -1,8 +1,9 @@
 """`manifest.json`: what a packed folder holds, from what, how it was made, and which photos were left out."""
 
+import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ __all__ = [
     "ShardReport",
     "forget_splits",
     "read_splits",
+    "refuse_other_photos",
     "refuse_other_run",
     "refuse_other_sizes",
     "write_manifest",
@@ -33,6 +35,7 @@ class ShardReport:
     num_photos: int
     sha256: str
     bad: tuple[BadPhoto, ...]
+    photos_digest: str = ""  # of its task
 
 
 def write_manifest(
@@ -67,11 +70,12 @@ def write_manifest(
         splits[split] = {
             "num_photos": sum(report.num_photos for report in own),
             "num_bad": len(bad),
-            "num_bad_by_reason": dict(bad.counts.most_common(MAX_REASONS)),
-            "bad": [asdict(photo) for photo in bad.listed],
+            "num_bad_by_reason": _count_reasons(bad),
+            "bad": [photo.to_json() for photo in bad.listed],
             "shards": [{"file": r.file, "num_photos": r.num_photos, "sha256": r.sha256} for r in own],
             "source": source,
             "options": options,
+            "photos_digest": _digest_of_split([report.photos_digest for report in own]),
         }
     manifest = {
         "num_photos": sum(entry["num_photos"] for entry in splits.values()),
@@ -84,6 +88,17 @@ def write_manifest(
     }
     _write_json(output_dir / "manifest.json", manifest)
     return manifest
+
+
+def _count_reasons(bad: BadTally) -> dict[str, int]:
+    """They sum to all bad photos."""
+    counts = dict(bad.counts.most_common(MAX_REASONS))
+    rest = len(bad) - sum(counts.values())
+    return counts | ({"other reasons": rest} if rest else {})
+
+
+def _digest_of_split(digests: Sequence[str]) -> str:
+    return hashlib.sha256(" ".join(digests).encode()).hexdigest()[:32]
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:
@@ -124,6 +139,26 @@ def refuse_other_run(output_dir: Path, splits: set[str], *, source: str, options
                 f"{output_dir} holds a finished split {name!r} made with {changed[0]}={made[changed[0]]!r}, which this "
                 f"run with {changed[0]}={asked[changed[0]]!r} would overwrite. Choose another --output_dir, or for "
                 f"`pack` another --split_name, or delete {name}-*.parquet there."
+            )
+
+
+def refuse_other_photos(output_dir: Path, digests: dict[str, list[str]]) -> None:
+    """A finished split is never overwritten by other photos, whatever their source is called.
+
+    Args:
+        output_dir: the packed folder.
+        digests: of the photos of each shard that the run would write, by split.
+
+    Raises:
+        SourceError: the manifest lists one of the splits with other photos.
+    """
+    for name, entry in read_splits(output_dir).items():
+        made = entry.get("photos_digest")
+        if made is not None and name in digests and made != _digest_of_split(digests[name]):
+            raise SourceError(
+                f"{output_dir} holds a finished split {name!r} of other photos than this run would write: of another "
+                "source, or of this one before photos or coordinates were added or changed. Choose another "
+                f"--output_dir, or delete {name}-*.parquet there."
             )
 
 

@@ -1,6 +1,7 @@
 """Photos of any source -> shards: upright RGB JPEGs of a short side at most, split by author, damaged ones named."""
 
 import hashlib
+import logging
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
@@ -11,7 +12,7 @@ import numpy as np
 
 from geomae.data.archives import Storage
 from geomae.data.damage import BadPhoto, BadTally
-from geomae.data.filesystems import is_url
+from geomae.data.filesystems import is_url, public_text
 from geomae.data.layout import shard_name
 from geomae.data.manifest import read_splits, refuse_other_run, write_manifest
 from geomae.data.photo_index import OPTIONAL_COLUMNS, PhotoIndex
@@ -23,10 +24,12 @@ from geomae.data.photos import (
     strip_metadata,
 )
 from geomae.data.reading import PhotoReader
-from geomae.data.shards import ROWS_PER_GROUP, PhotoRow, ShardTask, build_shards, digest_of, read_ids
+from geomae.data.shards import ROWS_PER_GROUP, PhotoRow, ShardTask, build_shards, digest_of, read_labels
 from geomae.errors import ConfigError, DamagedPhotoError, SourceError
 
 __all__ = ["ORDERS", "PhotoPacker", "choose_splits", "pack_photos"]
+
+logger = logging.getLogger(__name__)
 
 ORDERS = ("auto", "mixed", "source")
 
@@ -55,7 +58,7 @@ class PhotoPacker:
 
     def _pack(self, row: dict[str, Any], data: bytes | OSError | DamagedPhotoError) -> PhotoRow | BadPhoto:
         if isinstance(data, OSError):
-            return BadPhoto(row["id"], f"cannot be read: {data.strerror or data}")
+            return BadPhoto(row["id"], public_text(f"cannot be read: {data.strerror or data}"), may_pass=True)
         if isinstance(data, DamagedPhotoError):
             return BadPhoto(row["id"], str(data))
         try:
@@ -131,6 +134,8 @@ def pack_photos(
     refuse_other_run(output_dir, set(splits), source=photos.description, options=options)
     _refuse_shared_photos(output_dir, photos, splits, folder)
     known = photos.known_columns()
+    if validation_fraction + test_fraction > 0 and "author" not in known:
+        logger.warning("no author is known: the split is by photo, and photos of one author may be on both sides")
     reports = build_shards(
         output_dir,
         _plan(photos, splits, photos_per_shard, [asdict(packer), known]),
@@ -145,7 +150,7 @@ def pack_photos(
 
 
 def _check_options(validation_fraction: float, test_fraction: float, max_bad_fraction: float, order: str) -> None:
-    if min(validation_fraction, test_fraction) < 0 or validation_fraction + test_fraction > 1:
+    if not (validation_fraction >= 0 and test_fraction >= 0 and validation_fraction + test_fraction <= 1):  # nor NaN
         raise ConfigError(
             f"validation_fraction={validation_fraction:g}, test_fraction={test_fraction:g}: expected shares from 0 "
             "that leave something to train on."
@@ -230,26 +235,45 @@ def _plan(
             table = stored.table.slice(first, photos_per_shard)
             payload = replace(stored, table=table, bad=BadTally())
             digest = digest_of(options, payload.digest())
-            tasks.append(ShardTask(shard_name(split, index, len(firsts)), split, len(payload), digest, payload))
+            name = shard_name(split, index, len(firsts))
+            named = payload.digest(("id", "latitude", "longitude"))
+            tasks.append(ShardTask(name, split, len(payload), digest, payload, named))
     return tasks
 
 
 def _refuse_shared_photos(
     output_dir: Path, photos: PhotoIndex, splits: dict[str, np.ndarray], folder: str | None
 ) -> None:
-    """No photo in two splits: neither in a finished one, nor in what a killed run with other options left behind."""
+    """No photo in two splits: neither in a finished one, nor in what a killed run with other options left behind.
+
+    Photos of two folders may have one id; they are the same where their coordinates are, too.
+    """
     listed = read_splits(output_dir)
-    others = read_ids(output_dir, apart_from=set(splits))
+    others = read_labels(output_dir, apart_from=set(splits))
     if not others:
         return
-    ids = photos.column("id")
-    planned = {ids[row]: split for split, rows in splits.items() for row in rows.tolist()}
+    planned = photos.table.select(["id", "latitude", "longitude"]).to_pandas().set_index("id")
+    authors = set(photos.column("author")) - {None}
     for name, packed in others.items():
         known = listed[name]["options"].get("folder") if name in listed else None
-        shared = [photo_id for photo_id in packed if photo_id in planned]
-        if shared and (folder is None or known is None or known == folder):
+        stored = packed.select(["id", "latitude", "longitude"]).to_pandas().set_index("id")
+        shared = stored.index[stored.index.isin(planned.index)]
+        if folder is not None and known is not None and known != folder:
+            shared = shared[(stored.loc[shared].to_numpy() == planned.loc[shared].to_numpy()).all(axis=1)]
+        if len(shared):
             raise SourceError(
                 f"{output_dir} holds {len(shared)} of these photos in its split {name!r}; the first is {shared[0]}, "
-                f"which this run would put into {planned[shared[0]]!r} too. Choose another --output_dir, or delete "
-                f"{name}-*.parquet there."
+                f"which this run would put into {_split_of(shared[0], photos, splits)!r} too. Choose another "
+                f"--output_dir, or delete {name}-*.parquet there."
             )
+        if "author" in packed.column_names and (both := authors & set(packed["author"].unique().to_pylist())):
+            logger.warning(
+                "%d authors of these photos, such as %s, have photos in the split %r of %s too: a model that knows an "
+                "author's places is judged too well. --validation_fraction splits by author",
+                *(len(both), min(both), name, output_dir),
+            )
+
+
+def _split_of(photo_id: str, photos: PhotoIndex, splits: dict[str, np.ndarray]) -> str:
+    row = photos.column("id").index(photo_id)
+    return next(name for name, rows in splits.items() if row in rows)

@@ -83,10 +83,10 @@ class PhotoIndex:
         """Some photos, by their row numbers, in a table of their own."""
         return replace(self, saved_at=None, table=self.table.take(pa.array(np.asarray(rows, dtype=np.int64))))
 
-    def digest(self) -> str:
+    def digest(self, columns: Sequence[str] = tuple(INDEX_SCHEMA.names)) -> str:
         """A hash of all rows, wherever the root is: of the same photos, unchanged, at the same places."""
         hashed = hashlib.blake2b(digest_size=16)
-        for name in INDEX_SCHEMA.names:
+        for name in columns:
             column = self.table[name].combine_chunks()
             hashed.update(column.is_null().to_numpy(zero_copy_only=False).tobytes())
             if pa.types.is_string(column.type):
@@ -165,7 +165,7 @@ def name_apart(names: list[str], files: Sequence[str], sizes: Sequence[int]) -> 
     ambiguous = set(photos["name"][contested.index[contested]])
     if not ambiguous:
         return names
-    return [
-        f"{PurePosixPath(file).with_suffix('')}/{name}" if name in ambiguous else name
-        for name, file in zip(names, files, strict=True)
-    ]
+    archives = {file: str(PurePosixPath(file).with_suffix("")) for file in set(files)}
+    if len(set(archives.values())) < len(archives):  # 00.msg and 00.msgpack
+        archives = {file: file for file in archives}
+    return [f"{archives[file]}/{name}" if name in ambiguous else name for name, file in zip(names, files, strict=True)]

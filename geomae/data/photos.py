@@ -31,6 +31,7 @@ __all__ = [
 MAX_PIXELS = 100_000_000  # a decompression bomb of more is refused from its header, before any memory is taken
 MAX_PHOTO_BYTES = 2**28  # a file of more is refused before it is read
 
+_MAX_JPEG_SIDE = 65_500  # libjpeg's own limit
 _ORIENTATION_TAG = 0x0112
 _PIXELS_AT_ONCE = 2**22  # of a photo that Pillow decodes and converts
 _CROP_ATTEMPTS = 10
@@ -187,7 +188,15 @@ def _turn_upright(photo: np.ndarray, orientation: int) -> np.ndarray:
 
 
 def encode_jpeg(photo: np.ndarray, quality: int) -> bytes:
-    """JPEG bytes of an `(H, W, 3)` uint8 RGB photo, chroma at half resolution."""
+    """JPEG bytes of an `(H, W, 3)` uint8 RGB photo, chroma at half resolution.
+
+    Raises:
+        DamagedPhotoError: a side is longer than a JPEG's can be.
+    """
+    if max(photo.shape[:2]) > _MAX_JPEG_SIDE:
+        raise DamagedPhotoError(
+            f"{photo.shape[1]} x {photo.shape[0]} has a side of more than the {_MAX_JPEG_SIDE:,} pixels of any JPEG"
+        )
     return simplejpeg.encode_jpeg(
         np.ascontiguousarray(photo), quality=quality, colorspace="RGB", colorsubsampling="420"
     )
@@ -232,7 +241,9 @@ def strip_metadata(jpeg: bytes) -> bytes | None:
             if found is None:
                 return None
             end = found.start()
-        if not (0xE1 <= marker <= 0xED or marker in (0xEF, 0xFE)):  # APP0 and APP14 say how to read the colours
+        is_preview = marker == 0xE0 and jpeg.startswith(b"JFXX", position + 4)
+        # JFIF's APP0 and Adobe's APP14 say how to read the colours
+        if not (0xE1 <= marker <= 0xED or marker in (0xEF, 0xFE) or is_preview):
             kept.append(jpeg[position:end])
         position = end
     return None

@@ -120,7 +120,7 @@ class PhotoReader:
         else:
             data = os.pread(file.fileno(), size, offset)
         if len(data) < size:
-            raise DamagedPhotoError(f"{name} ends within it")
+            raise DamagedPhotoError(f"its archive ends within it: {name}")
         return data
 
     def _from_parquet(self, name: str, group: int, row: int) -> bytes:
@@ -131,9 +131,9 @@ class PhotoReader:
                 column = find_column("image", file.schema_arrow.names)
                 self._group = (name, group), file.read_row_group(group, columns=[column])[0]
             except (pa.ArrowException, IndexError, UnicodeDecodeError) as error:
-                raise DamagedPhotoError(f"row group {group} of {name} cannot be read: {error}") from error
+                raise DamagedPhotoError(f"its row group cannot be read: {group} of {name}: {error}") from error
         if row >= len(self._group[1]):
-            raise DamagedPhotoError(f"{name} has changed: its row group {group} ends before it")
+            raise DamagedPhotoError(f"its file has changed: row group {group} of {name} ends before it")
         value = self._group[1][row].as_py()
         data = value.get("bytes") if isinstance(value, dict) else value
         if not isinstance(data, bytes):

@@ -5,6 +5,7 @@ import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from typing import Any, Protocol
 
 import cv2
@@ -38,7 +39,7 @@ def run_tasks(
         bar: moves with the progress.
 
     Raises:
-        SourceError: Ray is asked for and not installed.
+        SourceError: Ray is asked for and not installed, or a process was killed.
     """
     if ray_address is not None:
         return _run_on_ray(tasks, work, ray_address, bar)
@@ -65,6 +66,11 @@ def _run_in_processes(tasks: Sequence[Any], work: Work, num_processes: int, bar:
             done, pending = wait(pending, timeout=0.2, return_when=FIRST_COMPLETED)
             bar.update(start + num_made.value - bar.n)
             yield from (future.result() for future in done)
+    except BrokenProcessPool as error:
+        raise SourceError(
+            "a process that worked on a shard was killed, as happens where memory is short. Start the command again "
+            "with a smaller --num_processes: finished shards are kept."
+        ) from error
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 

@@ -2,6 +2,8 @@
 
 import json
 import logging
+import math
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -17,8 +19,8 @@ from tqdm import tqdm
 from geomae.columns import COLUMN_ALIASES, find_column
 from geomae.data.archives import Member, Storage, is_hidden, walk_tar
 from geomae.data.coordinates import PHOTO_SUFFIXES, name_scene, sift_coordinates
-from geomae.data.damage import BadTally
-from geomae.data.filesystems import FileEntry, RemoteError, open_file, path_exists, size_of
+from geomae.data.damage import BadTally, BrokenArchive, count_broken
+from geomae.data.filesystems import FileEntry, RemoteError, open_file, path_exists, public_name, size_of
 from geomae.data.listing import Listing, suffix_of
 from geomae.data.photo_index import OPTIONAL_COLUMNS, PhotoIndex, name_apart
 from geomae.errors import SourceError
@@ -53,20 +55,25 @@ def read_webdataset(
     """
     rows: dict[str, list[Any]] = {name: [] for name in ("key", "file", "storage", "offset", "size", "state", *_KNOWN)}
     bad = BadTally()
+    broken: list[BrokenArchive] = []
+    num_photos: Counter[str] = Counter()
     keys_seen: set[str] = set()
     for entry in tqdm(entries, desc="index", unit=" tars", disable=len(entries) < 2):
-        name = listing.name(entry)
+        name, shown = listing.name(entry), listing.public_name(entry)
         beside = _read_parquet_beside(entry.path, bad) if labelled else {}
-        for sample in _walk_samples(entry, name, bad):
-            record = sample.record(labelled, name, bad)
+        for sample in _walk_samples(entry, shown, bad, broken):
+            record = sample.record(labelled, shown, bad)
             if record is None:
                 continue
             record |= beside.get(sample.key.rpartition("/")[2], {})
             keys_seen |= record.keys()
             photo = sample.photo
+            num_photos[shown] += 1
             place = (sample.key, name, int(photo.storage), photo.offset, photo.size, entry.state)
             for column, value in zip(rows, (*place, *_pick(record)), strict=True):
                 rows[column].append(value)
+    num_bytes = sum(size_of(entry.path) if entry.size is None else entry.size for entry in entries)
+    count_broken(broken, num_photos, num_bytes, bad)
     rows["id"] = _complete_ids(rows)
     index = PhotoIndex.from_columns(listing.root, {name: rows[name] for name in rows if name != "key"}, bad=bad)
     if not labelled:
@@ -92,30 +99,33 @@ class _Sample:
         return None
 
 
-def _walk_samples(entry: FileEntry, name: str, bad: BadTally) -> Iterator[_Sample]:
-    """The samples of one tar; what is broken of it is counted."""
+def _walk_samples(entry: FileEntry, name: str, bad: BadTally, broken: list[BrokenArchive]) -> Iterator[_Sample]:
+    """The samples of one tar; what is broken of it is counted, or added to `broken`."""
+    size = size_of(entry.path) if entry.size is None else entry.size
     try:
         with open_file(entry.path, whole=True) as file:
-            members = walk_tar(file, size_of(entry.path) if entry.size is None else entry.size)
+            members = walk_tar(file, size)
             group: list[tuple[Member, dict[str, Any] | str]] = []
             key = None
             for member in members:
-                if member.problem is not None and (not member.name or suffix_of(member.name) in PHOTO_SUFFIXES):
-                    bad.add(f"{name}:{member.name}" if member.name else name, member.problem)
+                if member.lost_bytes:
+                    broken.append(BrokenArchive(name, str(member.problem), member.lost_bytes))
+                elif member.problem is not None and suffix_of(member.name) in PHOTO_SUFFIXES:
+                    bad.add(f"{name}:{member.name}", member.problem)
                 if member.problem is not None or is_hidden(member.name):
                     continue
                 if _key_of(member.name) != key:
-                    yield from _pair(key or "", group)
+                    yield from _pair(group)
                     key, group = _key_of(member.name), []
                 is_json = suffix_of(member.name) == ".json"
                 group.append((member, _read_json(file, member) if is_json else {}))
-            yield from _pair(key or "", group)
+            yield from _pair(group)
     except RemoteError:
         raise
     except SourceError as error:  # one broken archive among many is counted like one broken photo
-        bad.add(name, f"the archive cannot be read: {error}")
+        broken.append(BrokenArchive(name, f"the archive cannot be read: {error}", -1))
     except OSError as error:
-        raise SourceError(f"{entry.path} cannot be read: {error}.") from error
+        raise SourceError(f"{public_name(entry.path)} cannot be read: {error}.") from error
 
 
 def _key_of(name: str) -> str:
@@ -124,20 +134,30 @@ def _key_of(name: str) -> str:
     return folder + slash + base.partition(".")[0]
 
 
-def _pair(key: str, group: Sequence[tuple[Member, dict[str, Any] | str]]) -> Iterator[_Sample]:
-    """The photos among the members of a key: several (`7.1.jpg`, `7.2.jpg`) where each has a JSON; else the plain one.
+def _pair(group: Sequence[tuple[Member, dict[str, Any] | str]]) -> Iterator[_Sample]:
+    """The photos among the members of a key, each with the JSON of its own name, or of the key, where there is one.
 
-    What else lies there (`7.seg.png`) is not the photo.
+    What is called like another photo and more (`7.seg.png` beside `7.jpg`) belongs to that one and is no photo.
     """
-    jsons = {member.name.rpartition(".")[0]: record for member, record in group if suffix_of(member.name) == ".json"}
+    jsons = {_stem(member): record for member, record in group if suffix_of(member.name) == ".json"}
     photos = [member for member, _ in group if suffix_of(member.name) in PHOTO_SUFFIXES]
-    with_own = [photo for photo in photos if photo.name.rpartition(".")[0] in jsons]
-    for photo in with_own:
-        stem = photo.name.rpartition(".")[0]
-        yield _Sample(stem, photo, jsons[stem])
-    if photos and not with_own:
-        plain = min(photos, key=lambda photo: photo.name.count("."))
-        yield _Sample(key, plain, next(iter(jsons.values()), {}))
+    stems = {_stem(photo) for photo in photos}
+    kept = [(photo, _shorter_stems(photo)) for photo in photos if stems.isdisjoint(_shorter_stems(photo))]
+    for photo, shorter in kept:
+        record = next((jsons[name] for name in (_stem(photo), *shorter) if name in jsons), None)
+        if record is None:  # `7.meta.json` beside `7.jpg` alone
+            record = next(iter(jsons.values()), {}) if len(kept) == 1 else {}
+        yield _Sample(_stem(photo), photo, record)
+
+
+def _shorter_stems(member: Member) -> list[str]:
+    """`a/7.1` and `a/7` for `a/7.1.seg.png`."""
+    folder, slash, base = _stem(member).rpartition("/")
+    return [folder + slash + base[:end] for end in range(len(base) - 1, 0, -1) if base[end] == "."]
+
+
+def _stem(member: Member) -> str:
+    return member.name.rpartition(".")[0]
 
 
 def _read_json(file: BinaryIO, member: Member) -> dict[str, Any] | str:
@@ -165,7 +185,9 @@ def _read_parquet_beside(tar_file: str, bad: BadTally) -> dict[str, dict[str, An
                 return {}
             rows = parquet.read(columns=list(dict.fromkeys(["key", *known]))).to_pylist()
     except (OSError, UnicodeDecodeError, pa.ArrowException) as error:
-        bad.add(path.rpartition("/")[2], f"cannot be read as parquet: {error}", kind="the file cannot be read")
+        bad.add(
+            public_name(path).rpartition("/")[2], f"cannot be read as parquet: {error}", kind="the file cannot be read"
+        )
         return {}
     return {str(row["key"]): {name: value for name, value in row.items() if value is not None} for row in rows}
 
@@ -190,7 +212,7 @@ def _pick(record: dict[str, Any]) -> tuple[Any, ...]:
     for name in ("latitude", "longitude"):
         values[name] = _number(values[name])
     for name in ("id", *OPTIONAL_COLUMNS):
-        values[name] = None if values[name] in (None, "") else str(values[name])
+        values[name] = _text(values[name])
     values["scene"] = values["scene"] and name_scene(values["scene"])
     return tuple(values[name] for name in _KNOWN)
 
@@ -198,6 +220,13 @@ def _pick(record: dict[str, Any]) -> tuple[Any, ...]:
 @lru_cache(maxsize=1024)
 def _find_known(names: tuple[str, ...]) -> tuple[str | None, ...]:
     return tuple(find_column(name, names) for name in _KNOWN)
+
+
+def _text(value: Any) -> str | None:
+    """What a table says, as text; None for nothing. Whole numbers that a missing one made floats are whole again."""
+    if isinstance(value, float):
+        return None if math.isnan(value) else str(int(value) if value.is_integer() else value)
+    return None if value in (None, "") else str(value)
 
 
 def _number(value: Any) -> float | None:
@@ -260,7 +289,7 @@ def read_parquet_rows(
     tables = []
     for entry, part in zip(entries, parts, strict=True):
         if isinstance(part, str):
-            bad.add(listing.name(entry), part, kind="the file cannot be read")
+            bad.add(listing.public_name(entry), part, kind="the file cannot be read")
         else:
             keys_seen |= part[1]
             tables.append(part[0].table)
@@ -341,5 +370,5 @@ def _as_ours(name: str, column: pa.ChunkedArray) -> Any:
             return column.cast(pa.float64())
         except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
             return [_number(value) for value in column.to_pylist()]
-    values = [None if value is None else str(value) for value in column.to_pylist()]
+    values = [_text(value) for value in column.to_pylist()]
     return [value and name_scene(value) for value in values] if name == "scene" else values

@@ -9,9 +9,11 @@ the shards that are finished and match, and writes the others anew.
 
 import hashlib
 import json
+import logging
 import os
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -19,11 +21,12 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from geomae.data.damage import BadPhoto, BadTally
 from geomae.data.layout import SHARD_PATTERN, list_shards
-from geomae.data.manifest import ShardReport, forget_splits
+from geomae.data.manifest import ShardReport, forget_splits, read_splits, refuse_other_photos
 from geomae.data.photo_index import OPTIONAL_COLUMNS
 from geomae.data.runners import run_tasks
 from geomae.errors import SourceError
@@ -39,12 +42,15 @@ __all__ = [
     "digest_of",
     "photo_schema",
     "read_coordinates",
-    "read_ids",
+    "read_labels",
     "shard_digest",
 ]
 
+logger = logging.getLogger(__name__)
+
 ROWS_PER_GROUP = 100  # groups of 100 stream at 19.7k rows a core-second, groups of 1,250 at 11.7k
 _METADATA_KEY = b"geomae"
+_LABELS = ("id", "latitude", "longitude", "author")
 
 
 @dataclass(frozen=True)
@@ -62,13 +68,14 @@ class PhotoRow:
 
 @dataclass(frozen=True)
 class ShardTask:
-    """One shard to write: `payload` is handed to the row maker, `digest` tells whether a finished file still fits."""
+    """One shard to write: `payload` is handed to the row maker."""
 
     file: str
     split: str
     num_photos: int
-    digest: str
+    digest: str  # tells whether a finished file still fits
     payload: Any
+    photos_digest: str = ""  # of the ids and coordinates alone: which photos these are, whatever became of their files
 
 
 RowMaker = Callable[[Any], Iterator[PhotoRow | BadPhoto]]
@@ -124,10 +131,26 @@ def write_shard(
                 group.clear()
         if group:
             writer.write_table(_to_table(group, schema), row_group_size=ROWS_PER_GROUP)
-        record = {"digest": digest, "bad": [asdict(photo) for photo in bad]}
+        record = {"digest": digest, "bad": [asdict(photo) for photo in bad]}  # what `_finished_report` reads
         writer.add_key_value_metadata({_METADATA_KEY: json.dumps(record).encode()})
+    _refuse_fewer_photos(path, num_photos, bad, temporary)
     os.replace(temporary, path)
     return num_photos, tuple(bad)
+
+
+def _refuse_fewer_photos(path: Path, num_photos: int, bad: Sequence[BadPhoto], temporary: Path) -> None:
+    """A source that has suffered since it was packed does not take with it what was saved of it."""
+    try:
+        num_stored = pq.read_metadata(path).num_rows
+    except (OSError, pa.ArrowInvalid):  # there is none, or it is not whole
+        return
+    if num_stored > num_photos:
+        temporary.unlink()
+        lost = f"; the first that is left out is {bad[0].file}: {bad[0].reason}" if bad else ""
+        raise SourceError(
+            f"{path} holds {num_stored} photos and would be replaced by one that holds {num_photos}{lost}. Mend the "
+            "source, choose another --output_dir, or delete the file to have it replaced."
+        )
 
 
 def _to_table(rows: Sequence[PhotoRow], schema: pa.Schema) -> pa.Table:
@@ -167,29 +190,41 @@ def build_shards(
         description: label of the progress bar.
 
     Raises:
-        SourceError: `output_dir` holds shards that another plan wrote, or Ray is not installed.
+        SourceError: `output_dir` holds shards that another plan wrote or that hold more photos than the new ones
+            would, another run is writing into it, a process that worked on a shard was killed, or Ray is not installed.
         TooManyDamagedPhotosError: more than `max_bad_fraction` of the photos were left out.
     """
-    _prepare_folder(output_dir, tasks)
-    reports = _find_finished(output_dir, tasks)
-    missing = [task for task in tasks if task.file not in reports]
-    forget_splits(output_dir, {task.split for task in missing})
-    num_photos = sum(task.num_photos for task in tasks)
-    num_done = num_photos - sum(task.num_photos for task in missing)
-
-    def refuse_too_many_bad() -> None:
+    output_dir.mkdir(parents=True, exist_ok=True)
+    with _only_run(output_dir):
+        _prepare_folder(output_dir, tasks)
+        reports = _find_finished(output_dir, tasks)
+        missing = [task for task in tasks if task.file not in reports]
+        forget_splits(output_dir, {task.split for task in missing})
+        num_photos = sum(task.num_photos for task in tasks)
+        num_done = num_photos - sum(task.num_photos for task in missing)
         bad = BadTally.of(photo for report in reports.values() for photo in report.bad) + (left_out or BadTally())
+        work = ShardWork(output_dir, make_rows, tuple(optional_columns))
+        with tqdm(
+            total=num_photos, initial=num_done, desc=description, unit=" photos", mininterval=0.5, smoothing=0.05
+        ) as bar:
+            for report in run_tasks(missing, work, num_processes=num_processes, ray_address=ray_address, bar=bar):
+                reports[report.file] = report
+                bad = BadTally.of(report.bad) + bad
+                bad.refuse_above(max_bad_fraction, num_photos + len(left_out or ()), "the source")  # not hours later
         bad.refuse_above(max_bad_fraction, num_photos + len(left_out or ()), "the source")
-
-    work = ShardWork(output_dir, make_rows, tuple(optional_columns))
-    with tqdm(
-        total=num_photos, initial=num_done, desc=description, unit=" photos", mininterval=0.5, smoothing=0.05
-    ) as bar:
-        for report in run_tasks(missing, work, num_processes=num_processes, ray_address=ray_address, bar=bar):
-            reports[report.file] = report
-            refuse_too_many_bad()  # now, not hours later
-    refuse_too_many_bad()
     return [reports[task.file] for task in tasks]
+
+
+@contextmanager
+def _only_run(output_dir: Path) -> Iterator[None]:
+    """Two runs into one folder would delete each other's files; the lock of a run that was killed is free."""
+    try:
+        with FileLock(output_dir / ".pack.lock", timeout=0):
+            yield
+    except Timeout as error:
+        raise SourceError(
+            f"another run is writing into {output_dir}. Wait until it has finished, or choose another --output_dir."
+        ) from error
 
 
 @dataclass(frozen=True)
@@ -211,14 +246,19 @@ class ShardWork:
         path = self.output_dir / task.file
         columns = self.optional_columns
         num_photos, bad = write_shard(path, counted(), optional_columns=columns, digest=task.digest)
-        return ShardReport(task.file, task.split, num_photos, _sha256(path), bad)
+        return ShardReport(task.file, task.split, num_photos, _sha256(path), bad, task.photos_digest)
 
 
 def _prepare_folder(output_dir: Path, tasks: Sequence[ShardTask]) -> None:
     output_dir.mkdir(parents=True, exist_ok=True)
     _refuse_other_shards(output_dir, tasks)
-    for stale in output_dir.glob(".*.parquet.*.tmp"):  # what a killed run was writing
+    refuse_other_photos(output_dir, {split: _digests(tasks, split) for split in {task.split for task in tasks}})
+    for stale in output_dir.glob(".*.tmp"):  # what a killed run was writing
         stale.unlink()
+
+
+def _digests(tasks: Sequence[ShardTask], split: str) -> list[str]:
+    return [task.photos_digest for task in tasks if task.split == split]
 
 
 def _refuse_other_shards(output_dir: Path, tasks: Sequence[ShardTask]) -> None:
@@ -234,8 +274,9 @@ def _refuse_other_shards(output_dir: Path, tasks: Sequence[ShardTask]) -> None:
 
 def _find_finished(output_dir: Path, tasks: Sequence[ShardTask]) -> dict[str, ShardReport]:
     """The shards that are there and fit; hashed by several threads, for 100 GB take minutes."""
+    listed = {shard["file"]: shard["sha256"] for split in read_splits(output_dir).values() for shard in split["shards"]}
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        found = pool.map(lambda task: _finished_report(output_dir, task), tasks)
+        found = pool.map(lambda task: _finished_report(output_dir, task, listed.get(task.file)), tasks)
         return {report.file: report for report in found if report is not None}
 
 
@@ -248,7 +289,8 @@ def shard_digest(metadata: pq.FileMetaData) -> str | None:
     return record.get("digest") if isinstance(record, dict) else None
 
 
-def _finished_report(output_dir: Path, task: ShardTask) -> ShardReport | None:
+def _finished_report(output_dir: Path, task: ShardTask, listed_sha256: str | None) -> ShardReport | None:
+    """The report of a shard that is there, whole and what the task asks for, with photos that may pass now."""
     path = output_dir / task.file
     if not path.is_file():
         return None
@@ -260,7 +302,14 @@ def _finished_report(output_dir: Path, task: ShardTask) -> ShardReport | None:
     if record.get("digest") != task.digest:
         return None
     bad = tuple(BadPhoto(**photo) for photo in record["bad"])
-    return ShardReport(task.file, task.split, file_metadata.num_rows, _sha256(path), bad)
+    if any(photo.may_pass for photo in bad):
+        logger.warning("%s is written anew: photos of it could not be read, which may be otherwise now", path)
+        return None
+    sha256 = _sha256(path)
+    if listed_sha256 not in (None, sha256):
+        logger.warning("%s is written anew: it is not the file that the manifest lists", path)
+        return None
+    return ShardReport(task.file, task.split, file_metadata.num_rows, sha256, bad, task.photos_digest)
 
 
 def _sha256(path: Path) -> str:
@@ -268,26 +317,29 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def read_ids(path: str | Path, *, apart_from: Collection[str] = ()) -> dict[str, list[str]]:
-    """The ids that each split of a packed folder holds, in the shards that are there, finished or not.
+def read_labels(path: str | Path, *, apart_from: Collection[str] = ()) -> dict[str, pa.Table]:
+    """What each split of a packed folder holds, photos apart, in the shards that are there, finished or not.
 
     Args:
         path: the packed folder; it may be absent.
         apart_from: splits that are not read.
 
+    Returns:
+        For each split a table of `id`, `latitude`, `longitude` and, where it is known, `author`.
+
     Raises:
         SourceError: a shard cannot be read.
     """
-    found: dict[str, list[str]] = {}
+    found: dict[str, list[pa.Table]] = {}
     for file in sorted(Path(path).glob("*.parquet")):
         match = SHARD_PATTERN.fullmatch(file.name)
         if match and match["split"] not in apart_from:
             try:
-                ids = pq.read_table(file, columns=["id"])["id"].to_pylist()
+                known = [name for name in _LABELS if name in pq.read_schema(file).names]
+                found.setdefault(match["split"], []).append(pq.read_table(file, columns=known))
             except (pa.ArrowInvalid, OSError) as error:
                 raise SourceError(f"{file} cannot be read: {error}. Delete it, and pack its split anew.") from error
-            found.setdefault(match["split"], []).extend(ids)
-    return found
+    return {split: pa.concat_tables(tables) for split, tables in found.items()}
 
 
 def read_coordinates(path: str | Path, split: str) -> np.ndarray:

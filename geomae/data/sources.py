@@ -4,6 +4,7 @@ import hashlib
 import json
 import logging
 import os
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -24,11 +25,22 @@ from geomae.data.coordinates import (
     read_coordinate_table,
     sift_table,
 )
-from geomae.data.damage import BadTally
+from geomae.data.damage import BadTally, BrokenArchive, count_broken
 from geomae.data.exif import read_gps
-from geomae.data.filesystems import FileEntry, RemoteError, is_url, join, list_files, open_file, public_name, size_of
+from geomae.data.filesystems import (
+    FileEntry,
+    RemoteError,
+    is_url,
+    join,
+    list_files,
+    open_file,
+    public_name,
+    size_of,
+    stat_remote,
+)
+from geomae.data.layout import SHARD_PATTERN
 from geomae.data.listing import KINDS, MP16_PRO, Listing, choose_shards, detect_kind, find_table, list_source, suffix_of
-from geomae.data.photo_index import PhotoIndex, name_apart
+from geomae.data.photo_index import OPTIONAL_COLUMNS, PhotoIndex, name_apart
 from geomae.data.reading import PhotoReader
 from geomae.data.self_described import parquet_beside, read_parquet_rows, read_webdataset
 from geomae.errors import ConfigError, CoordinateError, DamagedPhotoError, SourceError
@@ -38,8 +50,9 @@ __all__ = ["SourceOptions", "open_source"]
 logger = logging.getLogger(__name__)
 
 _PLACE = ("id", "file", "storage", "offset", "size", "state")  # what is known of a photo without any table
-_INDEX_VERSION = 1  # another one for every change of what an index holds
+_INDEX_VERSION = 2  # another one for every change of what an index holds
 _DEAD_PHOTO_BYTES = 5120  # MP16-Pro: members as small as this are what Flickr serves for photos that are gone
+_STRANGER = "no row of the table names it"
 CACHE_VARIABLE = "GEOMAE_CACHE"
 
 
@@ -77,7 +90,9 @@ class _Photos:
     """Photos of archives as columns, while they are collected."""
 
     columns: dict[str, list[Any]] = field(default_factory=lambda: {name: [] for name in _PLACE})
-    bad: BadTally = field(default_factory=BadTally)  # whole archives, and what is left of damaged ones
+    bad: BadTally = field(default_factory=BadTally)  # records of archives that name no photo
+    broken: list[BrokenArchive] = field(default_factory=list)
+    num_photos: Counter[str] = field(default_factory=Counter)  # of each archive
     spoilt: list["_Spoilt"] = field(default_factory=list)
 
     def add(self, entry: FileEntry, name: str, member: Member) -> None:
@@ -127,14 +142,15 @@ def open_source(source: str | Path, options: SourceOptions | None = None, *, cac
     kind = detect_kind(listing, str(source)) if options.kind == "auto" else options.kind
     entries = _choose_entries(listing, kind, options, str(source))
     table_file = _choose_table(listing, kind, options, str(source))
+    _refuse_idle_options(kind, table_file, options)
     if table_file is not None:
-        logger.info("coordinates come from %s", table_file)
+        logger.info("coordinates come from %s", public_name(table_file))
+    described = _describe(str(source), kind, table_file, options)
     cached = _cache_file(listing, kind, entries, table_file, options) if cache else None
     found = _load_cached(cached)
     if found is not None:
-        return found
-    index = _build(listing, kind, entries, table_file, options)
-    index = replace(index, kind=kind, description=_describe(str(source), kind, table_file, options))
+        return replace(found, description=described)
+    index = replace(_build(listing, kind, entries, table_file, options), kind=kind, description=described)
     if not len(index):
         raise SourceError(f"{source} has no photo that can be used: {_explain_emptiness(index.bad)}")
     return index if cached is None else _save_cached(index, cached)
@@ -166,19 +182,43 @@ def _choose_entries(listing: Listing, kind: str, options: SourceOptions, source:
         entries = listing.of_any_name()
     if kind == "packed" and entries:
         entries = choose_shards(entries, options.split or "train", source)
-    if options.csv_file and (part := _part_of_osv5m(listing, options.csv_file)):
+    elif options.kind == "parquet" and any(map(_is_packed, entries)):
+        raise ConfigError(
+            f"{source} is a packed folder, whose splits --kind parquet would mix. Leave it out, and choose a split "
+            "with --source_split."
+        )
+    if part := _part_of_osv5m(listing, options):
         entries = [entry for entry in entries if listing.name(entry).startswith(part)]
     if not entries:
         raise SourceError(f"{source} holds no {KINDS[kind]}.")
-    return entries
+    return stat_remote(entries) if kind != "folder" else entries  # a photo of its own is not indexed inside
 
 
-def _part_of_osv5m(listing: Listing, csv_file: str) -> str | None:
+def _is_packed(entry: FileEntry) -> bool:
+    return SHARD_PATTERN.fullmatch(entry.path.rpartition("/")[2]) is not None
+
+
+def _part_of_osv5m(listing: Listing, options: SourceOptions) -> str | None:
     """`images/train/` for `train.csv` at the top of OSV-5M: the other photos there are another split's."""
-    part = f"images/{Path(csv_file).stem}/"
+    names = [listing.name(entry) for entry in listing.entries if "images/" in entry.path]
+    if options.csv_file is None:
+        is_osv5m = all(any(name.startswith(f"images/{part}/") for name in names) for part in ("train", "test"))
+        return f"images/{options.split or 'train'}/" if is_osv5m and options.unlabelled else None
+    part = f"images/{Path(options.csv_file).stem}/"
+    csv_file = options.csv_file
     folder = csv_file.rpartition("/")[0] if is_url(csv_file) else os.path.dirname(os.path.abspath(csv_file))
-    at_top = folder == listing.root
-    return part if at_top and any(listing.name(entry).startswith(part) for entry in listing.entries) else None
+    return part if folder == listing.root and any(name.startswith(part) for name in names) else None
+
+
+def _refuse_idle_options(kind: str, table_file: str | None, options: SourceOptions) -> None:
+    """An option that would change nothing is a misunderstanding."""
+    if options.partial and table_file is None:
+        raise ConfigError(
+            "--partial is about a table that names more photos than are here, but no table is read. Leave it out, or "
+            "name the table with --csv."
+        )
+    if options.min_photo_bytes is not None and kind in ("packed", "parquet"):
+        raise ConfigError(f"--min_photo_bytes is for photos in files and archives, and this is {KINDS[kind]}.")
 
 
 def _choose_table(listing: Listing, kind: str, options: SourceOptions, source: str) -> str | None:
@@ -194,7 +234,8 @@ def _choose_table(listing: Listing, kind: str, options: SourceOptions, source: s
     if found is None and finds and kind != "folder":
         raise SourceError(
             f"{source} holds no coordinates, and no CSV was found in it or beside it. Name the table with --csv "
-            "(data_csv in the configuration of a training), or take the photos without any with --unlabelled."
+            "(data_csv in the configuration of a training), or take the photos without any with --unlabelled. Where "
+            "JSONs lie beside the photos of a tar, --kind webdataset reads them."
         )
     return found
 
@@ -208,11 +249,21 @@ def _build(
         read = read_webdataset if kind == "webdataset" else read_parquet_rows
         swapped, strict = finds_places and options.swap_lat_lon, options.for_test
         index = read(listing, entries, labelled=finds_places, swap_lat_lon=swapped, strict=strict)
+        if strict and index.bad:
+            raise SourceError(
+                f"{len(index.bad)} photos of a test set cannot be used: {index.bad.describe()}. A test set must be "
+                "whole: mend it, or name the table of all its photos with --csv, and those count as misses."
+            )
     elif kind == "folder":
         index = _index_files(listing, entries)
     else:
         photos = _index_archives(listing, kind, entries, options)
         index, spoilt = photos.to_index(listing.root), photos.spoilt
+        lost_are_named = table_file is not None and not options.partial
+        num_photos = {} if lost_are_named else photos.num_photos
+        count_broken(photos.broken, num_photos, _num_bytes(entries), index.bad)
+    if options.min_photo_bytes is not None and kind in ("folder", "webdataset"):
+        index = _leave_out_small(index, options.min_photo_bytes)
     if table_file is not None:
         return _label(index, table_file, options, spoilt)
     for photo in spoilt:
@@ -220,6 +271,17 @@ def _build(
     if options.exif or (finds_places and kind == "folder"):
         index = _label_by_exif(index)
     return _drop_repeats(index, strict=options.for_test)
+
+
+def _leave_out_small(index: PhotoIndex, fewest: int) -> PhotoIndex:
+    sizes = index.table["size"].to_numpy()
+    small = (sizes >= 0) & (sizes < fewest)
+    index.bad.add_all([index.table["id"][int(row)].as_py() for row in np.flatnonzero(small)], _dead(fewest))
+    return index.take(np.flatnonzero(~small)) if small.any() else index
+
+
+def _dead(fewest: int) -> str:
+    return f"fewer than {fewest:,} bytes: dead photos"
 
 
 def _index_files(listing: Listing, entries: Sequence[FileEntry]) -> PhotoIndex:
@@ -233,23 +295,30 @@ def _index_files(listing: Listing, entries: Sequence[FileEntry]) -> PhotoIndex:
 def _index_archives(listing: Listing, kind: str, entries: Sequence[FileEntry], options: SourceOptions) -> _Photos:
     photos = _Photos()
     for entry in tqdm(entries, desc="index", unit=" archives", disable=len(entries) < 2):
-        archive = listing.name(entry)
+        archive, shown = listing.name(entry), listing.public_name(entry)
         fewest = options.min_photo_bytes
         if fewest is None:
             fewest = _DEAD_PHOTO_BYTES + 1 if Path(archive).name.startswith(MP16_PRO) else 1
         for member in _walk(entry, kind):
-            if member.problem is not None and not member.name:
-                photos.bad.add(archive, member.problem, kind=member.problem.partition(":")[0])
+            if member.lost_bytes:
+                photos.broken.append(BrokenArchive(shown, str(member.problem), member.lost_bytes))
+            elif member.problem is not None and not member.name:
+                photos.bad.add(shown, member.problem)
             elif kind != "msgpack" and (suffix_of(member.name) not in PHOTO_SUFFIXES or is_hidden(member.name)):
                 continue
             elif member.problem is not None:
-                photos.spoilt.append(_Spoilt(member.name, archive, member.problem, member.problem))
+                photos.spoilt.append(_Spoilt(member.name, shown, member.problem, member.problem))
             elif member.size < fewest:
                 reason = f"{member.size} bytes: a dead photo"
-                photos.spoilt.append(_Spoilt(member.name, archive, reason, f"fewer than {fewest:,} bytes: dead photos"))
+                photos.spoilt.append(_Spoilt(member.name, shown, reason, _dead(fewest)))
             else:
                 photos.add(entry, archive, member)
+                photos.num_photos[shown] += 1
     return photos
+
+
+def _num_bytes(entries: Sequence[FileEntry]) -> int:
+    return sum(size_of(entry.path) if entry.size is None else entry.size for entry in entries)
 
 
 def _walk(entry: FileEntry, kind: str) -> Iterator[Member]:
@@ -257,7 +326,7 @@ def _walk(entry: FileEntry, kind: str) -> Iterator[Member]:
     try:
         with open_file(entry.path, whole=True) as file:
             if kind == "msgpack":
-                yield from walk_msgpack(file)
+                yield from walk_msgpack(file, size)
             elif kind == "zip":
                 yield from walk_zip(file)
             else:
@@ -265,55 +334,100 @@ def _walk(entry: FileEntry, kind: str) -> Iterator[Member]:
     except RemoteError:
         raise
     except SourceError as error:  # one broken archive among many is counted like one broken photo
-        yield Member("", problem=f"the archive cannot be read: {error}")
+        yield Member("", problem=f"the archive cannot be read: {error}", lost_bytes=-1)
     except OSError as error:
-        raise SourceError(f"{entry.path} cannot be read: {error}.") from error
+        raise SourceError(f"{public_name(entry.path)} cannot be read: {error}.") from error
 
 
 def _label(index: PhotoIndex, table_file: str, options: SourceOptions, spoilt: Sequence[_Spoilt]) -> PhotoIndex:
     """The photos that a table names, in its order, under its ids."""
-    bad = index.bad
-    if options.for_test:
-        table = read_coordinate_table(table_file, swap_lat_lon=options.swap_lat_lon)
-        if table.ids is None:
-            sift_table(table, table_file, bad)  # refuses it
-    else:
-        table = sift_table(load_table(table_file, swap_lat_lon=options.swap_lat_lon), table_file, bad)
-    names = index.column("id")
+    bad, names = index.bad, index.column("id")
+    table = _read_table(table_file, options, names, spoilt, bad)
     ids: list[str] = table.ids or []
-    rows = join_rows(names, ids)
-    joined = np.flatnonzero(rows >= 0)
-    if len(names) and not len(joined):
-        raise SourceError(
-            f"none of the {len(ids)} photos of {table_file} is there; the first is {next(iter(ids), None)!r}, a photo "
-            f"there is {names[0]!r}. Ids must be names of photos, or paths with `/` or `_`, with or without .jpg."
-        )
-    order = joined[np.argsort(rows[joined], kind="stable")]
-    first = np.concatenate([[True], np.diff(rows[order]) > 0])[: len(order)]
-    if not options.for_test:
-        bad.add_all([names[photo] for photo in order[~first]], "another photo has the same id")
-    order = order[first]
-    absent = np.setdiff1d(np.arange(len(ids)), rows[order])
-    absent = absent if options.for_test else _count_spoilt(spoilt, ids, absent, options.partial, bad)
-    num_strangers = len(names) - len(joined)
-    if options.partial:
-        bad.add_all([names[photo] for photo in np.flatnonzero(rows < 0)], "no row of the table names it")
-    elif not options.for_test:
-        bad.add_all([ids[row] for row in absent], "the table names it, but there is no such photo")
-        if num_strangers:
-            logger.warning("%d of %d photos are named by no row of %s", num_strangers, len(names), table_file)
+    rows, steps = join_rows(names, ids)
+    if len(names) and not (rows >= 0).any():
+        raise SourceError(_explain_no_join(table_file, ids, names, bad))
+    order = _match(rows, steps, names, ids, bad, for_test=options.for_test)
+    absent = np.setdiff1d(np.arange(len(ids)), rows[rows >= 0])
     labelled = _with_columns(index.take(order), table.take(rows[order]))
-    return _append_missing(labelled, table.take(absent)) if options.for_test and len(absent) else labelled
+    if options.for_test:
+        return _append_missing(labelled, table.take(absent)) if len(absent) else labelled
+    absent = _count_spoilt(spoilt, ids, absent, bad)
+    if not options.partial:
+        bad.add_all([ids[row] for row in absent], "the table names it, but there is no such photo")
+        if num_strangers := int((rows < 0).sum()):
+            shown = public_name(table_file)
+            logger.warning("%d of %d photos are named by no usable row of %s", num_strangers, len(names), shown)
+    return labelled
 
 
-def _count_spoilt(
-    spoilt: Sequence[_Spoilt], ids: Sequence[str], absent: np.ndarray, partial: bool, bad: BadTally
+def _read_table(
+    file: str, options: SourceOptions, names: Sequence[str], spoilt: Sequence[_Spoilt], bad: BadTally
+) -> CoordinateTable:
+    """The rows that can be used; of a table that names more photos than are here, those of photos that are."""
+    if options.for_test:
+        table = read_coordinate_table(file, swap_lat_lon=options.swap_lat_lon)
+        return table if table.ids is not None else sift_table(table, file, bad)  # which refuses it
+    table = load_table(file, swap_lat_lon=options.swap_lat_lon)
+    if not options.partial or table.ids is None:
+        return sift_table(table, public_name(file), bad)
+    unique = list(dict.fromkeys(table.ids))
+    rows, _ = join_rows(names, unique)
+    bad.add_all([names[photo] for photo in np.flatnonzero(rows < 0).tolist()], _STRANGER)
+    rows_of_spoilt, _ = join_rows([photo.name for photo in spoilt], unique)
+    for photo in np.flatnonzero(rows_of_spoilt < 0).tolist():
+        spoilt[photo].count(bad)
+    here = {unique[row] for row in np.union1d(rows, rows_of_spoilt).tolist() if row >= 0}
+    wanted = table.take(np.array([row for row, name in enumerate(table.ids) if name in here], dtype=np.int64))
+    return sift_table(wanted, public_name(file), bad)
+
+
+def _explain_no_join(table_file: str, ids: Sequence[str], names: Sequence[str], bad: BadTally) -> str:
+    if not ids and bad:
+        return f"{public_name(table_file)} has no row that can be used: {_explain_emptiness(bad)}"
+    return (
+        f"none of the {len(ids)} photos of {public_name(table_file)} is there; the first is "
+        f"{next(iter(ids), None)!r}, a photo there is {names[0]!r}. Ids must be names of photos, or paths with `/` or "
+        "`_`, with or without .jpg."
+    )
+
+
+def _match(
+    rows: np.ndarray, steps: np.ndarray, names: Sequence[str], ids: Sequence[str], bad: BadTally, *, for_test: bool
 ) -> np.ndarray:
+    """The photo of each row that has one, in the table's order: the one whose name is nearest to the id.
+
+    Where two are equally near and not the same photo again, which one is meant cannot be known: it is none.
+    """
+    joined = np.flatnonzero(rows >= 0)
+    order = joined[np.lexsort((joined, steps[joined], rows[joined]))]
+    first = np.concatenate([[True], np.diff(rows[order]) > 0])[: len(order)]
+    best = order[first]
+    if first.all():
+        return best
+    of_row = dict(zip(rows[best].tolist(), best.tolist(), strict=True))
+    others = order[~first].tolist()
+    rivals = [n for n in others if steps[n] == steps[of_row[int(rows[n])]] and names[n] != names[of_row[int(rows[n])]]]
+    contested = np.unique(rows[rivals]) if rivals else np.empty(0, dtype=np.int64)
+    if for_test and len(contested):
+        row = int(contested[0])
+        raise SourceError(
+            f"{len(contested)} rows of the table of a test set fit several photos; the first is {ids[row]!r}, which is "
+            f"{names[of_row[row]]!r} or {next(names[n] for n in rivals if rows[n] == row)!r}. Name photos in full."
+        )
+    if not for_test:
+        bad.add_all([ids[row] for row in contested.tolist()], "several photos fit its row of the table equally well")
+        decided = ~np.isin(rows[others], contested)
+        bad.add_all([names[n] for n in order[~first][decided].tolist()], "another photo fits its row of the table")
+    return best[~np.isin(rows[best], contested)]
+
+
+def _count_spoilt(spoilt: Sequence[_Spoilt], ids: Sequence[str], absent: np.ndarray, bad: BadTally) -> np.ndarray:
     """Count the spoilt photos that are wanted, once each; returns the absent rows that are left to explain."""
-    rows = join_rows([photo.name for photo in spoilt], ids)
+    rows, _ = join_rows([photo.name for photo in spoilt], ids)
     unexplained = set(absent.tolist())
     for photo, row in zip(spoilt, rows.tolist(), strict=True):
-        if row in unexplained or (row < 0 and partial):
+        if row in unexplained:
             photo.count(bad)
             unexplained.discard(row)
     return np.array(sorted(unexplained), dtype=np.int64)
@@ -321,6 +435,7 @@ def _count_spoilt(
 
 def _with_columns(index: PhotoIndex, table: CoordinateTable) -> PhotoIndex:
     columns: dict[str, Any] = {name: index.table[name] for name in _PLACE}
+    columns |= {name: index.table[name] for name in OPTIONAL_COLUMNS}  # what the source knows and the table does not
     columns |= {"id": table.ids, "latitude": table.latitude, "longitude": table.longitude, **table.optional}
     return PhotoIndex.from_columns(index.root, columns, bad=index.bad)
 
@@ -343,10 +458,10 @@ def _label_by_exif(index: PhotoIndex) -> PhotoIndex:
             points.append(_read_position(index.root, row, reader))
             kept.append(number)
         except CoordinateError as error:
-            index.bad.add(row["id"], str(error), kind=str(error).partition(":")[0])
+            index.bad.add(row["id"], str(error))
         except (OSError, DamagedPhotoError) as error:
             reason = getattr(error, "strerror", None) or str(error)
-            index.bad.add(row["id"], f"cannot be read: {reason}", kind="cannot be read")
+            index.bad.add(row["id"], f"cannot be read: {reason}")
     kept_index = index.take(kept)
     columns: dict[str, Any] = {name: kept_index.table[name] for name in kept_index.table.column_names}
     coordinates_deg = np.array(points, dtype=np.float64).reshape(-1, 2)
@@ -390,22 +505,24 @@ def _describe(source: str, kind: str, table_file: str | None, options: SourceOpt
     if options.unlabelled:
         return f"photos of {name}, without coordinates"
     if table_file is not None:
-        return f"photos of {name} with coordinates of {table_file.rpartition('/')[2]}"
+        return f"photos of {name} with coordinates of {public_name(table_file).rpartition('/')[2]}"
     return f"photos of {name} with {'EXIF positions' if options.exif or kind == 'folder' else 'their own coordinates'}"
 
 
 def _cache_file(
     listing: Listing, kind: str, entries: Sequence[FileEntry], table_file: str | None, options: SourceOptions
-) -> Path:
-    """Named after everything that the index depends on."""
+) -> Path | None:
+    """Named after everything that the index depends on; None where that cannot be known."""
     folder = Path(os.environ.get(CACHE_VARIABLE) or Path.home() / ".cache" / "geomae")
     digest = hashlib.blake2b(digest_size=16)
     asked = asdict(options) | {"kind": kind, "csv_file": table_file, "root": listing.root, "version": _INDEX_VERSION}
     digest.update(json.dumps(asked, sort_keys=True).encode())
-    tables = list_files(table_file) if table_file else []
+    tables = stat_remote(list_files(table_file)) if table_file else []
     if kind == "webdataset":  # img2dataset writes one beside each tar
         beside = {parquet_beside(entry.path) for entry in entries}
         tables += [entry for entry in listing.entries if entry.path in beside]
+    if not all(entry.is_dated for entry in [*entries, *tables]) and kind != "folder":
+        return None  # whether a file has changed cannot be known
     for entry in [*entries, *tables]:
         digest.update(f"{entry.path}\0{entry.size}\0{entry.state}\n".encode())
     return folder / "indexes" / f"{digest.hexdigest()}.arrow"
