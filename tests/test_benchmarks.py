@@ -1,9 +1,13 @@
 """The benchmarks run; what they measure is not a matter of tests."""
 
+import importlib
 import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
+
+import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -19,3 +23,36 @@ def test_input_pipeline_compares_ours_with_what_decoding_alone_takes(tmp_path: P
     page = (tmp_path / "result.md").read_text()
     for title in ("GeoMAE, not shuffled", "GeoMAE, four crops of each photo", "decode and resize alone"):
         assert f"| {title} |" in page
+
+
+@pytest.fixture
+def report(monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    return importlib.import_module("loading.report")
+
+
+def test_ratios_are_ours_by_the_other_s_within_a_round(report: Any) -> None:
+    measure, pipelines = (importlib.import_module(f"loading.{name}") for name in ("measure", "pipelines"))
+
+    def runs(*seconds: float) -> list[Any]:  # of 100 photos; the worker is at work half of the time
+        return [measure.Measurement(100, wall, wall / 2, 0.001) for wall in seconds]
+
+    known = [pipelines.Pipeline("ours", "GeoMAE", list), pipelines.Pipeline("thesis", "the thesis", list)]
+    entries = report.medians_and_ratios(known, {"ours": runs(1, 2, 4), "thesis": runs(10, 4, 20)})
+    assert entries["thesis"]["photos_per_s"] == 10
+    assert entries["thesis"]["photos_per_worker_core_s"] == 20
+    assert entries["thesis"]["ours_is_times"] == {"photos_per_s": 5, "photos_per_worker_core_s": 5}
+    assert entries["thesis"]["ours_is_times_by_round"] == [10, 2, 5]
+    (verdict,) = report.judge_targets(entries)
+    assert (verdict["at_least"], verdict["least"], verdict["most"], verdict["is_met"]) == (4, 2, 10, True)
+    slower = report.medians_and_ratios(known, {"ours": runs(1, 2, 4), "thesis": runs(3, 4, 5)})
+    assert not report.judge_targets(slower)[0]["is_met"]
+    assert report.cores_needed(entries)[0]["worker_cores"] == {"ours": 4365 / 100, "thesis": 4365 / 20}
+
+
+def test_memory_is_judged_from_the_second_epoch_on(report: Any) -> None:
+    epochs = importlib.import_module("loading.measure").MemoryOfEpoch
+    flat = report.judge_memory([epochs(peak, 1, 1) for peak in (50, 100, 104)])
+    growing = report.judge_memory([epochs(peak, 1, 1) for peak in (100, 100, 106)])
+    assert (flat["is_met"], growing["is_met"]) == (True, False)
+    assert growing["growth_of_peak"] == pytest.approx(0.06)

@@ -32,7 +32,7 @@ def test_run_stops_above_the_allowed_share_and_not_at_it(allowed: float, refused
     if not refused:
         tally.refuse_above(allowed, 10, "MP-16")
         return
-    message = r"2 of 10 photos of MP-16 cannot be used, .* the first is a\.jpg: cut off\. .*1 x cut off; 1 x dead.*"
+    message = r"2 of 10 photos cannot be used \(MP-16\), .* the first is a\.jpg: cut off\. .*1 x cut off; 1 x dead.*"
     with pytest.raises(TooManyDamagedPhotosError, match=f"{message}--max_bad_fraction"):
         tally.refuse_above(allowed, 10, "MP-16")
 

@@ -180,7 +180,7 @@ def test_what_the_source_lacks_is_counted_in_the_manifest_and_stops_the_run_abov
     with photos.with_suffix(".csv").open("a") as file:
         file.write("\n" + "\n".join(f"gone{number}.jpg,someone,1,1" for number in range(10)))
     assert main(["pack", str(photos), *options(tmp_path / "out")]) == 2
-    assert "10 of 70 photos of photos of photos with coordinates" in capsys.readouterr().err
+    assert "10 of 70 photos cannot be used (photos of photos with coordinates" in capsys.readouterr().err
     assert main(["pack", str(photos), *options(tmp_path / "out"), "--max_bad_fraction", "0.2"]) == 0
     manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
     assert manifest["num_bad"] == 12

@@ -208,7 +208,9 @@ def test_partial_download_does_not_count_the_photos_of_the_other_tars(tmp_path: 
     write_file(tmp_path / "mp-16-images00", tar_bytes({"a/1.jpg": photo(1, 6000), "b/9.jpg": photo(9, 6000)}))
     assert reasons(tmp_path) == {NO_PHOTO: 2}
     assert reasons(tmp_path, partial=True) == {"no row of the table names it": 1}
-    with pytest.raises(TooManyDamagedPhotosError, match=r"2 of 3 photos of .* --max_bad_fraction") as refusal:
+    with pytest.raises(
+        TooManyDamagedPhotosError, match=r"2 of 3 photos cannot be used \(MP16-Pro\).* --max_bad_fraction"
+    ) as refusal:
         open_source(tmp_path).bad.refuse_above(0.1, 3, "MP16-Pro")
     assert NO_PHOTO in str(refusal.value)
 

@@ -61,19 +61,24 @@ def test_one_damaged_photo_in_the_first_batch_stops_nothing() -> None:
     assert (counter.num_seen, counter.num_bad) == (8, 1)
 
 
-def test_too_many_damaged_photos_are_refused_at_the_first_one_above_the_share() -> None:
-    counter = DamageCounter(0.01, num_photos=100_000)
-    for _ in range(10):
-        counter.count(9, 1)
-    with pytest.raises(TooManyDamagedPhotosError, match=r"11 of 110 .* 0.01 that max_bad_fraction allows"):
-        counter.count(9, 1)
+def test_lump_of_damage_that_the_epoch_forgives_stops_nothing() -> None:
+    counter = DamageCounter(0.01, num_photos=20_000)
+    counter.count(0, 200)  # a broken archive's photos stand side by side
+    with pytest.raises(TooManyDamagedPhotosError, match=r"201 of 201 photos so far .* 0.01 of an epoch's 20000 photos"):
+        counter.count(0, 1)
 
 
-def test_small_data_set_is_judged_by_its_own_size() -> None:
+def test_share_is_taken_of_all_that_was_seen_once_that_is_more_than_an_epoch() -> None:
     counter = DamageCounter(0.1, num_photos=20)
-    counter.count(6, 2)
-    with pytest.raises(TooManyDamagedPhotosError, match="3 of 16"):
-        counter.count(7, 1)
+    counter.count(27, 3)
+    with pytest.raises(TooManyDamagedPhotosError, match="4 of 31"):
+        counter.count(0, 1)
+
+
+def test_one_process_judges_its_own_damage_by_what_all_have_seen() -> None:
+    DamageCounter(0.1, num_photos=20, num_processes=4).count(26, 12)
+    with pytest.raises(TooManyDamagedPhotosError):
+        DamageCounter(0.1, num_photos=20).count(26, 12)
 
 
 def test_share_of_one_allows_everything() -> None:

@@ -144,6 +144,7 @@ def _decode_and_resize(
 def _collate(jpegs: Sequence[bytes], batch_size: int) -> Iterator[int]:
     """The work of our collator on samples in memory, without what feeds it and without sending its batches."""
     collator = PhotoCollator(IMAGE_SIZE, augment=True, crop_scale=CROP_SCALE)
+    collator.share_memory(batch_size=batch_size, num_workers=0, prefetch_factor=0)
     known = {"latitude": 0.0, "longitude": 0.0}
     samples = [{"id": str(row), "image": {"bytes": jpeg, "path": None}, **known} for row, jpeg in enumerate(jpegs)]
     for epoch in itertools.count():

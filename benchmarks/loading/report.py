@@ -36,6 +36,15 @@ LIMITS = (
 )
 
 
+# Each peer as its users run it; said, because it is not all of the work that is ours.
+_WHAT_DIFFERS = (
+    "Each peer does what its users do. The PIL pipelines give normalised float32, ours and torchvision's uint8, which "
+    "the model normalises on its device; `run_mae.py` crops 20 to 100 % of the area by bicubic interpolation, the "
+    "others 66 to 100 % by bilinear. Nearest to ours in what they deliver are torchvision's `decode_jpeg` with v2 "
+    "transforms, and decoding and resizing alone.\n"
+)
+
+
 def medians_and_ratios(
     pipelines: Sequence[Pipeline], rounds: Mapping[str, Sequence[Measurement]]
 ) -> dict[str, dict[str, Any]]:
@@ -58,6 +67,7 @@ def medians_and_ratios(
                 "photos_per_s": median(own.photos_per_s / run.photos_per_s for own, run in pairs),
                 "photos_per_worker_core_s": median(own.photos_per_core_s / run.photos_per_core_s for own, run in pairs),
             },
+            "ours_is_times_by_round": [own.photos_per_core_s / run.photos_per_core_s for own, run in pairs],
             "rounds": [asdict(run) for run in runs],
         }
     return entries
@@ -70,7 +80,9 @@ def judge_targets(entries: Mapping[str, Mapping[str, Any]]) -> list[dict[str, An
         if key in entries:
             ratios = entries[key]["ours_is_times"]
             verdict = {"compared_with": key, "title": entries[key]["title"], "at_least": target, **ratios}
-            verdicts.append(verdict | {"is_met": ratios["photos_per_worker_core_s"] >= target})
+            by_round = entries[key]["ours_is_times_by_round"]
+            spread = {"least": min(by_round), "most": max(by_round)}
+            verdicts.append(verdict | spread | {"is_met": ratios["photos_per_worker_core_s"] >= target})
     return verdicts
 
 
@@ -102,6 +114,7 @@ def to_markdown(record: Mapping[str, Any]) -> str:
         *(f"Left out: {title}: {reason}.\n" for title, reason in record["left_out"].items()),
         "## Targets\n",
         _targets_table(record["targets"]),
+        _WHAT_DIFFERS,
         _memory_table(record["memory"]) if record["memory"] else "",
         _cores_table(record["cores_needed"]),
     ]
@@ -146,12 +159,14 @@ def _targets_table(verdicts: Sequence[Mapping[str, Any]]) -> str:
             f"ours / {verdict['title']}",
             f"{verdict['at_least']:.2f}",
             f"{verdict['photos_per_worker_core_s']:.2f}",
+            f"{verdict['least']:.2f} to {verdict['most']:.2f}",
             f"{verdict['photos_per_s']:.2f}",
             "met" if verdict["is_met"] else "**missed**",
         ]
         for verdict in verdicts
     ]
-    return _table(["ratio", "at least", "per worker-core-s", "by the wall", "judged per worker-core-s"], rows)
+    header = ["ratio", "at least", "per worker-core-s", "its rounds", "by the wall", "judged by the median"]
+    return _table(header, rows)
 
 
 def _memory_table(memory: Mapping[str, Any]) -> str:

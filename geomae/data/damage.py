@@ -68,13 +68,16 @@ class BadTally:
         """The counts in words, the largest first."""
         return "; ".join(f"{count:,} x {kind}" for kind, count in self.counts.most_common())
 
-    def refuse_above(self, max_bad_fraction: float, num_photos: int, source: str) -> None:
+    def refuse_above(
+        self, max_bad_fraction: float, num_photos: int, source: str, *, option: str = "max_bad_fraction"
+    ) -> None:
         """Stop where too many photos are left out.
 
         Args:
             max_bad_fraction: the allowed share.
             num_photos: of the source, those left out included.
             source: what they came from, for the message.
+            option: what allows more.
 
         Raises:
             TooManyDamagedPhotosError: the share is larger.
@@ -82,9 +85,9 @@ class BadTally:
         if len(self) > max_bad_fraction * num_photos:
             first = self.listed[0]
             raise TooManyDamagedPhotosError(
-                f"{len(self)} of {num_photos} photos of {source} cannot be used, more than the allowed share "
+                f"{len(self)} of {num_photos} photos cannot be used ({source}), more than the allowed share "
                 f"{max_bad_fraction:g}; the first is {first.file or '(no name)'}: {first.reason}. In all: "
-                f"{self.describe()}. Mend the source, or allow more with --max_bad_fraction."
+                f"{self.describe()}. Mend the source, or allow more with --{option}."
             )
 
     def to_json(self) -> dict[str, Any]:

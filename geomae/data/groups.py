@@ -23,14 +23,22 @@ __all__ = ["SUBSETS", "GroupReader", "GroupSource", "IndexedPhotos", "ParquetSha
 
 SUBSETS = ("first_half", "last_half")
 
-_MAX_OPEN_FILES = 256  # per worker; a shard's footer is parsed each time it is opened
+_MAX_OPEN_FILES = 256  # of a worker, over all its sources; a shard's footer is parsed each time it is opened
+_FEWEST_OPEN_FILES = 4  # of a source that is being read
 
 
 class GroupReader(Protocol):
     """Reads rows; made in the process that uses it."""
 
     def read(self, group: int, rows: np.ndarray) -> list[dict[str, Any]]:
-        """Some rows of a group, by their numbers in it, in that order."""
+        """Some rows of a group, by their numbers in it, in that order.
+
+        A photo that cannot be read has no bytes, and `read_error` says why.
+        """
+        ...
+
+    def close(self) -> None:
+        """Close what is open."""
         ...
 
 
@@ -42,8 +50,8 @@ class GroupSource(Protocol):
     name: str  # for messages
     fingerprint: str  # another one for other photos
 
-    def open(self) -> GroupReader:
-        """A reader for this process."""
+    def open(self, max_open_files: int = _MAX_OPEN_FILES) -> GroupReader:
+        """A reader for this process, which keeps so many files open at most."""
         ...
 
 
@@ -112,14 +120,21 @@ class PhotoGroups:
 
 
 class _Readers:
+    """Readers of several sources, which share the number of files that a process may hold open."""
+
     def __init__(self, sources: Sequence[GroupSource]) -> None:
         self._sources = sources
-        self._open: dict[int, GroupReader] = {}
+        self._files_each = max(_FEWEST_OPEN_FILES, _MAX_OPEN_FILES // len(sources))
+        self._open: OrderedDict[int, GroupReader] = OrderedDict()
 
     def read(self, group: RowGroup, rows: np.ndarray) -> list[dict[str, Any]]:
         """Some of a group's rows, counted from its own first one."""
-        if group.source not in self._open:
-            self._open[group.source] = self._sources[group.source].open()
+        if group.source in self._open:
+            self._open.move_to_end(group.source)
+        else:
+            if len(self._open) == _MAX_OPEN_FILES // self._files_each:
+                self._open.popitem(last=False)[1].close()
+            self._open[group.source] = self._sources[group.source].open(self._files_each)
         return self._open[group.source].read(group.index, rows + group.skip)
 
 
@@ -177,9 +192,9 @@ class ParquetShards:
             totals[file] += size
         return totals
 
-    def open(self) -> "_ShardReader":
+    def open(self, max_open_files: int = _MAX_OPEN_FILES) -> "_ShardReader":
         """A reader that keeps the files it used last open."""
-        return _ShardReader(self)
+        return _ShardReader(self, max_open_files)
 
 
 def _read_footer(file: str) -> tuple[list[int], pa.Schema, str]:
@@ -201,25 +216,39 @@ def _pick_columns(schema: pa.Schema, columns: Sequence[str] | None, file: str) -
 
 
 class _ShardReader:
-    def __init__(self, shards: ParquetShards) -> None:
-        self._shards = shards
+    def __init__(self, shards: ParquetShards, max_open_files: int) -> None:
+        self._shards, self._max_open_files = shards, max_open_files
         self._open: OrderedDict[str, pq.ParquetFile] = OrderedDict()
 
+    def close(self) -> None:
+        """Close what is open."""
+        while self._open:
+            self._open.popitem()[1].close(force=True)
+
     def read(self, group: int, rows: np.ndarray) -> list[dict[str, Any]]:
-        """The rows of one row group, in the order of `rows`."""
+        """The rows of one row group, in the order of `rows`; of one that is damaged, rows without photos."""
         number, index = self._shards.places[group]
         name = self._shards.files[number]
-        table = self._file(name).read_row_group(index, columns=self._shards.columns, use_threads=False)
+        try:
+            table = self._file(name).read_row_group(index, columns=self._shards.columns, use_threads=False)
+        except (OSError, pa.ArrowException, SourceError) as error:  # of one group among thousands
+            return [self._unreadable(name, index, row, error) for row in rows.tolist()]
         if table.num_rows != self._shards.group_sizes[group]:
             raise SourceError(f"{name} changed while it was read: pack into a new folder instead.")
         return _take_rows(table, rows)
+
+    def _unreadable(self, name: str, group: int, row: int, error: Exception) -> dict[str, Any]:
+        place = f"{Path(name).name}, row group {group}, row {row}"
+        problem = f"its row group cannot be read: {str(error).strip().splitlines()[0]}"
+        empty = {"image": {"bytes": None, "path": None}, "id": place, "read_error": problem}
+        return dict.fromkeys(self._shards.columns) | empty
 
     def _file(self, name: str) -> pq.ParquetFile:
         if name in self._open:
             self._open.move_to_end(name)
             return self._open[name]
-        if len(self._open) == _MAX_OPEN_FILES:
-            self._open.popitem(last=False)[1].close()
+        if len(self._open) == self._max_open_files:
+            self._open.popitem(last=False)[1].close(force=True)
         self._open[name] = pq.ParquetFile(open_file(name)) if is_url(name) else pq.ParquetFile(name, memory_map=True)
         return self._open[name]
 
@@ -273,9 +302,9 @@ class IndexedPhotos:
         self.starts = list(accumulate(self.group_sizes, initial=0))
         self.fingerprint = index.digest()
 
-    def open(self) -> "_IndexReader":
+    def open(self, max_open_files: int = _MAX_OPEN_FILES) -> "_IndexReader":
         """A reader that keeps the files it used last open."""
-        return _IndexReader(self)
+        return _IndexReader(self, max_open_files)
 
 
 def _group_neighbours(index: PhotoIndex) -> list[int]:
@@ -299,9 +328,13 @@ def _group_neighbours(index: PhotoIndex) -> list[int]:
 
 
 class _IndexReader:
-    def __init__(self, photos: IndexedPhotos) -> None:
+    def __init__(self, photos: IndexedPhotos, max_open_files: int) -> None:
         self._photos = photos
-        self._reader = PhotoReader(photos.index.root)
+        self._reader = PhotoReader(photos.index.root, max_open_files)
+
+    def close(self) -> None:
+        """Close what is open."""
+        self._reader.close()
 
     def read(self, group: int, rows: np.ndarray) -> list[dict[str, Any]]:
         """Rows of one group; a photo that cannot be read has no bytes, and `read_error` says why."""

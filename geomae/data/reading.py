@@ -28,8 +28,8 @@ _MAX_SPAN = 2**26  # bytes of one request
 class PhotoReader:
     """Reads photos of one source; keeps the files used last open. Not to be shared by processes or threads."""
 
-    def __init__(self, root: str) -> None:
-        self.root = root
+    def __init__(self, root: str, max_open_files: int = _MAX_OPEN_FILES) -> None:
+        self.root, self._max_open_files = root, max_open_files
         self._open: OrderedDict[str, Any] = OrderedDict()
         self._group: tuple[tuple[str, int], pa.ChunkedArray] | None = None
 
@@ -146,7 +146,7 @@ class PhotoReader:
         if name in self._open:
             self._open.move_to_end(name)
             return self._open[name]
-        if len(self._open) == _MAX_OPEN_FILES:
+        if len(self._open) >= self._max_open_files:
             _close(self._open.popitem(last=False)[1])
         file = open_file(join(self.root, name))
         self._open[name] = pq.ParquetFile(file) if parquet else file

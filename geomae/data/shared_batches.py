@@ -7,6 +7,7 @@ before it was forked, and a place is free again when the training process has dr
 
 import itertools
 import mmap
+import os
 import weakref
 from collections.abc import Sequence
 from typing import Any
@@ -26,7 +27,8 @@ class BatchMemory:
     """Gives a collator the place of each crop, and makes a tensor of a batch of them.
 
     A full batch lies in one piece already. Anything else is copied together: batches of another size, crops that the
-    collator was handed, and batches of a worker whose places are all on their way.
+    collator was handed, and batches of a worker whose places are all on their way. It serves one iterator of one
+    DataLoader at a time: the workers of two would take the same places.
     """
 
     def __init__(self, batch_size: int, image_size: int, num_workers: int = 0, *, places_per_worker: int = 0) -> None:
@@ -98,7 +100,7 @@ class _SharedPlaces:
         self._first_byte = _round_up(num_places)
         self._memory = mmap.mmap(-1, self._first_byte + num_places * self._bytes_per_place)
         self._is_taken = np.frombuffer(self._memory, np.uint8, num_places)
-        self.number = next(_numbers)
+        self.number, self._owner = next(_numbers), os.getpid()
         _known[self.number] = self
 
     def take(self, worker: int) -> tuple[int, np.ndarray] | None:
@@ -114,10 +116,14 @@ class _SharedPlaces:
         """Let a place be taken again."""
         self._is_taken[place] = 0
 
+    def _free_own(self, place: int) -> None:
+        if os.getpid() == self._owner:  # not in a child that inherited the tensor
+            self.free(place)
+
     def open(self, place: int, num_crops: int) -> Tensor:
         """The tensor of a place, which is freed when nothing holds its memory any more."""
         array = self._array(place)
-        weakref.finalize(array, self.free, place)
+        weakref.finalize(array, self._free_own, place)
         return torch.from_numpy(array).permute(0, 3, 1, 2)[:num_crops]
 
     def _array(self, place: int) -> np.ndarray:

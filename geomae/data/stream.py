@@ -18,7 +18,6 @@ from typing import Any
 
 import numpy as np
 import torch.utils.data
-from datasets import IterableDataset
 
 from geomae.data.groups import ParquetShards, PhotoGroups
 from geomae.errors import DamagedPhotoError, SourceError
@@ -127,13 +126,7 @@ class PhotoStream(torch.utils.data.IterableDataset):
         num_workers = 1 if worker is None else worker.num_workers
         lanes_per_rank(self.place, self.world_size, num_workers)
         self._check_enough_photos(self.world_size * num_workers)
-        # datasets deals a list in gen_kwargs to the workers of the DataLoader: each gets its own number.
-        # Without features it passes rows through untouched; with them it takes ten times as long as reading them does
-        stream = IterableDataset.from_generator(
-            _stream_of_workers,
-            gen_kwargs={"workers": list(range(num_workers)), "stream": self, "num_workers": num_workers},
-        )
-        return iter(stream)
+        return self.samples_of_worker(0 if worker is None else worker.id, num_workers)
 
     def samples_of_worker(self, worker: int, num_workers: int) -> Iterator[Sample]:
         """What worker `worker` of `num_workers` yields, from `place` on.
@@ -144,17 +137,20 @@ class PhotoStream(torch.utils.data.IterableDataset):
         num_lanes = lanes_per_rank(self.place, self.world_size, num_workers)
         num_batches = 0 if self.place is None else self.place.num_batches
         turns = [(num_batches + worker + turn * num_workers) % num_lanes for turn in range(num_lanes // num_workers)]
-        lanes = [self._samples_of_lane(self.rank * num_lanes + lane, self.world_size * num_lanes) for lane in turns]
+        reader = self.photos.open()
+        lanes = [
+            self._samples_of_lane(self.rank * num_lanes + lane, self.world_size * num_lanes, reader) for lane in turns
+        ]
         while True:
             for lane in lanes:
                 yield from islice(lane, self.batch_size)
 
-    def _samples_of_lane(self, lane: int, num_lanes: int) -> Iterator[Sample]:
+    def _samples_of_lane(self, lane: int, num_lanes: int, reader: Any) -> Iterator[Sample]:
         """The lane's samples, prepared, without the damaged ones."""
         begin, end = _stretch(self.num_photos, lane, num_lanes)
         position = 0 if self.place is None else self.place.positions[lane]
         num_bad = 0
-        for row in self._rows_of_lane(begin, end, position):
+        for row in self._rows_of_lane(begin, end, position, reader):
             position += 1
             try:
                 samples = [row] if self.prepare is None else self.prepare(row)
@@ -171,9 +167,8 @@ class PhotoStream(torch.utils.data.IterableDataset):
                 yield {**sample, "lane": lane, "position": position, "num_bad": num_bad}
                 num_bad = 0
 
-    def _rows_of_lane(self, begin: int, end: int, position: int) -> Iterator[Sample]:
+    def _rows_of_lane(self, begin: int, end: int, position: int, reader: Any) -> Iterator[Sample]:
         """Rows of a lane, epoch after epoch, behind the first `position` of them."""
-        reader = self.photos.open()
         epoch, num_skipped = divmod(position, end - begin)
         while True:
             yield from self._rows_of_epoch(epoch, begin, end, num_skipped, reader)
@@ -253,8 +248,3 @@ def _mix(seed: int, epoch: int, rows: np.ndarray) -> np.ndarray:
         mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
         mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return (mixed ^ (mixed >> np.uint64(31))) >> np.uint64(1)
-
-
-def _stream_of_workers(workers: list[int], stream: PhotoStream, num_workers: int) -> Iterator[Sample]:
-    for worker in workers:
-        yield from stream.samples_of_worker(worker, num_workers)

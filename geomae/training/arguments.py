@@ -281,6 +281,12 @@ class GeoMAETrainingArguments(TrainingArguments):
         # Without a launcher transformers would use nn.DataParallel, which splits batches behind the stream's back.
         self._n_gpu = min(self._n_gpu, 1)
         self.num_photos = 0
+        self.steps_are_given = self.max_steps > 0
+        if self.enable_jit_checkpoint and self.world_size > 1:
+            raise ConfigError(
+                "enable_jit_checkpoint is true, but each process notices the signal at a step of its own, and they "
+                "would wait for each other: save by save_steps instead"
+            )
 
     def _check_not_used(self) -> None:
         for known in fields(self):
@@ -352,7 +358,7 @@ class GeoMAETrainingArguments(TrainingArguments):
         if num_photos < 1:
             raise ConfigError("the training data has no photos")
         self.num_photos = num_photos
-        if self.max_steps <= 0:
+        if not self.steps_are_given:
             self.max_steps = max(1, round(self.num_train_epochs * self.steps_per_epoch))
         if self.base_learning_rate is not None:
             self.learning_rate = self.base_learning_rate * self.total_batch_size / BASE_BATCH_SIZE

@@ -39,12 +39,12 @@ class StreamProgress(TrainerCallback, ExportableState):
         self.num_batches_done = 0
         """Batches of this process since the stream's beginning, counted as the stream counts them now."""
         self.num_photos_seen = 0
-        """Photos over all processes and all sessions of the run, damaged ones included."""
+        """Photos that went into batches, over all processes and all sessions of the run."""
         self.guard = LossGuard()
-        self.damage = DamageCounter(args.max_bad_fraction, args.num_photos)
+        self.damage = DamageCounter(args.max_bad_fraction, args.num_photos, args.world_size)
         self.meter = ThroughputMeter()
         self.num_bad_photos = 0
-        """Damaged photos over all processes and all sessions of the run, as of the last log."""
+        """Damaged photos over all processes and all sessions of the run, as of the last log or save."""
         self.ids: Sequence[str] = ()
         """Photos of this process's latest batch."""
         self.peak_flops: float | None = None
@@ -53,7 +53,7 @@ class StreamProgress(TrainerCallback, ExportableState):
         self.lane_positions: tuple[int, ...] = ()
         """Rows of the stream that each lane of all processes has behind it, as of the last save."""
         self._own_positions: dict[int, int] = {}
-        self._num_bad_before = 0
+        self._num_bad_before, self._num_seen_before = 0, 0
         self._error_km: Tensor | None = None
         self._num_errors = 0
         self._num_steps = 0
@@ -64,7 +64,7 @@ class StreamProgress(TrainerCallback, ExportableState):
         """A batch has arrived: its `ids`, `num_bad`, `lane` and `position`.
 
         Raises:
-            TooManyDamagedPhotosError: above `max_bad_fraction` of this process's photos are damaged.
+            TooManyDamagedPhotosError: this process alone has met too many damaged photos.
         """
         self.ids = batch["ids"]
         self.num_batches_done += 1
@@ -87,21 +87,39 @@ class StreamProgress(TrainerCallback, ExportableState):
         logs: dict[str, float] = {}
         device = self.accelerator.device
         error_km = torch.zeros((), device=device) if self._error_km is None else self._error_km
-        counts = (self._num_errors, self.damage.num_bad, self.damage.num_seen)
-        sums = torch.stack([error_km.float(), *(torch.tensor(float(count), device=device) for count in counts)])
-        total_km, num_errors, num_bad, num_seen = self.accelerator.reduce(sums, reduction="sum").tolist()
+        sums = torch.stack([error_km.float(), torch.tensor(float(self._num_errors), device=device)])
+        total_km, num_errors = self.accelerator.reduce(sums, reduction="sum").tolist()
         self._error_km, self._num_errors = None, 0
         if num_errors:
             logs["great_circle_km"] = total_km / num_errors
-        self.damage.check(int(num_bad), int(num_seen))
-        self.num_bad_photos = self._num_bad_before + int(num_bad)
-        logs["num_bad_photos"] = self.num_bad_photos
+        logs["num_bad_photos"] = self.count_damage()
         photos_per_second = self.meter.take()
         if photos_per_second is not None:
             logs["photos_per_second"] = photos_per_second
             if self.flops_per_photo and self.peak_flops:
                 logs["mfu"] = photos_per_second * self.flops_per_photo / (self.peak_flops * self.args.world_size)
         return logs
+
+    def count_damage(self) -> int:
+        """Damaged photos of all processes and sessions; every process must call it at the same step.
+
+        Raises:
+            TooManyDamagedPhotosError: more than `max_bad_fraction` were damaged.
+        """
+        own = torch.tensor([self.damage.num_bad, self.damage.num_seen], device=self.accelerator.device)
+        num_bad, num_seen = (int(number) for number in self.accelerator.reduce(own, reduction="sum").tolist())
+        self.num_bad_photos = self._num_bad_before + num_bad
+        self.damage.check(self.num_bad_photos, self._num_seen_before + num_seen)
+        return self.num_bad_photos
+
+    def gather(self) -> None:
+        """Bring together what a checkpoint says, which one process writes; every process must call it before."""
+        self.count_damage()
+        count = lanes_per_rank(self.stream.place, self.args.world_size, max(1, self.args.dataloader_num_workers))
+        first = self.args.process_index * count
+        own = torch.tensor([self._own_positions.get(lane, 0) for lane in range(first, first + count)])
+        gathered = self.accelerator.gather(own.to(self.accelerator.device))
+        self.lane_positions = tuple(int(position) for position in gathered.tolist())
 
     # ---- what transformers calls
 
@@ -130,26 +148,15 @@ class StreamProgress(TrainerCallback, ExportableState):
             self.meter.count(self.args.total_batch_size)
         if control.should_log or control.should_evaluate or control.should_save:
             self.guard.check(wait=True)
-        if control.should_save or control.should_evaluate:  # an evaluation may decide that its model is saved
-            self._gather_positions()
 
     def on_train_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Say at the end what was left out."""
-        self.collect_logs()
+        """Say at the end what was left out; the trainer's last log has counted it."""
         if state.is_world_process_zero and self.num_bad_photos:
             logger.warning(
                 "%d photos could not be decoded and were left out, %d went into batches; the log names each",
                 self.num_bad_photos,
                 self.num_photos_seen,
             )
-
-    def _gather_positions(self) -> None:
-        """Bring the places of all processes' lanes together: a checkpoint is written by one of them."""
-        count = lanes_per_rank(self.stream.place, self.args.world_size, max(1, self.args.dataloader_num_workers))
-        first = self.args.process_index * count
-        own = torch.tensor([self._own_positions.get(lane, 0) for lane in range(first, first + count)])
-        gathered = self.accelerator.gather(own.to(self.accelerator.device))
-        self.lane_positions = tuple(int(position) for position in gathered.tolist())
 
     def on_evaluate(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Leave the evaluation out of the speed."""
@@ -178,12 +185,13 @@ class StreamProgress(TrainerCallback, ExportableState):
             ConfigError: the checkpoint's state cannot be read, says nothing of the stream, or does not fit the workers.
         """
         self.guard.last_checkpoint = checkpoint
-        self._num_bad_before, self.num_batches_done, self.num_photos_seen = 0, 0, 0
+        self._num_bad_before, self._num_seen_before, self.num_batches_done, self.num_photos_seen = 0, 0, 0, 0
         self.stream.place, self._own_positions = None, {}
         if checkpoint is not None:
             saved = _read_saved(checkpoint)
-            self._num_bad_before = int(saved.get("num_bad_photos", 0))
             self.stream.place = self._find_place(saved, checkpoint)
+            self._num_bad_before = self.num_bad_photos = int(saved.get("num_bad_photos", 0))
+            self._num_seen_before = self._num_bad_before + self.num_photos_seen // self.stream.crops_per_photo
             self._own_positions = dict(enumerate(self.stream.place.positions))
 
     def describe_order(self) -> dict[str, int | str]:
@@ -227,7 +235,8 @@ class StreamProgress(TrainerCallback, ExportableState):
             checkpoint,
         )
         num_lanes = self.args.world_size * max(1, self.args.dataloader_num_workers)
-        photos_per_lane = self.num_photos_seen // self.stream.crops_per_photo // num_lanes
+        num_rows = self.num_photos_seen // self.stream.crops_per_photo + int(saved.get("num_bad_photos", 0))
+        photos_per_lane = num_rows // num_lanes
         return StreamPlace(self.num_batches_done, (photos_per_lane,) * num_lanes)
 
 

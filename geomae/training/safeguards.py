@@ -85,32 +85,36 @@ class LossGuard:
 class DamageCounter:
     """Counts photos that could not be decoded, and stops the run above a stated share.
 
+    Damage comes in lumps: a broken archive's photos stand side by side. So the share is taken of at least one epoch,
+    and a run never stops for damage that the whole of its photos would forgive.
+
     Args:
         max_bad_fraction: the share.
-        num_photos: photos of one epoch. The share is taken of at least one epoch or 1,000 photos, whichever is less,
-            so that one bad photo in the first batch stops nothing.
+        num_photos: photos of one epoch over all processes.
+        num_processes: that read about as many photos as this one.
     """
 
-    def __init__(self, max_bad_fraction: float, num_photos: int) -> None:
+    def __init__(self, max_bad_fraction: float, num_photos: int, num_processes: int = 1) -> None:
         self.max_bad_fraction = max_bad_fraction
         self.num_seen = 0
         self.num_bad = 0
-        self._fewest_judged = min(1000, num_photos)
+        self._num_photos, self._num_processes = num_photos, num_processes
 
     def count(self, num_good: int, num_bad: int) -> None:
-        """Add a batch; raises as `check` does."""
+        """Add a batch of this process; raises as `check` does, where its damage alone is too much for all."""
         self.num_seen += num_good + num_bad
         self.num_bad += num_bad
-        self.check(self.num_bad, self.num_seen)
+        self.check(self.num_bad, self.num_seen * self._num_processes)
 
     def check(self, num_bad: int, num_seen: int) -> None:
-        """Compare counts with the allowed share.
+        """Compare counts of all processes with the allowed share.
 
         Raises:
             TooManyDamagedPhotosError: more than `max_bad_fraction` of the photos were damaged.
         """
-        if num_bad > self.max_bad_fraction * max(num_seen, self._fewest_judged):
+        if num_bad > self.max_bad_fraction * max(num_seen, self._num_photos):
             raise TooManyDamagedPhotosError(
-                f"{num_bad} of {num_seen} photos could not be decoded, more than the share {self.max_bad_fraction:g} "
-                "that max_bad_fraction allows. The log names them: pack the data again, or raise --max_bad_fraction."
+                f"{num_bad} of {num_seen} photos so far could not be decoded, more than the share "
+                f"{self.max_bad_fraction:g} of an epoch's {self._num_photos} photos that max_bad_fraction allows. The "
+                "log names them: pack the data again, or raise --max_bad_fraction."
             )

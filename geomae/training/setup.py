@@ -104,7 +104,8 @@ def _open_group_source(source: str, data: DataArguments, columns: list[str], *, 
     index = open_source(source, options)
     if len(index.bad):
         logger.warning("%s: %d photos are left out: %s", source, len(index.bad), index.bad.describe())
-        index.bad.refuse_above(data.max_bad_source_fraction, len(index) + len(index.bad), source)
+        allowed, total = data.max_bad_source_fraction, len(index) + len(index.bad)
+        index.bad.refuse_above(allowed, total, source, option="max_bad_source_fraction")
     return IndexedPhotos(index, columns=columns)
 
 

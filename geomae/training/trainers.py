@@ -1,5 +1,6 @@
 """transformers' `Trainer` on an endless stream of photos: exact resuming, exact evaluation, great-circle errors."""
 
+import copy
 import logging
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,6 +19,7 @@ from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerState
 from transformers.trainer_utils import EvalLoopOutput, IntervalStrategy, TrainOutput
 
 from geomae.data.collate import PhotoCollator, SkippingDamagedBatches
+from geomae.data.photos import encode_jpeg
 from geomae.data.stream import PhotoStream
 from geomae.errors import ConfigError, DamagedPhotoError, PredictionError, SourceError
 from geomae.evaluation.metrics import summarise_errors
@@ -96,7 +98,8 @@ class StreamingTrainer(Trainer):
             callbacks=list(callbacks),
         )
         self.stream = train_dataset
-        self.train_collator, self.eval_collator = train_collator, eval_collator or train_collator
+        # a copy has no part in the memory of training batches
+        self.train_collator, self.eval_collator = train_collator, eval_collator or copy.copy(train_collator)
         self.progress = StreamProgress(args, self.accelerator, stream=train_dataset)
         self.add_callback(self.progress)
         self.latest_evaluation: EvaluationRows | None = None
@@ -123,12 +126,29 @@ class StreamingTrainer(Trainer):
         """
         checkpoint = find_checkpoint(resume_from_checkpoint, self.args.output_dir)
         self.progress.resume(checkpoint)
+        if checkpoint is not None:
+            self._keep_epochs(checkpoint)
         if checkpoint is not None and self._take_over_finished(checkpoint):
             return TrainOutput(self.state.global_step, math.nan, {})
         if checkpoint is not None:
             self.accelerator.print(f"Going on from {checkpoint}.")
         torch.manual_seed(self.args.seed + self.args.process_index)  # each process masks and drops on its own
         return super().train(checkpoint, trial, ignore_keys_for_eval)
+
+    def _keep_epochs(self, checkpoint: str) -> None:
+        """As many epochs as were asked for, also where a step has another number of photos than before."""
+        done = TrainerState.load_from_json(str(Path(checkpoint) / STATE_FILE)).global_step
+        seen = self.progress.num_photos_seen
+        if self.args.steps_are_given or seen == done * self.args.total_batch_size:
+            return
+        left = self.args.num_train_epochs * self.args.num_photos - seen
+        planned, self.args.max_steps = self.args.max_steps, max(done, done + round(left / self.args.total_batch_size))
+        logger.warning(
+            "a step has %d photos where it had %g in %s: %d steps in the place of %d make %g epochs, and the schedule "
+            "goes by steps",
+            *(self.args.total_batch_size, seen / max(1, done), checkpoint),
+            *(self.args.max_steps, planned, self.args.num_train_epochs),
+        )
 
     def _take_over_finished(self, checkpoint: str) -> bool:
         """Whether a checkpoint is the end of the run; transformers would train one step more."""
@@ -153,7 +173,8 @@ class StreamingTrainer(Trainer):
         self.train_collator.share_memory(
             batch_size=self._train_batch_size,
             num_workers=0 if args.dataloader_multiprocessing_context == "spawn" else args.dataloader_num_workers,
-            prefetch_factor=args.dataloader_prefetch_factor or 2,
+            # transformers takes the batches of a step together
+            prefetch_factor=(args.dataloader_prefetch_factor or 2) + args.gradient_accumulation_steps - 1,
         )
         return self._build_dataloader(self.stream, self._train_batch_size, self.train_collator)
 
@@ -237,11 +258,18 @@ class StreamingTrainer(Trainer):
         """Add speed, running error and damaged photos to the logs of training."""
         if "loss" in logs:
             logs.update(self.progress.collect_logs())
+        elif "train_runtime" in logs:  # the last one of a run
+            logs["num_bad_photos"] = self.progress.count_damage()
         super().log(logs, start_time)
 
     def floating_point_ops(self, inputs: Batch) -> int:
         """FLOPs of a batch by the model's own count; transformers' estimate is for language models."""
         return int((self.progress.flops_per_photo or 0) * len(inputs["pixel_values"]))
+
+    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        """Every process comes here, whoever decided to save."""
+        self.progress.gather()
+        super()._save_checkpoint(*args, **kwargs)
 
     # ---- evaluation
 
@@ -286,8 +314,8 @@ class StreamingTrainer(Trainer):
         for inputs, is_repeat in self._evenly_many_batches(dataloader, own):
             with torch.no_grad(), self.compute_loss_context_manager():
                 loss, outputs = self.compute_loss(model, inputs, return_outputs=True)
-            if not is_repeat:
-                chunks.append(self.evaluation_columns(inputs, loss.detach(), outputs))
+            columns = self.evaluation_columns(inputs, loss.detach(), outputs)
+            chunks.append({name: column[:0] for name, column in columns.items()} if is_repeat else columns)
             self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
         own.columns = {name: torch.cat([chunk[name] for chunk in chunks]).cpu().numpy() for name in chunks[0]}
         rows = self._gather(own, num_photos=_num_photos(dataloader))
@@ -310,7 +338,7 @@ class StreamingTrainer(Trainer):
         """Batches on the device, and whether they repeat one; their ids go to `own`.
 
         Wrapped models communicate in every forward pass, so all processes make equally many: a process that is short
-        of one repeats its last batch, whose result is dropped.
+        of one repeats its last batch, or a black photo where all of its own are damaged. That result is dropped.
         """
         largest_part = math.ceil(_num_photos(dataloader) / self.args.world_size)
         num_batches = math.ceil(largest_part / self.args.eval_batch_size)
@@ -325,7 +353,8 @@ class StreamingTrainer(Trainer):
                 num_yielded += 1
                 yield inputs, False
         if inputs is None:
-            raise DamagedPhotoError(f"not one of this process's {own.num_bad} photos to evaluate can be decoded")
+            blank = self.eval_collator([_black_photo()])
+            inputs = self._prepare_inputs({name: value for name, value in blank.items() if isinstance(value, Tensor)})
         for _ in range(num_batches - num_yielded):
             yield inputs, True
 
@@ -337,6 +366,8 @@ class StreamingTrainer(Trainer):
             num_bad=sum(part.num_bad for part in parts),
             columns={name: np.concatenate([part.columns[name] for part in parts]) for name in own.columns},
         )
+        if not rows.ids:
+            raise DamagedPhotoError(f"not one of the {num_photos} photos to evaluate can be decoded")
         if len(rows.ids) + rows.num_bad != num_photos or any(len(c) != len(rows.ids) for c in rows.columns.values()):
             raise PredictionError(
                 f"{len(rows.ids)} photos were judged and {rows.num_bad} were damaged, but there are {num_photos}"
@@ -403,6 +434,11 @@ class GeolocationTrainer(StreamingTrainer):
         metrics = {name: summary[name] for name in ("mean_km", "median_km", "geoscore")}
         shares = {f"accuracy_within_{radius}km": share for radius, share in summary["accuracy_within_km"].items()}
         return super().evaluation_metrics(rows) | metrics | shares
+
+
+def _black_photo() -> dict[str, Any]:
+    image = {"bytes": encode_jpeg(np.zeros((32, 32, 3), np.uint8), 75), "path": None}
+    return {"id": "", "image": image, "latitude": 0.0, "longitude": 0.0}
 
 
 def _num_photos(dataloader: "DataLoader[Any]") -> int:
