@@ -32,6 +32,7 @@ from geomae.training import (
     inherit_encoder,
     load_validation,
     parse_config,
+    refuse_training_photos,
     refuse_what_the_model_refuses,
 )
 from modeling import (
@@ -68,6 +69,7 @@ def main(argv: Sequence[str]) -> None:
         config = config_class(**vars(architecture))
     stream = build_stream(data, args, labelled=True)
     validation = load_validation(data)
+    refuse_training_photos(stream, validation)
     training_collator, validation_collator = build_collators(data, image_size=config.image_size, labelled=True)
 
     # model
@@ -106,3 +108,5 @@ if __name__ == "__main__":
         main(sys.argv[1:])
     except GeoMAEError as error:
         sys.exit(f"{type(error).__name__}: {error}")
+    except KeyboardInterrupt:
+        sys.exit("stopped; --resume_from_checkpoint true goes on from the last checkpoint")

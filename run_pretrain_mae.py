@@ -31,6 +31,7 @@ from geomae.training import (
     load_validation,
     parse_config,
     pick_panel,
+    refuse_training_photos,
     refuse_what_the_model_refuses,
 )
 from modeling import GeoMAEConfig, GeoMAEForPreTraining, load_encoder_weights
@@ -54,6 +55,7 @@ def main(argv: Sequence[str]) -> None:
         config = GeoMAEConfig(**vars(architecture))
     stream = build_stream(data, args, labelled=False)
     validation = load_validation(data, labelled=False)
+    refuse_training_photos(stream, validation)
     training_collator, validation_collator = build_collators(
         data, image_size=config.image_size, labelled=False, num_patches=config.num_patches
     )
@@ -93,3 +95,5 @@ if __name__ == "__main__":
         main(sys.argv[1:])
     except GeoMAEError as error:
         sys.exit(f"{type(error).__name__}: {error}")
+    except KeyboardInterrupt:
+        sys.exit("stopped; --resume_from_checkpoint true goes on from the last checkpoint")

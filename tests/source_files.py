@@ -14,6 +14,7 @@ import numpy as np
 
 from geomae.data.loading import stream_photos
 from geomae.data.photo_index import PhotoIndex
+from geomae.data.photos import encode_jpeg
 from geomae.data.reading import PhotoReader
 from geomae.data.sources import SourceOptions, open_source
 
@@ -107,3 +108,15 @@ def reasons(source: str | Path, **options: Any) -> dict[str, int]:
 def left_out(source: str | Path, **options: Any) -> dict[str, str]:
     """What a source leaves out: the reason for each name."""
     return {bad.file: bad.reason for bad in open_source(source, SourceOptions(**options)).bad.listed}
+
+
+def jpeg_of(number: int) -> bytes:
+    """A small photo of one grey level."""
+    return encode_jpeg(np.full((32, 40, 3), number, np.uint8), 90)
+
+
+def write_photos(folder: Path, names: Sequence[str], first: int = 0) -> Path:
+    """A folder of photos that differ in their grey level."""
+    for number, name in enumerate(names, start=first):
+        write_file(folder / name, jpeg_of(number))
+    return folder

@@ -231,7 +231,10 @@ def test_latitudes_are_float64(tmp_path: Path) -> None:
 
 
 def test_table_without_coordinates_lists_its_columns(tmp_path: Path) -> None:
-    with pytest.raises(SourceError, match=r"no column latitude or lat; its columns are id, where"):
+    with pytest.raises(
+        SourceError,
+        match=r"no column latitude or lat and no column longitude or lon or lng or long; its columns are id, where",
+    ):
         read_coordinate_table(table_of(tmp_path, "id,where\na,there\n"))
 
 
@@ -261,9 +264,17 @@ def test_table_that_is_not_utf8_is_refused_with_its_line_and_what_to_do(tmp_path
     assert read_coordinate_table(path).ids == ["Køge.jpg"]
 
 
-@pytest.mark.parametrize("text", ["", "id,latitude,longitude\na,1,2\nb,1,2,3,4,5\n"])
-def test_broken_csv_is_refused_by_name(tmp_path: Path, text: str) -> None:
-    with pytest.raises(SourceError, match=r"photos\.csv cannot be read as CSV"):
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "is empty; expected a CSV with a header"),
+        ("id,latitude,longitude\n", "has a header and no rows"),
+        ("id,latitude,longitude\na,1,2\nb,1,2,3,4,5\n", "cannot be read as CSV"),
+        ("id;latitude;longitude\na;1.5;2.5\n", "Its fields are not separated by commas"),
+    ],
+)
+def test_broken_csv_is_refused_by_name(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(SourceError, match=rf"photos\.csv .*{message}"):
         read_coordinate_table(table_of(tmp_path, text))
 
 
@@ -297,7 +308,7 @@ def test_mapping_of_coordinates_is_a_table(tmp_path: Path) -> None:
     assert table.longitude[:2].tolist() == [2.35, 151.0]
     bad = BadTally()
     assert sift_table(table, "m.json", bad).ids == ["45/77/1.jpg", "b"]
-    assert dict(bad.counts) == {"its coordinates are missing or not finite": 4}
+    assert dict(bad.counts) == {"its coordinates are missing, no decimal degrees or not finite": 4}
 
 
 def test_id_that_a_mapping_names_twice_is_not_lost_unseen(tmp_path: Path) -> None:

@@ -50,7 +50,7 @@ EXPECTED: dict[str, tuple[int, int] | str] = {
 NO_POSITION = {
     "Issue 308.jpg": "its GPS position is (0, 0), which cameras write when they have none",
     "Nikon D5000.jpg": "its GPS position is not finite: nan, nan",
-    "beach.jpg": "no GPS position: it is no photo that Pillow knows",
+    "beach.jpg": "no GPS position: it is no photo in a format that Pillow knows",
     "Multiple ICC segments.jpg": "no GPS position in its EXIF block",
     "orientation/Landscape_1.jpg": "no GPS position in its EXIF block",
 }

@@ -28,7 +28,7 @@ from geomae.data.shards import PhotoRow, write_shard
 from geomae.data.sources import SourceOptions, open_source
 from geomae.errors import ConfigError, CoordinateError, DamagedPhotoError, SourceError
 
-NO_PLACE = "its coordinates are missing or not finite"
+NO_PLACE = "its coordinates are missing, no decimal degrees or not finite"
 
 
 # WebDataset

@@ -192,7 +192,7 @@ def test_what_a_table_gets_wrong_is_counted_under_reasons_that_say_it(tmp_path: 
     assert len(read_source(folder)) == 201
     assert reasons(folder) == {
         "its coordinates are not on Earth": 1,
-        "its coordinates are missing or not finite": 3,
+        "its coordinates are missing, no decimal degrees or not finite": 3,
         "its coordinates are (0, 0), which stands for none": 1,
         "the table names it again": 1,
         "the table names it several times with different coordinates": 2,
@@ -251,7 +251,7 @@ def test_folder_without_a_table_takes_positions_from_exif(tmp_path: Path) -> Non
     assert places(read_source(tmp_path)) == {"a.jpg": (48.5, -10.5)}
     assert left_out(tmp_path) == {
         "b.jpg": "no GPS position in its EXIF block",
-        "c.jpg": "no GPS position: it is no photo that Pillow knows",
+        "c.jpg": "no GPS position: it is no photo in a format that Pillow knows",
     }
 
 

@@ -45,9 +45,9 @@ def relative_imports(path: Path) -> list[ast.ImportFrom]:
 
 
 def text_files() -> list[Path]:
-    """Every text file that is or could be committed; without git, every one neither hidden nor in outputs/."""
+    """Every text file that git tracks; without git, every one neither hidden nor in outputs/."""
     if (ROOT / ".git").exists():
-        command = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
+        command = ["git", "ls-files"]
         names = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout.splitlines()
         paths = [ROOT / name for name in names]
     else:
@@ -151,7 +151,8 @@ def test_every_file_that_a_document_names_exists(document: str) -> None:
 
 def test_readme_names_every_script_and_every_file_of_modeling() -> None:
     named = set(paths_named_in(ROOT / "README.md"))
-    files = {str(path.relative_to(ROOT)) for path in [*MODELING, *ROOT.glob("*.py")] if path.name != "__init__.py"}
+    scripts = [path for path in text_files() if path.parent == ROOT and path.suffix == ".py"]
+    files = {str(path.relative_to(ROOT)) for path in [*MODELING, *scripts] if path.name != "__init__.py"}
     assert files <= named, f"missing from the tree in README.md: {sorted(files - named)}"
 
 

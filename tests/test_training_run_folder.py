@@ -66,6 +66,15 @@ def test_folder_of_another_run_is_refused_with_the_ways_out(tmp_path: Path) -> N
     assert (tmp_path / "checkpoint-3").is_dir()
 
 
+def test_run_that_saved_nothing_is_not_said_to_continue(tmp_path: Path) -> None:
+    (tmp_path / "run.json").write_text("{}")
+    with pytest.raises(ConfigError, match="already holds a run") as refusal:
+        claim(tmp_path)
+    assert "--resume_from_checkpoint" not in str(refusal.value)
+    with pytest.raises(ConfigError, match=r"nothing was saved yet\. Start anew with --overwrite_output_dir true"):
+        find_checkpoint("true", str(tmp_path))
+
+
 def test_overwriting_removes_what_a_run_wrote_and_nothing_else_and_not_before_it_is_told_to(tmp_path: Path) -> None:
     make_checkpoint(tmp_path, 3)
     written = ("run.json", "trainer_state.json", "model.safetensors", "config.json", "training_args.bin")

@@ -11,10 +11,13 @@ import fsspec
 import pytest
 import torch
 from packed_photos import pack, training_arguments
+from PIL import Image
 from torch.utils.data import DataLoader
 
 from geomae.data.collate import PhotoCollator
 from geomae.data.manifest import ShardReport, write_manifest
+from geomae.data.pack import PhotoPacker, pack_photos
+from geomae.data.sources import SourceOptions, open_source
 from geomae.errors import ConfigError, SourceError, TooManyDamagedPhotosError
 from geomae.training import (
     DataArguments,
@@ -24,6 +27,7 @@ from geomae.training import (
     build_stream,
     inherit_encoder,
     load_validation,
+    refuse_training_photos,
     refuse_what_the_model_refuses,
 )
 from modeling import GeoMAEConfig
@@ -80,7 +84,7 @@ def test_unpacked_source_with_too_many_bad_photos_is_refused(zipped: Path, tmp_p
     with (zipped / "photos.csv").open("a") as file:
         file.write("\ngone,1,1\nlost,2,2")
     args = training_arguments(tmp_path / "run")
-    with pytest.raises(TooManyDamagedPhotosError, match="2 of 14 photos"):
+    with pytest.raises(TooManyDamagedPhotosError, match=r"2 of 14 photos .*--max_bad_source_fraction"):
         build_stream(DataArguments(data_dirs=[str(zipped)]), args, labelled=True)
     data = DataArguments(data_dirs=[str(zipped)], max_bad_source_fraction=0.2)
     assert build_stream(data, args, labelled=True).num_photos == 12
@@ -241,3 +245,42 @@ def test_other_weights_give_no_sizes(tmp_path: Path) -> None:
     assert inherit_encoder(own, "facebook/vit-mae-base", given=set()) is own
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "vit_mae", "hidden_size": 48}))
     assert inherit_encoder(own, str(tmp_path), given=set()) is own
+
+
+def test_geolocator_is_not_trained_on_photos_without_coordinates(tmp_path: Path) -> None:
+    for number in range(6):
+        (tmp_path / "photos").mkdir(exist_ok=True)
+        Image.new("RGB", (30, 30), (number, 0, 0)).save(tmp_path / "photos" / f"{number}.jpg")
+    packer = PhotoPacker()
+    pack_photos(open_source(tmp_path / "photos", SourceOptions(unlabelled=True)), tmp_path / "packed", packer)
+    data = DataArguments(data_dirs=[str(tmp_path / "packed")])
+    args = training_arguments(tmp_path / "run", per_device_train_batch_size=2)
+    assert build_stream(data, args, labelled=False).num_photos == 6
+    with pytest.raises(SourceError, match=r"packed have no coordinates: its first is \d\.jpg"):
+        build_stream(data, args, labelled=True)
+
+
+def test_more_workers_than_photos_are_refused_before_any_starts(tmp_path: Path) -> None:
+    data = DataArguments(data_dirs=[str(pack(tmp_path / "photos", train=10))])
+    args = training_arguments(tmp_path / "run", dataloader_num_workers=11)
+    with pytest.raises(ConfigError, match="10 photos are fewer than 1 processes x dataloader_num_workers 11"):
+        build_stream(data, args, labelled=True)
+
+
+def test_photos_that_are_trained_on_are_not_validated_on(zipped: Path, tmp_path: Path) -> None:
+    packed = tmp_path / "packed"
+    pack_photos(open_source(zipped), packed, PhotoPacker(), validation_fraction=0.5)
+    data = DataArguments(data_dirs=[str(zipped)], validation_dir=str(packed))
+    stream = build_stream(data, training_arguments(tmp_path / "run", per_device_train_batch_size=2), labelled=True)
+    with pytest.raises(SourceError, match=r"validation photos are among the photos of source .*--validation_fraction"):
+        refuse_training_photos(stream, load_validation(data))
+    refuse_training_photos(stream, None)
+    rows = "".join(f"{number},{number + 1},{number + 40}\n" for number in range(12))
+    (zipped / "photos.csv").write_text("id,latitude,longitude\n" + rows)  # of the same names, but elsewhere
+    elsewhere = build_stream(data, training_arguments(tmp_path / "run", per_device_train_batch_size=2), labelled=True)
+    refuse_training_photos(elsewhere, load_validation(data))
+
+
+def test_path_that_is_not_there_is_said_to_be(tmp_path: Path) -> None:
+    with pytest.raises(SourceError, match=r"there is nothing at .*nowhere"):
+        build_stream(DataArguments(data_dirs=[str(tmp_path / "nowhere")]), training_arguments(tmp_path), labelled=True)

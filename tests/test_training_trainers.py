@@ -11,7 +11,7 @@ import torch
 from packed_photos import geolocation_trainer, mae_trainer, pack, stream_of, training_arguments
 
 from geomae.data.collate import PhotoCollator
-from geomae.errors import ConfigError, NonFiniteLossError, PredictionError, TooManyDamagedPhotosError
+from geomae.errors import ConfigError, NonFiniteLossError, PredictionError
 from geomae.training import MAETrainer
 
 NUM_TRAINING = 40
@@ -328,49 +328,6 @@ def test_best_checkpoint_is_the_one_with_the_smallest_mean_error(photos: Path, t
     best = min(means, key=lambda step: means[step])
     assert trainer.state.best_model_checkpoint == str(tmp_path / f"checkpoint-{best}")
     assert trainer.evaluate()["eval_mean_km"] == pytest.approx(means[best])
-
-
-def test_damaged_photos_are_counted_and_stop_the_run_above_the_stated_share(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    folder = pack(tmp_path / "photos", num_damaged=1, train=20, validation=6)
-    allowed = training_arguments(tmp_path / "a", max_bad_fraction=0.5, max_steps=5, per_device_train_batch_size=4)
-    trainer = mae_trainer(folder, allowed)
-    batches: list[int] = []
-    step = trainer.training_step
-    trainer.training_step = lambda model, inputs, *rest: (
-        batches.append(len(inputs["ids"])) or step(model, inputs, *rest)
-    )
-    with caplog.at_level(logging.WARNING, "geomae"):
-        trainer.train()  # one epoch and two photos
-    assert batches == [4] * 5
-    assert trainer.state.log_history[-2]["num_bad_photos"] == 2
-    assert "left out damaged photo train-0-0" in caplog.text
-    assert "2 photos could not be decoded and were left out, 20 went into batches" in caplog.text
-    assert trainer.evaluate()["eval_num_bad_photos"] == 2
-    strict = mae_trainer(
-        folder, training_arguments(tmp_path / "b", max_bad_fraction=0.05, per_device_train_batch_size=4)
-    )
-    with pytest.raises(TooManyDamagedPhotosError, match=r"2 of .* max_bad_fraction"):
-        strict.train()
-    with pytest.raises(TooManyDamagedPhotosError, match="2 of 6"):
-        strict.evaluate()
-
-
-def test_damaged_photos_of_earlier_sessions_stay_in_the_count(tmp_path: Path) -> None:
-    folder = pack(tmp_path / "photos", num_damaged=1, train=20, validation=6)
-    options = {"max_bad_fraction": 0.5, "per_device_train_batch_size": 4, "save_strategy": "steps", "save_steps": 5}
-    mae_trainer(folder, training_arguments(tmp_path, max_steps=5, **options)).train()
-    resumed = mae_trainer(folder, training_arguments(tmp_path, max_steps=10, **options))
-    resumed.train(resume_from_checkpoint="true")
-    assert resumed.progress.num_bad_photos == 4  # two in each of two epochs
-
-
-def test_last_batch_of_damaged_photos_alone_does_not_end_an_evaluation(tmp_path: Path) -> None:
-    folder = pack(tmp_path / "photos", num_damaged=1, train=20, validation=6)
-    args = training_arguments(tmp_path, max_bad_fraction=0.5, per_device_eval_batch_size=1)
-    metrics = mae_trainer(folder, args).evaluate()
-    assert metrics["eval_num_bad_photos"] == 2
 
 
 def test_non_finite_loss_stops_the_run_and_names_step_photos_and_checkpoint(photos: Path, tmp_path: Path) -> None:

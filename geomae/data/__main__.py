@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import pyarrow.compute as pc
+
 from geomae.data.earth import EarthCutter, EarthPicture, EarthSplit, default_extent_km, pack_earth
 from geomae.data.filesystems import public_name
 from geomae.data.hub import is_hub_id
@@ -158,18 +160,33 @@ def run_inspect(arguments: argparse.Namespace) -> None:
     print(f"{photos.description}: kind {photos.kind}, {len(photos):,} photos that can be tried")
     place = ["latitude", "longitude"] if photos.table["latitude"].null_count < len(photos) else []
     known = [*place, *photos.known_columns()]
-    print(f"known of them: {', '.join(known) or 'nothing'}; the first is {photos.table['id'][0]}")
+    print(f"known of them: {', '.join(known) or 'no more than their names'}; the first is {photos.table['id'][0]}")
+    if place:
+        print(_describe_places(photos))
     for reason, count in photos.bad.counts.most_common():
         print(f"left out {count:>9,}: {reason}")
     for photo in photos.bad.listed[:10]:
         print(f"left out {photo.file}: {photo.reason}")
 
 
+def _describe_places(photos: PhotoIndex) -> str:
+    """What a reader sees swapped columns by, where no check can."""
+    latitude, longitude = (photos.table[name] for name in ("latitude", "longitude"))
+    ranges = [
+        f"{name} {pc.min(column).as_py():.4g} to {pc.max(column).as_py():.4g}"
+        for name, column in (("latitude", latitude), ("longitude", longitude))
+    ]
+    first = f"the first at {latitude[0].as_py():.5g}, {longitude[0].as_py():.5g}" if latitude[0].is_valid else ""
+    return f"degrees: {', '.join(ranges)}{'; ' * bool(first)}{first}"
+
+
 def run_pack(arguments: argparse.Namespace) -> dict[str, Any]:
     """Pack photos; returns the manifest."""
     _refuse_output_inside(arguments.source, arguments.output_dir)
+    photos = _open(arguments)
+    print(f"{photos.description}: {len(photos):,} that can be tried, {len(photos.bad):,} left out")
     return pack_photos(
-        _open(arguments),
+        photos,
         arguments.output_dir,
         PhotoPacker(arguments.short_side, arguments.jpeg_quality),
         folder=public_name(arguments.source),
@@ -265,6 +282,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except GeoMAEError as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("\nstopped; the same command goes on where it was", file=sys.stderr)
+        return 130
     except OSError as error:  # a disk that is full, a folder that is a file
         print(f"{type(error).__name__}: {error}. What is finished is kept; start again to go on.", file=sys.stderr)
         return 2

@@ -41,6 +41,7 @@ SCENES = ("indoor", "natural", "urban")  # what the numbers of S3_Label mean
 _SWAPPED_SHARE = 0.01  # more rows that only swapping brings to Earth are no typing errors
 _NO_ID = frozenset({"nan", "NaN"})  # what programs write where there is none
 _NOTHING = frozenset({"nan", "null", "none"})  # photos without an author are not all of one author
+NOT_FINITE = "its coordinates are missing, no decimal degrees or not finite"
 _CSV_CHUNK_ROWS = 2**18
 _MAX_PREFIX_FOLDERS = 4  # folders that an archive may put in front of the names of a table
 
@@ -94,8 +95,12 @@ def load_table(file: str | Path, *, swap_lat_lon: bool = False) -> CoordinateTab
         SourceError: no such file, not UTF-8, a row longer than the header, or no columns of coordinates.
     """
     path = str(file)
-    if not path_exists(path) or (not is_url(path) and not Path(path).is_file()):
+    if not path_exists(path):
         raise SourceError(f"there is no file {path}; expected a CSV with latitude and longitude.")
+    if not is_url(path) and not Path(path).is_file():
+        raise SourceError(f"{path} is a folder; expected the CSV itself.")
+    if Path(path).suffix.lower() in PHOTO_SUFFIXES:
+        raise SourceError(f"{path} is a photo; expected a CSV with latitude and longitude.")
     table = _load_mapping(path) if path.lower().endswith(".json") else _load_csv(path)
     return replace(table, latitude=table.longitude, longitude=table.latitude) if swap_lat_lon else table
 
@@ -103,9 +108,11 @@ def load_table(file: str | Path, *, swap_lat_lon: bool = False) -> CoordinateTab
 def _load_csv(path: str) -> CoordinateTable:
     table = _read_csv(path)
     names = list(table.columns)
+    if missing := [name for name in ("latitude", "longitude") if find_column(name, names) is None]:
+        raise SourceError(_explain_columns(path, missing, table.attrs["header"]))
     id_column = find_column("id", names)
     ids = None if id_column is None else ["" if value in _NO_ID else value for value in table[id_column].tolist()]
-    return CoordinateTable(ids, _numbers(table, "latitude", path), _numbers(table, "longitude", path), _optional(table))
+    return CoordinateTable(ids, _numbers(table, "latitude"), _numbers(table, "longitude"), _optional(table))
 
 
 def _read_csv(path: str) -> pd.DataFrame:
@@ -130,8 +137,12 @@ def _read_csv(path: str) -> pd.DataFrame:
             f"{path} cannot be read as CSV: {str(error).strip()}. Does a field hold a comma, or a number one for a "
             "point? Put fields with commas between double quotes, and save numbers with points."
         ) from error
+    except pd.errors.EmptyDataError as error:
+        raise SourceError(f"{path} is empty; expected a CSV with a header and a row for each photo.") from error
     except ValueError as error:
         raise SourceError(f"{path} cannot be read as CSV: {error}") from error
+    if not len(table):
+        raise SourceError(f"{path} has a header and no rows; expected a row for each photo.")
     table = table.set_axis([names[place] for place in kept], axis=1)
     table.attrs["header"] = names
     return table
@@ -147,20 +158,19 @@ def _first_line_not_utf8(path: str) -> int:
     return 1
 
 
-def _numbers(table: pd.DataFrame, name: str, path: str) -> np.ndarray:
+def _numbers(table: pd.DataFrame, name: str) -> np.ndarray:
     column = find_column(name, list(table.columns))
-    if column is None:
-        raise SourceError(
-            f"{path} has no column {' or '.join(COLUMN_ALIASES[name])}; "
-            f"its columns are {', '.join(table.attrs['header'])}. {_advise_on_header(table.attrs['header'])}"
-        )
+    assert column is not None
     return np.asarray(pd.to_numeric(table[column], errors="coerce"), dtype=np.float64)
 
 
-def _advise_on_header(header: Sequence[str]) -> str:
+def _explain_columns(path: str, missing: Sequence[str], header: Sequence[str]) -> str:
     if len(header) == 1 and any(separator in header[0] for separator in ";\t"):
-        return "Its fields are not separated by commas: save it as CSV with commas, and numbers with points."
-    return "Is its first line the header? Rename the column in the file."
+        advice = "Its fields are not separated by commas: save it as CSV with commas, and numbers with points."
+    else:
+        advice = "Is its first line the header? Rename the columns in the file."
+    looked_for = " and no column ".join(" or ".join(COLUMN_ALIASES[name]) for name in missing)
+    return f"{path} has no column {looked_for}; its columns are {', '.join(header)}. {advice}"
 
 
 def _optional(table: pd.DataFrame) -> dict[str, list[str]]:
@@ -240,7 +250,10 @@ def sift_table(table: CoordinateTable, source: str, bad: BadTally) -> Coordinate
         CoordinateError: latitude and longitude are swapped.
     """
     if table.ids is None:
-        raise SourceError(f"{source} has no column {' or '.join(COLUMN_ALIASES['id'])}: it must name each row's photo.")
+        raise SourceError(
+            f"{source} has no column {' or '.join(COLUMN_ALIASES['id'])}: it must name each row's photo. Rename the "
+            "column that does."
+        )
     named = np.array([bool(photo_id) for photo_id in table.ids], dtype=bool)
     if not named.all():
         bad.add_all([f"row {row + 2}" for row in np.flatnonzero(~named).tolist()], "it names no photo")
@@ -283,7 +296,7 @@ def sift_coordinates(
     finite = np.isfinite(latitude) & np.isfinite(longitude)
     null_island = (latitude == 0) & (longitude == 0)
     for chosen, reason in (
-        (~finite, "its coordinates are missing or not finite"),
+        (~finite, NOT_FINITE),
         (finite & off_earth, "its coordinates are not on Earth"),
         (null_island, "its coordinates are (0, 0), which stands for none"),
     ):

@@ -8,6 +8,7 @@ from typing import BinaryIO
 
 from PIL import Image, UnidentifiedImageError
 
+from geomae.data.photos import explain_format
 from geomae.errors import CoordinateError
 
 __all__ = ["read_gps"]
@@ -27,7 +28,7 @@ def read_gps(photo: bytes | BinaryIO) -> tuple[float, float]:
             with Image.open(io.BytesIO(photo) if isinstance(photo, bytes) else photo) as image:
                 gps = image.getexif().get_ifd(_GPS_BLOCK)
     except UnidentifiedImageError as error:
-        raise CoordinateError("no GPS position: it is no photo that Pillow knows") from error
+        raise CoordinateError(f"no GPS position: {explain_format(_head(photo))}") from error
     except Exception as error:  # broken EXIF raises struct.error, SyntaxError, KeyError, ... in Pillow
         raise CoordinateError(f"its EXIF block cannot be read: {error}") from error
     try:
@@ -44,6 +45,13 @@ def read_gps(photo: bytes | BinaryIO) -> tuple[float, float]:
     if abs(latitude) > 90 or abs(longitude) > 180:
         raise CoordinateError(f"its GPS position is not on Earth: latitude={latitude}, longitude={longitude}")
     return latitude, longitude
+
+
+def _head(photo: bytes | BinaryIO) -> bytes:
+    if isinstance(photo, bytes):
+        return photo[:12]
+    photo.seek(0)
+    return photo.read(12)
 
 
 def _degrees(parts: Sequence[float]) -> float:

@@ -53,6 +53,8 @@ def _choose(path: str | Path, split: str, files: Iterable[str]) -> list[str]:
     for file in sorted(files):
         if match := SHARD_PATTERN.fullmatch(_name(file)):
             found.setdefault(match["split"], []).append((int(match["total"]), file))
+    if split not in found and not is_url(path) and not Path(path).exists():
+        raise SourceError(f"there is nothing at {path}.")
     if split not in found:
         have = f"it holds the splits {', '.join(sorted(found))}" if found else "it holds no packed shards at all"
         raise SourceError(

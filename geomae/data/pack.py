@@ -130,6 +130,10 @@ def pack_photos(
     options = asdict(packer) | fractions | {"split_name": split_name, "photos_per_shard": photos_per_shard}
     options |= {} if folder is None else {"folder": folder}
     options["order"] = _choose_order(photos) if order == "auto" else order
+    if fractions.get(f"{split_name}_fraction"):
+        raise ConfigError(
+            f"split_name is {split_name!r}, and {split_name}_fraction takes photos out of it for itself: leave one out."
+        )
     splits = _split_rows(photos, options)
     refuse_other_run(output_dir, set(splits), source=photos.description, options=options)
     _refuse_shared_photos(output_dir, photos, splits, folder)

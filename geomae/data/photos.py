@@ -22,6 +22,7 @@ __all__ = [
     "decode_photo",
     "encode_jpeg",
     "evaluation_short_side",
+    "explain_format",
     "random_resized_crop",
     "read_orientation",
     "resize_short_side",
@@ -31,6 +32,7 @@ __all__ = [
 MAX_PIXELS = 100_000_000  # a decompression bomb of more is refused from its header, before any memory is taken
 MAX_PHOTO_BYTES = 2**28  # a file of more is refused before it is read
 
+_HEIC_BRANDS = (b"heic", b"heix", b"hevc", b"hevx", b"mif1", b"msf1")
 _MAX_JPEG_SIDE = 65_500  # libjpeg's own limit
 _ORIENTATION_TAG = 0x0112
 _PIXELS_AT_ONCE = 2**22  # of a photo that Pillow decodes and converts
@@ -110,11 +112,18 @@ def _decode_other(data: bytes) -> np.ndarray:
     except DamagedPhotoError:
         raise
     except UnidentifiedImageError as error:
-        raise DamagedPhotoError("cannot be decoded: it is no photo in a format that Pillow knows") from error
+        raise DamagedPhotoError(f"cannot be decoded: {explain_format(data)}") from error
     except Image.DecompressionBombError as error:
         raise DamagedPhotoError(f"more than {MAX_PIXELS:,} pixels: {error}") from error
     except Exception as error:  # Pillow's plugins raise many types on broken bytes (struct.error, SyntaxError, ...)
         raise DamagedPhotoError(f"cannot be decoded: {error}" if str(error) else "cannot be decoded") from error
+
+
+def explain_format(head: bytes) -> str:
+    """What to say of a file that Pillow does not know, by its first bytes."""
+    if head[4:8] == b"ftyp" and head[8:12] in _HEIC_BRANDS:
+        return "it is HEIC, which Pillow does not read: save it as JPEG first"
+    return "it is no photo in a format that Pillow knows"
 
 
 def _refuse_bomb(height: int, width: int) -> None:

@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -71,6 +72,10 @@ def _run_in_processes(tasks: Sequence[Any], work: Work, num_processes: int, bar:
             "a process that worked on a shard was killed, as happens where memory is short. Start the command again "
             "with a smaller --num_processes: finished shards are kept."
         ) from error
+    except KeyboardInterrupt:
+        for process in list(pool._processes.values()):  # their half shards are removed by the next run
+            process.terminate()
+        raise
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 
@@ -81,6 +86,7 @@ _own_work: tuple[Work, Callable[[int], object]] | None = None  # set once in eac
 def _start_worker(work: Work, num_made: Any) -> None:
     global _own_work
     cv2.setNumThreads(1)  # the processes are the parallelism
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to all of them; the parent ends them
     threading.Thread(target=_die_with_parent, daemon=True).start()
 
     def count(number: int) -> None:

@@ -27,9 +27,11 @@ if TYPE_CHECKING:
         inherit_encoder,
         load_validation,
         pick_panel,
+        refuse_training_photos,
         refuse_what_the_model_refuses,
     )
-    from geomae.training.trainers import GeolocationTrainer, MAETrainer, StreamingTrainer
+    from geomae.training.streaming import StreamingTrainer
+    from geomae.training.trainers import GeolocationTrainer, MAETrainer
 
 __all__ = [
     "DataArguments",
@@ -58,6 +60,7 @@ __all__ = [
     "load_validation",
     "parse_config",
     "pick_panel",
+    "refuse_training_photos",
     "refuse_what_the_model_refuses",
 ]
 
@@ -94,12 +97,13 @@ _HOME = {
         "inherit_encoder",
         "load_validation",
         "pick_panel",
+        "refuse_training_photos",
         "refuse_what_the_model_refuses",
     ),
+    "streaming": ("StreamingTrainer",),
     "trainers": (
         "GeolocationTrainer",
         "MAETrainer",
-        "StreamingTrainer",
     ),
 }
 

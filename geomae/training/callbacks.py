@@ -12,7 +12,8 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState
 
 from geomae.geography import great_circle_km
 from geomae.training.run_folder import describe_run, write_run_record
-from geomae.training.trainers import GeolocationTrainer, StreamingTrainer
+from geomae.training.streaming import StreamingTrainer
+from geomae.training.trainers import GeolocationTrainer
 
 __all__ = ["PredictionMaps", "ReconstructionPanels", "RunRecord"]
 

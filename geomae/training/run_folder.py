@@ -57,7 +57,10 @@ def find_checkpoint(resume_from: str | bool | None, output_dir: str) -> str | No
         return str(whole[-1])
     if resume_from == "last":
         return None
-    raise ConfigError(f"resume_from_checkpoint is true, but {output_dir} holds no whole checkpoint to continue from")
+    raise ConfigError(
+        f"resume_from_checkpoint is true, but {output_dir} holds no whole checkpoint to continue from: nothing was "
+        "saved yet. Start anew with --overwrite_output_dir true"
+    )
 
 
 def _whole_checkpoints(output_dir: Path) -> list[Path]:
@@ -88,9 +91,11 @@ def claim_output_dir(
     """
     leftovers = _leftovers(output_dir, resume_from)
     if leftovers and not overwrite:
+        can_continue = bool(_whole_checkpoints(Path(output_dir)))
+        continues = "continue that run with --resume_from_checkpoint true, " if can_continue else ""
         raise ConfigError(
-            f"output_dir {output_dir} already holds a run ({leftovers[0].name}). Choose another, continue that run "
-            "with --resume_from_checkpoint true, or remove it with --overwrite_output_dir true"
+            f"output_dir {output_dir} already holds a run ({leftovers[0].name}). Choose another, {continues}or remove "
+            "it with --overwrite_output_dir true"
         )
     start = Path(init_from or "").resolve()
     if init_from and any(start in (path.parent, path) or path in start.parents for path in leftovers):

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 from datasets import Dataset
 from torch import Tensor
 
@@ -30,6 +32,7 @@ __all__ = [
     "inherit_encoder",
     "load_validation",
     "pick_panel",
+    "refuse_training_photos",
     "refuse_what_the_model_refuses",
 ]
 
@@ -74,8 +77,22 @@ def build_stream(data: DataArguments, args: GeoMAETrainingArguments, *, labelled
     columns = ["image", "id", "latitude", "longitude"] if labelled else ["image", "id"]
     with args.main_process_first(desc="finding photos"):  # it leaves the others the index that it has made
         sources = [_open_group_source(source, data, columns, labelled=labelled) for source in data.data_dirs]
+    if labelled:
+        for name, source in zip(data.data_dirs, sources, strict=True):
+            _refuse_unlabelled(name, source)
+    photos = PhotoGroups(sources, subset=data.subset, limit=data.limit)
+    num_lanes = args.world_size * max(1, args.dataloader_num_workers)
+    if photos.num_photos < num_lanes:
+        raise ConfigError(
+            f"{photos.num_photos} photos are fewer than {args.world_size} processes x dataloader_num_workers "
+            f"{args.dataloader_num_workers}, each of which reads photos of its own: lower dataloader_num_workers"
+        )
+    if args.process_index == 0:
+        named = zip(data.data_dirs, sources, strict=True)
+        described = [source.name if isinstance(source, IndexedPhotos) else name for name, source in named]
+        print(f"{photos.num_photos:,} photos to train on: {'; '.join(described)}.")
     return PhotoStream(
-        PhotoGroups(sources, subset=data.subset, limit=data.limit),
+        photos,
         seed=args.stream_seed,
         batch_size=args.per_device_train_batch_size,
         rank=args.process_index,
@@ -83,6 +100,16 @@ def build_stream(data: DataArguments, args: GeoMAETrainingArguments, *, labelled
         window_samples=data.shuffle_buffer,
         crops_per_photo=data.crops_per_photo,
     )
+
+
+def _refuse_unlabelled(name: str, source: GroupSource) -> None:
+    """By the first photo: a source has coordinates of all its photos or of none."""
+    (first,) = source.open().read(0, np.array([0]))
+    if first["latitude"] is None and "read_error" not in first:
+        raise SourceError(
+            f"the photos of {name} have no coordinates: its first is {first['id']}. Only pretraining takes them; name "
+            "their table with data_csv, or pack them with one."
+        )
 
 
 def _open_group_source(source: str, data: DataArguments, columns: list[str], *, labelled: bool) -> GroupSource:
@@ -147,6 +174,31 @@ def load_validation(data: DataArguments, *, labelled: bool = True) -> Dataset | 
     if data.max_validation_photos is None or data.max_validation_photos >= len(photos):
         return photos
     return photos.select(np.linspace(0, len(photos) - 1, data.max_validation_photos).round().astype(int))
+
+
+def refuse_training_photos(stream: PhotoStream, validation: Dataset | None) -> None:
+    """A model is not judged by photos that it is trained on: looked for where the source of a training is not packed.
+
+    Packed splits were checked when they were packed.
+
+    Raises:
+        SourceError: a validation photo has the id and the coordinates of a training photo.
+    """
+    indexed = [source.index for source in stream.photos.sources if isinstance(source, IndexedPhotos)]
+    if validation is None or not indexed:
+        return
+    rows = validation.with_format(None).select_columns(["id", "latitude", "longitude"])
+    judged = {row["id"]: (row["latitude"], row["longitude"]) for row in rows}
+    for index in indexed:
+        known = index.table.select(["id", "latitude", "longitude"])
+        known = known.filter(pc.is_in(known["id"], pa.array(list(judged), pa.string())))
+        shared = [row["id"] for row in known.to_pylist() if (row["latitude"], row["longitude"]) == judged[row["id"]]]
+        if shared:
+            raise SourceError(
+                f"{len(shared)} of {len(validation)} validation photos are among the {index.description}, which are "
+                f"trained on; the first is {shared[0]}. Pack the source with --validation_fraction and train on the "
+                "packed folder, or validate on other photos."
+            )
 
 
 def build_collators(

@@ -1,0 +1,398 @@
+"""transformers' `Trainer` on an endless stream of photos: exact resuming, exact evaluation, great-circle errors."""
+
+import copy
+import logging
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from accelerate.utils import gather_object
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
+from torch.utils.data import DataLoader, Dataset, Subset
+from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerState
+from transformers.trainer_utils import EvalLoopOutput, IntervalStrategy, TrainOutput
+
+from geomae.data.collate import PhotoCollator, SkippingDamagedBatches
+from geomae.data.photos import encode_jpeg
+from geomae.data.stream import PhotoStream
+from geomae.errors import ConfigError, DamagedPhotoError, PredictionError, SourceError
+from geomae.training.arguments import GeoMAETrainingArguments
+from geomae.training.optimization import build_parameter_groups, build_schedule, set_hyperparameters
+from geomae.training.progress import StreamProgress
+from geomae.training.run_folder import STATE_FILE, find_checkpoint
+from geomae.training.safeguards import DamageCounter
+
+__all__ = ["EvaluationRows", "StreamingTrainer"]
+
+logger = logging.getLogger(__name__)
+
+Batch = dict[str, Any]
+Collator = Callable[[Sequence[Mapping[str, Any]]], Batch]
+
+
+@dataclass
+class EvaluationRows:
+    """What an evaluation has seen, over all processes, in the order of the data set; damaged photos are left out."""
+
+    ids: list[str] = field(default_factory=list)
+    num_bad: int = 0
+    columns: dict[str, np.ndarray] = field(default_factory=dict)
+    """One row a photo: `loss`, and what the trainer's `evaluation_columns` gives."""
+
+
+class StreamingTrainer(Trainer):
+    """Trains on a `PhotoStream` that shards itself, and evaluates every photo of a map-style data set exactly once.
+
+    Resuming jumps: the stream is told the place that it had come to, and reads nothing of what lies before.
+    """
+
+    args: GeoMAETrainingArguments
+    model: PreTrainedModel
+    loss_is_scaled_for_ga = False  # our losses are of one batch; the Trainer divides by gradient_accumulation_steps
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        args: GeoMAETrainingArguments,
+        *,
+        train_dataset: PhotoStream,
+        train_collator: PhotoCollator,
+        eval_dataset: Dataset[Any] | None = None,
+        eval_collator: Collator | None = None,
+        callbacks: Sequence[TrainerCallback] = (),
+    ) -> None:
+        """Turn epochs into steps, and prepare the run.
+
+        Args:
+            model: what to train; see `compute_loss` for what it must return.
+            args: `fit_to` is called with the stream's `num_photos`.
+            train_dataset: a `PhotoStream` made for this process.
+            train_collator: decodes its photos in the stream, and stacks them.
+            eval_dataset: map-style; every process holds all of it.
+            eval_collator: the same without augmentation.
+            callbacks: beside transformers' own.
+        """
+        if train_collator.crops_per_photo != train_dataset.crops_per_photo:
+            raise ConfigError(
+                f"the collator makes {train_collator.crops_per_photo} crops of a photo and the stream counts "
+                f"{train_dataset.crops_per_photo}; give both the same crops_per_photo"
+            )
+        args.fit_to(train_dataset.num_photos)
+        if eval_dataset is None and (args.load_best_model_at_end or args.eval_strategy != IntervalStrategy.NO):
+            logger.warning("there are no validation photos: nothing is judged in training, and the last model is kept")
+            args.eval_strategy, args.load_best_model_at_end = IntervalStrategy.NO, False
+        super().__init__(
+            model=model,
+            args=args,
+            data_collator=train_collator,
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            callbacks=list(callbacks),
+        )
+        self.stream = train_dataset
+        # a copy has no part in the memory of training batches
+        self.train_collator, self.eval_collator = train_collator, eval_collator or copy.copy(train_collator)
+        self.progress = StreamProgress(args, self.accelerator, stream=train_dataset)
+        self.add_callback(self.progress)
+        self.latest_evaluation: EvaluationRows | None = None
+
+    # ---- training
+
+    def train(
+        self,
+        resume_from_checkpoint: str | bool | None = None,
+        trial: Any = None,
+        ignore_keys_for_eval: list[str] | None = None,
+    ) -> TrainOutput:
+        """Train, from the beginning or from where a checkpoint was saved.
+
+        Args:
+            resume_from_checkpoint: see `find_checkpoint`; a run resumed with unchanged processes, batch size, seed and
+                shuffle_buffer sees the photos that the unbroken run would have seen; see `StreamProgress.resume` for
+                what may change. Learning rate, schedule and weight decay are those of `args`, not of the checkpoint.
+
+        Raises:
+            ConfigError: the checkpoint does not fit this run.
+            NonFiniteLossError: the loss or its gradient is no number.
+            TooManyDamagedPhotosError: more than `args.max_bad_fraction` of the photos cannot be decoded.
+        """
+        checkpoint = find_checkpoint(resume_from_checkpoint, self.args.output_dir)
+        self.progress.resume(checkpoint)
+        if checkpoint is not None:
+            self._keep_epochs(checkpoint)
+        if checkpoint is not None and self._take_over_finished(checkpoint):
+            return TrainOutput(self.state.global_step, math.nan, {})
+        if checkpoint is not None:
+            self.accelerator.print(f"Going on from {checkpoint}.")
+        torch.manual_seed(self.args.seed + self.args.process_index)  # each process masks and drops on its own
+        return super().train(checkpoint, trial, ignore_keys_for_eval)
+
+    def _keep_epochs(self, checkpoint: str) -> None:
+        """As many epochs as were asked for, also where a step has another number of photos than before."""
+        done = TrainerState.load_from_json(str(Path(checkpoint) / STATE_FILE)).global_step
+        seen = self.progress.num_photos_seen
+        if self.args.steps_are_given or seen == done * self.args.total_batch_size:
+            return
+        left = self.args.num_train_epochs * self.args.num_photos - seen
+        planned, self.args.max_steps = self.args.max_steps, max(done, done + round(left / self.args.total_batch_size))
+        logger.warning(
+            "a step has %d photos where it had %g in %s: %d steps in the place of %d make %g epochs, and the schedule "
+            "goes by steps",
+            *(self.args.total_batch_size, seen / max(1, done), checkpoint),
+            *(self.args.max_steps, planned, self.args.num_train_epochs),
+        )
+
+    def _take_over_finished(self, checkpoint: str) -> bool:
+        """Whether a checkpoint is the end of the run; transformers would train one step more."""
+        state = TrainerState.load_from_json(str(Path(checkpoint) / STATE_FILE))
+        if state.global_step < self.args.max_steps:
+            return False
+        logger.warning("%s has all %d steps: nothing is left to train", checkpoint, self.args.max_steps)
+        self.state = state
+        self.state.is_world_process_zero, self.state.is_local_process_zero = (
+            self.is_world_process_zero(),
+            self.is_local_process_zero(),
+        )
+        self._load_from_checkpoint(checkpoint)
+        if self.args.load_best_model_at_end and Path(state.best_model_checkpoint or "").is_dir():
+            self._load_best_model()
+        return True
+
+    def get_train_dataloader(self) -> "DataLoader[Any]":
+        """The stream, as it is: it knows its rank, so Accelerate must not shard it a second time."""
+        self.stream.prepare = self.train_collator.prepare
+        args = self.args
+        self.train_collator.share_memory(
+            batch_size=self._train_batch_size,
+            num_workers=0 if args.dataloader_multiprocessing_context == "spawn" else args.dataloader_num_workers,
+            # transformers takes the batches of a step together
+            prefetch_factor=(args.dataloader_prefetch_factor or 2) + args.gradient_accumulation_steps - 1,
+        )
+        return self._build_dataloader(self.stream, self._train_batch_size, self.train_collator)
+
+    def _build_dataloader(self, dataset: Any, batch_size: int, collator: Collator) -> "DataLoader[Any]":
+        args = self.args
+        of_workers: dict[str, Any] = {}
+        if args.dataloader_num_workers:
+            of_workers["prefetch_factor"] = args.dataloader_prefetch_factor
+            of_workers["multiprocessing_context"] = args.dataloader_multiprocessing_context
+        return DataLoader(
+            dataset,
+            batch_size=batch_size,
+            collate_fn=collator,
+            num_workers=args.dataloader_num_workers,
+            pin_memory=args.dataloader_pin_memory and args.device.type == "cuda",
+            # Without its own, every new iterator draws from the global generator: a resumed run would mask otherwise.
+            generator=torch.Generator().manual_seed(args.seed),
+            **of_workers,
+        )
+
+    def _prepare_input(self, data: Any) -> Any:
+        """Move a batch without waiting for the copy; transformers waits."""
+        if isinstance(data, Tensor):
+            return data.to(self.args.device, non_blocking=True)
+        return super()._prepare_input(data)
+
+    def training_step(self, model: nn.Module, inputs: Batch, num_items_in_batch: Any = None) -> Tensor:
+        """Forward and backward of one batch, after taking out what is no tensor of the model."""
+        self.progress.count_batch({name: inputs.pop(name) for name in ("ids", "num_bad", "lane", "position")})
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        self._guard(loss, "loss")
+        return loss
+
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
+        """The gradient's norm, looked at: an infinite one would only show in the loss of the next batch."""
+        norm = super()._get_grad_norm(model, grad_norm=grad_norm)
+        if isinstance(norm, Tensor) and self.accelerator.scaler is None:  # the scaler of fp16 handles its own overflows
+            self._guard(norm, "norm of the gradient")
+        return norm
+
+    def _guard(self, value: Tensor, what: str) -> None:
+        self.progress.guard.add(value, what=what, step=self.state.global_step + 1, ids=self.progress.ids)
+
+    def create_optimizer(self, model: nn.Module | None = None) -> Optimizer:
+        """The optimizer of `args.optim` over `build_parameter_groups`."""
+        if self.optimizer is None:
+            groups = build_parameter_groups(
+                cast(PreTrainedModel, self.model if model is None else model),
+                learning_rate=self.args.learning_rate,
+                weight_decay=self.args.weight_decay,
+                layer_decay=self.args.layer_decay,
+                decays_all_parameters=self.args.decays_all_parameters,
+            )
+            optimizer_class, options = self.get_optimizer_cls_and_kwargs(self.args, self.model)
+            self.optimizer = optimizer_class(groups, **options)
+        return self.optimizer
+
+    def create_scheduler(self, num_training_steps: int, optimizer: Optimizer | None = None) -> LRScheduler:
+        """The schedule of `args.schedule`."""
+        if self.lr_scheduler is None:
+            self.lr_scheduler = build_schedule(optimizer or self.create_optimizer(), self.args, num_training_steps)
+            self._created_lr_scheduler = True
+        return self.lr_scheduler
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        """State comes from the checkpoint, hyperparameters from `args`; transformers takes both from the checkpoint."""
+        if checkpoint is None:
+            return
+        optimizer, schedule = cast(Optimizer, self.optimizer), cast(LambdaLR, self.lr_scheduler)
+        fresh = [dict(group) for group in optimizer.param_groups]
+        try:
+            super()._load_optimizer_and_scheduler(checkpoint)
+        except ValueError as error:
+            raise ConfigError(
+                f"{checkpoint} was saved with other groups of parameters ({error}): resume with the weight_decay, "
+                "layer_decay and decays_all_parameters of that run, or start from its weights with --init_from"
+            ) from error
+        set_hyperparameters(optimizer, schedule, fresh)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Add speed, running error and damaged photos to the logs of training."""
+        if "loss" in logs:
+            logs.update(self.progress.collect_logs())
+        elif "train_runtime" in logs:  # the last one of a run
+            logs["num_bad_photos"] = self.progress.count_damage()
+        super().log(logs, start_time)
+
+    def floating_point_ops(self, inputs: Batch) -> int:
+        """FLOPs of a batch by the model's own count; transformers' estimate is for language models."""
+        return int((self.progress.flops_per_photo or 0) * len(inputs["pixel_values"]))
+
+    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        """Every process comes here, whoever decided to save."""
+        self.progress.gather()
+        super()._save_checkpoint(*args, **kwargs)
+
+    # ---- evaluation
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> "DataLoader[Any]":
+        """This process's part of the data set, a stretch of its own: no photo is repeated to even out the parts.
+
+        Raises:
+            SourceError: there are fewer photos than processes.
+        """
+        if isinstance(eval_dataset, str):
+            eval_dataset = cast(dict[str, Any], self.eval_dataset)[eval_dataset]
+        dataset: Any = self.eval_dataset if eval_dataset is None else eval_dataset
+        world_size, rank, num_photos = self.args.world_size, self.args.process_index, len(dataset)
+        if num_photos < world_size:
+            raise SourceError(f"{num_photos} photos to evaluate are fewer than the {world_size} processes")
+        part = range(num_photos * rank // world_size, num_photos * (rank + 1) // world_size)
+        collator = SkippingDamagedBatches(self.eval_collator)
+        return self._build_dataloader(Subset(dataset, part), self.args.eval_batch_size, collator)
+
+    def get_test_dataloader(self, test_dataset: "Dataset[Any]") -> "DataLoader[Any]":
+        """As `get_eval_dataloader`."""
+        return self.get_eval_dataloader(test_dataset)
+
+    def evaluation_loop(
+        self,
+        dataloader: "DataLoader[Any]",
+        description: str,
+        prediction_loss_only: bool | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> EvalLoopOutput:
+        """Judge every photo of the data set once, over all processes; `latest_evaluation` keeps the rows.
+
+        Raises:
+            PredictionError: the processes together have not seen each photo once, or an answer is no number.
+            TooManyDamagedPhotosError: more than `args.max_bad_fraction` of the photos cannot be decoded.
+        """
+        model = self._prepare_for_evaluation()
+        self.callback_handler.eval_dataloader = dataloader
+        own = EvaluationRows()
+        chunks: list[dict[str, Tensor]] = []
+        for inputs, is_repeat in self._evenly_many_batches(dataloader, own):
+            with torch.no_grad(), self.compute_loss_context_manager():
+                loss, outputs = self.compute_loss(model, inputs, return_outputs=True)
+            columns = self.evaluation_columns(inputs, loss.detach(), outputs)
+            chunks.append({name: column[:0] for name, column in columns.items()} if is_repeat else columns)
+            self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
+        own.columns = {name: torch.cat([chunk[name] for chunk in chunks]).cpu().numpy() for name in chunks[0]}
+        rows = self._gather(own, num_photos=_num_photos(dataloader))
+        self.latest_evaluation = rows
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in self.evaluation_metrics(rows).items()}
+        return EvalLoopOutput(
+            predictions=rows.columns.get("predicted_deg", rows.columns["loss"]),
+            label_ids=rows.columns.get("target_deg"),
+            metrics=metrics,
+            num_samples=len(rows.ids),
+        )
+
+    def _prepare_for_evaluation(self) -> nn.Module:
+        """The model as training uses it: with its autocast, its compilation and its wrapping."""
+        if not self.accelerator._models and self.model_wrapped is self.model:  # evaluated before any training
+            return self.accelerator.prepare_model(self.model, evaluation_mode=True).eval()
+        return self.model_wrapped.eval()
+
+    def _evenly_many_batches(self, dataloader: "DataLoader[Any]", own: EvaluationRows) -> Iterator[tuple[Batch, bool]]:
+        """Batches on the device, and whether they repeat one; their ids go to `own`.
+
+        Wrapped models communicate in every forward pass, so all processes make equally many: a process that is short
+        of one repeats its last batch, or a black photo where all of its own are damaged. That result is dropped.
+        """
+        largest_part = math.ceil(_num_photos(dataloader) / self.args.world_size)
+        num_batches = math.ceil(largest_part / self.args.eval_batch_size)
+        inputs: Batch | None = None
+        num_yielded = 0
+        for batch in dataloader:
+            own.num_bad += int(batch.pop("num_bad"))
+            ids = batch.pop("ids")
+            if ids:
+                own.ids += ids
+                inputs = self._prepare_inputs(batch)
+                num_yielded += 1
+                yield inputs, False
+        if inputs is None:
+            blank = self.eval_collator([_black_photo()])
+            inputs = self._prepare_inputs({name: value for name, value in blank.items() if isinstance(value, Tensor)})
+        for _ in range(num_batches - num_yielded):
+            yield inputs, True
+
+    def _gather(self, own: EvaluationRows, *, num_photos: int) -> EvaluationRows:
+        """Join the rows of all processes, and count them."""
+        parts = gather_object([own]) if self.args.world_size > 1 else [own]
+        rows = EvaluationRows(
+            ids=[photo_id for part in parts for photo_id in part.ids],
+            num_bad=sum(part.num_bad for part in parts),
+            columns={name: np.concatenate([part.columns[name] for part in parts]) for name in own.columns},
+        )
+        if not rows.ids:
+            raise DamagedPhotoError(f"not one of the {num_photos} photos to evaluate can be decoded")
+        if len(rows.ids) + rows.num_bad != num_photos or any(len(c) != len(rows.ids) for c in rows.columns.values()):
+            raise PredictionError(
+                f"{len(rows.ids)} photos were judged and {rows.num_bad} were damaged, but there are {num_photos}"
+            )
+        DamageCounter(self.args.max_bad_fraction, num_photos).check(rows.num_bad, num_photos)
+        for name, column in rows.columns.items():
+            if not np.isfinite(column).all():
+                first = rows.ids[int(np.flatnonzero(~np.isfinite(column).reshape(len(column), -1).all(axis=1))[0])]
+                raise PredictionError(f"{name} is not a finite number for some photos; the first is {first}")
+        return rows
+
+    def evaluation_columns(self, inputs: Batch, loss: Tensor, outputs: Any) -> dict[str, Tensor]:
+        """What to keep of a batch of B photos: named tensors `(B, ...)`, `loss` among them."""
+        return {"loss": loss.float().expand(len(inputs["pixel_values"]))}
+
+    def evaluation_metrics(self, rows: EvaluationRows) -> dict[str, float]:
+        """Metrics of all photos, by their names without prefix."""
+        return {"loss": float(rows.columns["loss"].astype(np.float64).mean()), "num_bad_photos": rows.num_bad}
+
+
+def _black_photo() -> dict[str, Any]:
+    image = {"bytes": encode_jpeg(np.zeros((32, 32, 3), np.uint8), 75), "path": None}
+    return {"id": "", "image": image, "latitude": 0.0, "longitude": 0.0}
+
+
+def _num_photos(dataloader: "DataLoader[Any]") -> int:
+    """Photos of the whole data set of which `dataloader` reads this process's part."""
+    part = dataloader.dataset
+    assert isinstance(part, Subset)
+    return len(part.dataset)  # type: ignore[arg-type]  # map-style: it has a length
