@@ -85,6 +85,12 @@ def test_single_slip_of_a_pen_among_many_rows_is_not_taken_for_swapped_columns(t
     assert bad.counts["its coordinates are not on Earth"] == 1
 
 
+def test_two_of_a_hundred_rows_are_enough_to_ask_about_a_swap(tmp_path: Path) -> None:
+    rows = "".join(f"{n}.jpg,{139.7 if n < 2 else 48},{35.7 if n < 2 else 8}\n" for n in range(100))
+    with pytest.raises(CoordinateError, match="2 of 100 rows"):
+        sift_table(load_table(table_of(tmp_path, f"id,latitude,longitude\n{rows}")), "a table", BadTally())
+
+
 @pytest.mark.parametrize("value", ["", "nan", "inf", "north", "91", "-90.0001"])
 def test_coordinate_that_is_missing_or_not_on_earth_names_its_row(tmp_path: Path, value: str) -> None:
     table = table_of(tmp_path, f"id,latitude,longitude\ngood,1,2\nodd,{value},3\n")

@@ -1,6 +1,7 @@
 """Files by URL: memory:// in this process, and http:// from a server on this machine."""
 
 import io
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -280,3 +281,23 @@ def test_remote_file_is_read_like_a_local_one(tmp_path: Path, server: tuple[str,
                 assert file.seek(50) == 50
                 assert file.read(0) == b""
                 assert file.read(5) == data[50:55]
+
+
+def test_state_of_a_local_file_changes_with_its_bytes_and_its_mode(tmp_path: Path) -> None:
+    file = write_file(tmp_path / "a.jpg", b"12")
+    states = {list_files(str(file))[0].state}
+    file.chmod(0o600)
+    states.add(list_files(str(file))[0].state)
+    os.utime(file, ns=(1, 1))
+    states.add(list_files(str(file))[0].state)
+    assert len(states) == 3
+
+
+def test_neighbours_of_a_remote_archive_come_in_one_request(tmp_path: Path) -> None:
+    members = {f"{n}.jpg": photo(n) for n in range(20)}
+    write_file(tmp_path / "a.tar", tar_bytes(members))
+    with serve(FolderHandler, root=tmp_path) as (url, handler):
+        index = open_source(url, SourceOptions(unlabelled=True))
+        handler.requests.clear()
+        assert images_of(index) == members
+        assert len([request for request in handler.requests if request[0] == "GET"]) == 1

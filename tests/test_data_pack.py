@@ -151,6 +151,14 @@ def test_fractions_are_shares_of_the_authors() -> None:
     assert (splits == 2).mean() == pytest.approx(0.2, abs=0.02)
 
 
+def test_author_who_is_called_like_a_photo_is_drawn_for_himself() -> None:
+    names = [str(number) for number in range(400)]
+    options = {"validation_fraction": 0.5, "test_fraction": 0.0}
+    by_author = choose_splits(["x"] * 400, names, **options)
+    by_id = choose_splits(names, [None] * 400, **options)
+    assert 100 < (by_author != by_id).sum() < 300
+
+
 def test_split_of_a_photo_without_author_depends_on_its_id_alone() -> None:
     names = [str(number) for number in range(50)]
     forward = choose_splits(names, [None] * 50, validation_fraction=0.5, test_fraction=0.0)

@@ -163,3 +163,8 @@ def test_cache_lies_in_the_home_folder_unless_it_is_named(tmp_path: Path, monkey
     open_source(write_source(tmp_path / "photos"))
     assert len(list((tmp_path / ".cache" / "geomae" / "indexes").iterdir())) == 1
     assert os.listdir(tmp_path / ".cache") == ["geomae"]
+
+
+def test_digest_knows_where_one_text_ends() -> None:
+    first, second = (PhotoIndex.from_columns("", {"id": ids}) for ids in (["ab", "c"], ["a", "bc"]))
+    assert first.digest(["id"]) != second.digest(["id"])

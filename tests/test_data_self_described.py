@@ -142,6 +142,13 @@ def test_empty_fields_of_the_parquet_do_not_hide_what_the_json_says(tmp_path: Pa
     assert places(read_source(tmp_path)) == {"000000000": (1.0, 5.0)}
 
 
+def test_parquet_beside_a_tar_speaks_of_photos_in_folders_too(tmp_path: Path) -> None:
+    write_file(tmp_path / "00000.tar", tar_bytes({"a/000000000.jpg": photo(1), "a/000000000.json": json_bytes(x=1)}))
+    row = {"key": "000000000", "latitude": 1.0, "longitude": 5.0}
+    pq.write_table(pa.Table.from_pylist([row]), tmp_path / "00000.parquet")
+    assert places(read_source(tmp_path)) == {"a/000000000": (1.0, 5.0)}
+
+
 def test_parquet_beside_tars_is_no_source_of_photos_however_large(tmp_path: Path) -> None:
     write_img2dataset(tmp_path, in_json=True, in_parquet=True)
     pq.write_table(pa.table({"key": ["x"], "caption": [photo(1, 10**6)]}), tmp_path / "00000.parquet")

@@ -170,6 +170,9 @@ def test_shards_of_another_plan_are_never_mixed_in(tmp_path: Path) -> None:
 def test_too_many_damaged_photos_stop_the_run_and_name_the_first(tmp_path: Path) -> None:
     with pytest.raises(TooManyDamagedPhotosError, match=r"of 700 photos .* the first is 6\.jpg: made so"):
         build(tmp_path, plan(), max_bad_fraction=0.1)
+    with pytest.raises(TooManyDamagedPhotosError):
+        build(tmp_path / "early", plan(), max_bad_fraction=0.01)
+    assert len(list((tmp_path / "early").glob("train-*"))) == 1  # it does not wait for the others
     build(tmp_path, plan(), max_bad_fraction=0.15)
 
 
