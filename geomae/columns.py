@@ -8,7 +8,7 @@ __all__ = ["COLUMN_ALIASES", "find_column"]
 # photos by the file: only that finds them in a folder, and the packed photos then have the ids that the table has.
 COLUMN_ALIASES = {
     "image": ("image", "jpg", "jpeg", "img", "photo"),
-    "id": ("file", "file_name", "filename", "img_id", "img_file", "id", "image_id", "photo_id", "path", "name"),
+    "id": ("file", "file_name", "filename", "img_id", "img_file", "id", "image_id", "photo_id"),
     "latitude": ("latitude", "lat"),
     "longitude": ("longitude", "lon", "lng", "long"),
     "author": ("author", "user", "user_id"),

@@ -24,6 +24,7 @@ from source_files import (
 )
 
 from geomae.data.__main__ import main
+from geomae.data.filesystems import public_name
 from geomae.data.photos import encode_jpeg
 from geomae.data.runners import run_tasks
 from geomae.data.sources import SourceOptions, open_source
@@ -68,8 +69,11 @@ def test_source_that_has_suffered_does_not_take_its_shards_with_it(tmp_path: Pat
     for n in range(1):
         write_file(source / f"{n}.jpg", b"gone bad")
     assert pack(source, tmp_path / "out", "--unlabelled") == 2
-    assert "holds 20 photos and would be replaced by one that holds 19; the first" in capsys.readouterr().err
+    assert "holds 20 photos and would be replaced by one that holds 19 of them; the first" in capsys.readouterr().err
     assert len(stored(tmp_path / "out")) == 20
+    assert manifest(tmp_path / "out")["splits"]["train"]["is_finished"] is True
+    other = write_photos(tmp_path / "other" / "photos", [f"x{n}.jpg" for n in range(20)])
+    assert pack(other, tmp_path / "out", "--unlabelled") == 2
     next(tmp_path.glob("out/train-*")).unlink()
     assert pack(source, tmp_path / "out", "--unlabelled") == 0
     assert manifest(tmp_path / "out")["num_photos"] == 19
@@ -140,7 +144,6 @@ def test_reasons_of_the_manifest_sum_to_all_bad_photos(tmp_path: Path) -> None:
     source = tmp_path / "photos"
     for n in range(80):
         write_file(source / f"{n}.jpg", jpeg_of(n)[: -20 - n])
-    assert pack(source, tmp_path / "out", "--unlabelled", "--max_bad_fraction", "1") in (0, 2)
     write_photos(source, [f"good{n}.jpg" for n in range(20)])
     assert pack(source, tmp_path / "whole", "--unlabelled", "--max_bad_fraction", "1") == 0
     entry = manifest(tmp_path / "whole")["splits"]["train"]
@@ -150,6 +153,7 @@ def test_reasons_of_the_manifest_sum_to_all_bad_photos(tmp_path: Path) -> None:
 
 def test_output_inside_the_source_is_refused_before_anything_is_written(tmp_path: Path, capsys: Any) -> None:
     source = write_photos(tmp_path / "photos", ["a.jpg"])
+    assert pack(f"file://{source}", source / "packed", "--unlabelled") == 2
     assert pack(source, source / "packed", "--unlabelled") == 2
     assert "lies in the source" in capsys.readouterr().err
     assert not (source / "packed").exists()
@@ -302,3 +306,23 @@ def test_split_that_takes_photos_from_itself_is_refused(tmp_path: Path, capsys: 
     options = ("--unlabelled", "--split_name", "validation", "--validation_fraction", "0.5")
     assert pack(source, tmp_path / "out", *options) == 2
     assert "validation_fraction takes photos out of it for itself" in capsys.readouterr().err
+
+
+def test_photos_of_two_folders_of_one_name_are_told_apart_by_their_coordinates(tmp_path: Path) -> None:
+    for folder, latitude in (("x", 1), ("y", 2)):
+        source = write_photos(tmp_path / folder / "images", ["a.jpg", "b.jpg"])
+        write_csv(source / "t.csv", "id,latitude,longitude", [("a.jpg", latitude, 5), ("b.jpg", latitude, 6)])
+    assert pack(tmp_path / "x" / "images", tmp_path / "out") == 0
+    assert pack(tmp_path / "y" / "images", tmp_path / "out", "--split_name", "validation") == 0
+    assert pack(tmp_path / "x" / "images", tmp_path / "out", "--split_name", "test") == 2
+
+
+def test_pattern_names_the_same_source_however_it_is_spelt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_photos(tmp_path / "photos", ["a.jpg"])
+    write_file(tmp_path / "tars" / "00.tar", tar_bytes({"a.jpg": jpeg_of(1)}))
+    monkeypatch.chdir(tmp_path)
+    for spelling in ("tars/{00..00}.tar", f"{tmp_path}/tars/{{00..00}}.tar", "../" + tmp_path.name + "/tars/*.tar"):
+        name = "{00..00}.tar" if "{" in spelling else "*.tar"
+        assert public_name(spelling) == name
+    assert pack("tars/{00..00}.tar", tmp_path / "out", "--unlabelled") == 0
+    assert pack(f"{tmp_path}/tars/{{00..00}}.tar", tmp_path / "out", "--unlabelled") == 0

@@ -5,6 +5,8 @@ import os
 import signal
 import time
 from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ import pytest
 
 from geomae.data.damage import MAX_BAD_LISTED, BadPhoto
 from geomae.data.layout import is_packed, list_shards, shard_name
-from geomae.data.manifest import ShardReport, write_manifest
+from geomae.data.manifest import ShardReport, refuse_other_sizes, write_manifest
 from geomae.data.photo_index import OPTIONAL_COLUMNS
 from geomae.data.shards import (
     PhotoRow,
@@ -208,11 +210,46 @@ def test_manifest_lists_a_capped_number_of_damaged_photos_and_counts_all(tmp_pat
     assert len(manifest["bad"]) == MAX_BAD_LISTED
 
 
-def test_manifest_does_not_list_a_split_that_is_being_rewritten(tmp_path: Path) -> None:
+def test_split_that_is_being_rewritten_is_unfinished_and_keeps_what_it_is(tmp_path: Path) -> None:
     write_manifest(tmp_path, build(tmp_path, plan()), source="", options={})
     with pytest.raises(TooManyDamagedPhotosError):
         build(tmp_path, plan(salt="other"), max_bad_fraction=0.0)
-    assert json.loads((tmp_path / "manifest.json").read_text())["splits"] == {}
+    entry = json.loads((tmp_path / "manifest.json").read_text())["splits"]["train"]
+    assert entry["is_finished"] is False
+    with pytest.raises(SourceError, match="does not list the split 'train' as finished"):
+        refuse_other_sizes(tmp_path, "train", [215, 214, 171])
+    others = [replace(task, photos_digest="others") for task in plan()]
+    with pytest.raises(SourceError, match="holds a finished split 'train' of other photos"):
+        build(tmp_path, others)
+    write_manifest(tmp_path, build(tmp_path, plan(salt="other")), source="", options={})
+    assert json.loads((tmp_path / "manifest.json").read_text())["splits"]["train"]["is_finished"] is True
+
+
+def test_run_that_stops_before_it_replaced_a_shard_leaves_the_split_finished(tmp_path: Path) -> None:
+    write_manifest(tmp_path, build(tmp_path, plan()), source="", options={})
+    before = (tmp_path / "manifest.json").read_text()
+
+    def stop(numbers: list[int]) -> Iterator[PhotoRow | BadPhoto]:
+        assert json.loads((tmp_path / "manifest.json").read_text())["splits"]["train"]["is_finished"] is False
+        raise KeyboardInterrupt
+        yield
+
+    with pytest.raises(KeyboardInterrupt):
+        build_shards(tmp_path, plan(salt="other"), stop, optional_columns=("author",))
+    assert (tmp_path / "manifest.json").read_text() == before
+
+
+def test_shard_of_which_less_can_be_read_this_time_is_kept(tmp_path: Path) -> None:
+    def flaky(num_unread: int, numbers: list[int]) -> Iterator[PhotoRow | BadPhoto]:
+        for number in numbers:
+            unread = BadPhoto(f"{number}.jpg", "cannot be read: 503", may_pass=True)
+            yield unread if number < num_unread else PhotoRow(f"{number}.jpg", b"1")
+
+    counts = []
+    for num_unread in (2, 5, 1, 0):
+        (report,) = build_shards(tmp_path, plan(10), partial(flaky, num_unread))
+        counts.append((report.num_photos, len(report.bad)))
+    assert counts == [(8, 2), (8, 2), (9, 1), (10, 0)]
 
 
 def test_foreign_manifest_is_refused(tmp_path: Path) -> None:

@@ -104,6 +104,8 @@ def test_swap_is_not_advised_without_what_speaks_against_it(tmp_path: Path) -> N
         ("/pictures/alice/mp16/{00..18}.tar", "{00..18}.tar"),
         ("/pictures/alice/{a,b}/00.tar", "{a,b}/00.tar"),
         ("/pictures/alice/mp16", "mp16"),
+        ("https://blob/x.tar?se=2026-01-01T00:00:00Z&sig=SECRET#part", "https://blob/x.tar"),
+        ("s3://key:p@ss@bucket/My Photos/x", "s3://bucket/My Photos/x"),
         ("owner/name", "owner/name"),
     ],
 )
@@ -113,7 +115,10 @@ def test_public_name(source: str, shown: str) -> None:
 
 def test_public_text_keeps_what_is_no_secret() -> None:
     message = "http://eve:secret@host/p.jpg?x=1: 503, url='http://host/p.jpg?token=2' (is it there?)"
-    assert public_text(message) == "http://host/p.jpg: 503, url='http://host/p.jpg' (is it there?)"
+    assert public_text(message) == "http://host/p.jpg 503, url='http://host/p.jpg (is it there?)"
+    signed = "https://a:b@c@blob/x.tar?se=2026-01-01T00:00:00Z&x='1'&sig=SECRET gone"
+    assert public_text(signed) == "https://blob/x.tar gone"
+    assert public_text("what? a@b is no url") == "what? a@b is no url"
 
 
 def test_test_photos_of_osv5m_are_not_pretrained_on(tmp_path: Path) -> None:
@@ -214,3 +219,54 @@ def test_heic_is_named_with_what_to_do(tmp_path: Path) -> None:
         open_source(tmp_path)
     with pytest.raises(DamagedPhotoError, match="it is HEIC"):
         decode_photo((tmp_path / "a.heic").read_bytes(), min_short_side=0)
+
+
+def test_photo_with_a_json_of_its_own_is_a_photo_whatever_stands_beside_it(tmp_path: Path) -> None:
+    members: dict[str, bytes] = {}
+    for number, name in enumerate(("IMG", "IMG.1", "IMG.2")):
+        members |= {f"{name}.jpg": photo(number), f"{name}.json": json_bytes(lat=number + 1, lon=2)}
+    members |= {"IMG.seg.png": photo(9)}
+    write_file(tmp_path / "00.tar", tar_bytes(members))
+    assert images(read_source(tmp_path)) == {"IMG": photo(0), "IMG.1": photo(1), "IMG.2": photo(2)}
+
+
+def test_name_of_a_city_is_no_id_in_a_parquet_and_that_of_a_photo_is_one_in_a_csv(tmp_path: Path) -> None:
+    columns = {"image": [photo(n) for n in range(4)], "name": ["Rome"] * 4, "lat": [1.0] * 4, "lon": [2.0] * 4}
+    pq.write_table(pa.table(columns), tmp_path / "x.parquet")
+    assert len(read_source(tmp_path)) == 4
+    source = write_photos(tmp_path / "photos", ["a.jpg"])
+    write_csv(source / "t.csv", "Name,latitude,longitude", [("a.jpg", 1, 2)])
+    assert list(read_source(source)) == ["a.jpg"]
+
+
+def test_folders_called_like_those_of_osv5m_are_read_whole(tmp_path: Path) -> None:
+    for part in ("train", "test", "val"):
+        write_photos(tmp_path / "images" / part, [f"{part}.jpg"])
+    assert len(read_source(tmp_path, unlabelled=True)) == 3
+
+
+def test_table_by_http_without_a_date_is_read_each_time(tmp_path: Path) -> None:
+    source = write_photos(tmp_path / "photos", ["a.jpg"])
+
+    class Terse(FolderHandler):
+        def send_header(self, keyword: str, value: str) -> None:
+            if keyword != "ETag":
+                super().send_header(keyword, value)
+
+    with serve(Terse, root=tmp_path) as (url, _):
+        for latitude in (10, 77):
+            write_csv(tmp_path / "t.csv", "id,latitude,longitude", [("a.jpg", latitude, 5)])
+            (row,) = read_source(source, csv_file=f"{url}/t.csv").values()
+            assert row["latitude"] == latitude
+
+
+def test_test_set_of_broken_tars_whose_photos_a_table_names_keeps_them_as_misses(tmp_path: Path) -> None:
+    members: dict[str, bytes] = {}
+    for n in range(4):
+        members |= {f"{n}.jpg": photo(n), f"{n}.json": json_bytes(lat=n + 1, lon=2)}
+    write_file(tmp_path / "w" / "a.tar", tar_bytes(members)[: 6 * 1024])
+    table = write_csv(tmp_path / "t.csv", "id,lat,lon", [(f"{n}", n + 1, 2) for n in range(4)])
+    index = open_source(tmp_path / "w", SourceOptions(csv_file=str(table), for_test=True))
+    assert len(index) == 4
+    counts = reasons(tmp_path / "w", csv_file=str(table))
+    assert counts["the archive is damaged or cut off, and what lies behind cannot be read"] == 1

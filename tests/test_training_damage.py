@@ -78,6 +78,8 @@ def test_damaged_photos_of_earlier_sessions_stay_in_the_count(tmp_path: Path) ->
     resumed = mae_trainer(folder, training_arguments(tmp_path, max_steps=10, **options))
     resumed.train(resume_from_checkpoint="true")
     assert resumed.progress.num_bad_photos == 4  # two in each of two epochs
+    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-5"))
+    assert resumed.progress.num_bad_photos == 4
 
 
 def test_last_batch_of_damaged_photos_alone_does_not_end_an_evaluation(tmp_path: Path) -> None:

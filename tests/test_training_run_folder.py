@@ -112,3 +112,13 @@ def test_record_says_how_to_repeat_the_run(tmp_path: Path, monkeypatch: pytest.M
     assert read["hardware"]["num_cpus"] >= 1
     assert (read["seed"], read["num_processes"]) == (3, 2)
     assert not [file for file in path.parent.iterdir() if file.name.endswith((".partial", ".tmp"))]
+
+
+def test_record_has_no_passwords_and_no_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        "sys.argv", ["run.py", "--data_dirs", "[s3://key:PASSWORD@bucket/x, https://h/0.tar?sig=TOKEN]"]
+    )
+    config = {"data_dirs": ["s3://key:PASSWORD@bucket/x", "https://h/0.tar?sig=TOKEN"], "seed": 1}
+    text = json.dumps(describe_run(config, seed=0, num_processes=1))
+    assert "s3://bucket/x" in text
+    assert not [secret for secret in ("PASSWORD", "TOKEN") if secret in text]

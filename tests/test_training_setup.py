@@ -284,3 +284,20 @@ def test_photos_that_are_trained_on_are_not_validated_on(zipped: Path, tmp_path:
 def test_path_that_is_not_there_is_said_to_be(tmp_path: Path) -> None:
     with pytest.raises(SourceError, match=r"there is nothing at .*nowhere"):
         build_stream(DataArguments(data_dirs=[str(tmp_path / "nowhere")]), training_arguments(tmp_path), labelled=True)
+
+
+def test_photos_of_the_same_names_are_named_where_nothing_tells_them_apart(
+    zipped: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    packed = tmp_path / "packed"
+    pack_photos(open_source(zipped, SourceOptions(unlabelled=True)), packed, PhotoPacker(), validation_fraction=0.5)
+    data = DataArguments(data_dirs=[str(zipped)], validation_dir=str(packed))
+    stream = build_stream(data, training_arguments(tmp_path / "run", per_device_train_batch_size=2), labelled=False)
+    refuse_training_photos(stream, load_validation(data, labelled=False))
+    assert "validation photos are called as some of the photos of source" in caplog.text
+
+
+def test_split_without_photos_is_named(tmp_path: Path) -> None:
+    data = DataArguments(data_dirs=[str(pack(tmp_path / "photos", train=0))])
+    with pytest.raises(SourceError, match="hold no photo at all"):
+        build_stream(data, training_arguments(tmp_path / "run"), labelled=True)

@@ -146,7 +146,8 @@ def _open(arguments: argparse.Namespace) -> PhotoIndex:
         min_photo_bytes=arguments.min_photo_bytes,
     )
     photos = open_source(arguments.source, options)
-    chosen = photos.kind == "packed" or is_hub_id(arguments.source) or arguments.unlabelled  # of OSV-5M's folders
+    of_osv5m = photos.table["file"][0].as_py().startswith(f"images/{arguments.source_split}/")
+    chosen = photos.kind == "packed" or is_hub_id(arguments.source) or (arguments.unlabelled and of_osv5m)
     if arguments.source_split is not None and not chosen:
         raise ConfigError(
             f"--source_split is of packed folders and data sets of the Hub; this is {KINDS[photos.kind]}."
@@ -203,6 +204,7 @@ def run_pack(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def _refuse_output_inside(source: str, output_dir: Path) -> None:
     """The next run would take the shards for photos of the source."""
+    source = source.removeprefix("file://")
     if Path(source).is_dir() and output_dir.resolve().is_relative_to(Path(source).resolve()):
         raise ConfigError(f"--output_dir {output_dir} lies in the source {source}: choose a folder outside of it.")
 
@@ -283,7 +285,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("\nstopped; the same command goes on where it was", file=sys.stderr)
+        goes_on = "" if arguments.command == "inspect" else "; the same command goes on where it was"
+        print(f"\nstopped{goes_on}", file=sys.stderr)
         return 130
     except OSError as error:  # a disk that is full, a folder that is a file
         print(f"{type(error).__name__}: {error}. What is finished is kept; start again to go on.", file=sys.stderr)

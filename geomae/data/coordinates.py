@@ -15,7 +15,7 @@ import pandas as pd
 
 from geomae.columns import COLUMN_ALIASES, find_column
 from geomae.data.damage import BadTally
-from geomae.data.filesystems import is_url, open_file, path_exists
+from geomae.data.filesystems import is_url, open_file, path_exists, public_text
 from geomae.errors import CoordinateError, SourceError
 from geomae.geography import check_coordinates, find_off_earth
 
@@ -39,6 +39,7 @@ PHOTO_SUFFIXES = frozenset(
 SCENES = ("indoor", "natural", "urban")  # what the numbers of S3_Label mean
 
 _SWAPPED_SHARE = 0.01  # more rows that only swapping brings to Earth are no typing errors
+_NAMES_OF_IDS = ("path", "name")  # where none of the usual names stands
 _NO_ID = frozenset({"nan", "NaN"})  # what programs write where there is none
 _NOTHING = frozenset({"nan", "null", "none"})  # photos without an author are not all of one author
 NOT_FINITE = "its coordinates are missing, no decimal degrees or not finite"
@@ -96,7 +97,7 @@ def load_table(file: str | Path, *, swap_lat_lon: bool = False) -> CoordinateTab
     """
     path = str(file)
     if not path_exists(path):
-        raise SourceError(f"there is no file {path}; expected a CSV with latitude and longitude.")
+        raise SourceError(f"there is no file {public_text(path)}; expected a CSV with latitude and longitude.")
     if not is_url(path) and not Path(path).is_file():
         raise SourceError(f"{path} is a folder; expected the CSV itself.")
     if Path(path).suffix.lower() in PHOTO_SUFFIXES:
@@ -110,7 +111,8 @@ def _load_csv(path: str) -> CoordinateTable:
     names = list(table.columns)
     if missing := [name for name in ("latitude", "longitude") if find_column(name, names) is None]:
         raise SourceError(_explain_columns(path, missing, table.attrs["header"]))
-    id_column = find_column("id", names)
+    # of a table of photos; in a table with the photos in it a name may be a city's
+    id_column = find_column("id", names) or next((name for name in names if name.lower() in _NAMES_OF_IDS), None)
     ids = None if id_column is None else ["" if value in _NO_ID else value for value in table[id_column].tolist()]
     return CoordinateTable(ids, _numbers(table, "latitude"), _numbers(table, "longitude"), _optional(table))
 
@@ -124,6 +126,7 @@ def _read_csv(path: str) -> pd.DataFrame:
             first = next(chunks)
             names = [str(name) for name in first.iloc[0]]
             known = [find_column(ours, names) for ours in COLUMN_ALIASES]
+            known += [name for name in names if name.lower() in _NAMES_OF_IDS]
             kept = [place for place, name in enumerate(names) if name in known and name not in names[:place]]
             # MP-16's table has 17 columns: 2.9 GB, of which a fifth is wanted
             table = pd.concat([first[1:][kept], *(chunk[kept] for chunk in chunks)], ignore_index=True)

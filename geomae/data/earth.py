@@ -20,7 +20,7 @@ from geomae.data.layout import shard_name
 from geomae.data.manifest import refuse_other_run, write_manifest
 from geomae.data.photo_index import OPTIONAL_COLUMNS
 from geomae.data.photos import encode_jpeg
-from geomae.data.shards import PhotoRow, ShardTask, build_shards, digest_of
+from geomae.data.shards import PhotoRow, ShardTask, build_shards, digest_of, only_run
 from geomae.errors import ConfigError, SourceError
 from geomae.geography import EARTH_RADIUS_KM, unit_vectors
 
@@ -237,19 +237,21 @@ def pack_earth(
     options["photos_per_shard"] = photos_per_shard
     picture_sha256 = hashlib.sha256(Path(cutter.picture_file).read_bytes()).hexdigest()
     known = [name for name in OPTIONAL_COLUMNS if any(name in split.optional for split in splits)]
-    tasks = []
-    for split in splits:
-        payloads = list(_cut_into_payloads(split, photos_per_shard))
-        for index, payload in enumerate(payloads):
-            digest = digest_of(options, picture_sha256, known, payload)
-            name = shard_name(split.name, index, len(payloads))
-            photos = digest_of(payload["id"], payload["latitude"], payload["longitude"])
-            tasks.append(ShardTask(name, split.name, len(payload["id"]), digest, payload, photos))
-    refuse_other_run(output_dir, {split.name for split in splits}, source=source, options=options)
-    reports = build_shards(
-        output_dir, tasks, cutter, optional_columns=known, num_processes=num_processes, description="earth"
-    )
-    return write_manifest(output_dir, reports, source=source, options=options)
+    tasks = [task for split in splits for task in _plan(split, photos_per_shard, [options, picture_sha256, known])]
+    with only_run(output_dir):
+        refuse_other_run(output_dir, {split.name for split in splits}, source=source, options=options)
+        reports = build_shards(
+            output_dir, tasks, cutter, optional_columns=known, num_processes=num_processes, description="earth"
+        )
+        return write_manifest(output_dir, reports, source=source, options=options)
+
+
+def _plan(split: EarthSplit, photos_per_shard: int, made_by: list[Any]) -> Iterator[ShardTask]:
+    payloads = list(_cut_into_payloads(split, photos_per_shard))
+    for index, payload in enumerate(payloads):
+        name = shard_name(split.name, index, len(payloads))
+        photos = digest_of(payload["id"], payload["latitude"], payload["longitude"])
+        yield ShardTask(name, split.name, len(payload["id"]), digest_of(*made_by, payload), payload, photos)
 
 
 def _cut_into_payloads(split: EarthSplit, photos_per_shard: int) -> Iterator[dict[str, Any]]:

@@ -40,7 +40,7 @@ _STATE_KEYS = (
     *("ETag", "etag", "mtime", "LastModified", "last_modified", "Last-Modified", "updated", "created"),
     *("md5Hash", "oid", "blob_id"),
 )
-_SECRETS = re.compile(r"(\w+://)(?:[^\s/@'\"]*@)?([^\s?'\"]*)(?:\?[^\s'\":]*)?")
+_SECRETS = re.compile(r"(\w+://)(?:[^\s/]*@)?([^\s?]*)(?:\?\S*)?")
 _BRACES = re.compile(r"\{([^{}]*)\}")
 _READ_ATTEMPTS = 3  # of a remote read; servers of millions of photos fail now and then
 _MAX_REQUESTS = 16  # to a server at once
@@ -70,8 +70,10 @@ def is_url(path: str | Path) -> bool:
 def public_name(source: str) -> str:
     """What a record may say of a source: a folder's name without the folders above it, a URL without its secrets."""
     if is_url(source):
-        return public_text(source)
-    if os.path.isabs(source) or os.path.exists(source):
+        protocol, _, rest = source.partition("://")
+        host, slash, path = re.split(r"[?#]", rest)[0].partition("/")
+        return f"{protocol}://{host.rpartition('@')[2]}{slash}{path}"
+    if is_pattern(source) or os.path.isabs(source) or os.path.exists(source):
         parts = Path(os.path.abspath(source)).parts
         first = next((place for place, part in enumerate(parts) if is_pattern(part)), len(parts) - 1)
         return "/".join(parts[first:])
@@ -178,7 +180,10 @@ class _RemoteFile(io.RawIOBase):
                 "archives cannot be read from it. Download the file, or serve it with a server that does."
             ) from error
         except Exception as error:  # aiohttp, botocore and others have families of errors of their own
-            raise RemoteError(public_text(f"{self._path} cannot be read: {type(error).__name__}: {error}.")) from error
+            problem = str(error).replace(self._path, public_name(self._path))
+            raise RemoteError(
+                public_text(f"{public_name(self._path)} cannot be read: {type(error).__name__}: {problem}.")
+            ) from error
 
 
 def path_exists(path: str) -> bool:
@@ -199,10 +204,11 @@ def list_files(root: str) -> list[FileEntry]:
     try:
         found = _list_remote(root) if is_url(root) else _list_local(root)
     except OSError as error:
-        raise SourceError(f"{root} cannot be listed: {error}.") from error
+        raise SourceError(public_text(f"{root} cannot be listed: {error}.")) from error
     if not found:
-        absent = f"there is nothing at {root}{', or its server does not answer' if is_url(root) else ''}."
-        raise SourceError(f"{root} holds no files." if path_exists(root) else absent)
+        shown = public_name(root) if is_url(root) else root
+        absent = f"there is nothing at {shown}{', or its server does not answer' if is_url(root) else ''}."
+        raise SourceError(f"{shown} holds no files." if path_exists(root) else absent)
     return found
 
 

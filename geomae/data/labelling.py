@@ -97,7 +97,7 @@ def _read_table(
     unique = list(dict.fromkeys(table.ids))
     rows, _ = join_rows(names, unique)
     bad.add_all([names[photo] for photo in np.flatnonzero(rows < 0).tolist()], _STRANGER)
-    rows_of_spoilt, _ = join_rows([photo.name for photo in spoilt], unique)
+    rows_of_spoilt = join_rows([photo.name for photo in spoilt], unique)[0] if spoilt else np.empty(0, dtype=np.int64)
     for photo in np.flatnonzero(rows_of_spoilt < 0).tolist():
         spoilt[photo].count(bad)
     here = {unique[row] for row in np.union1d(rows, rows_of_spoilt).tolist() if row >= 0}
@@ -147,6 +147,8 @@ def _match(
 
 def _count_spoilt(spoilt: Sequence[SpoiltPhoto], ids: Sequence[str], absent: np.ndarray, bad: BadTally) -> np.ndarray:
     """Count the spoilt photos that are wanted, once each; returns the absent rows that are left to explain."""
+    if not spoilt:
+        return absent
     rows, _ = join_rows([photo.name for photo in spoilt], ids)
     unexplained = set(absent.tolist())
     for photo, row in zip(spoilt, rows.tolist(), strict=True):

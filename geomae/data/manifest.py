@@ -14,7 +14,7 @@ from geomae.provenance import find_versions
 
 __all__ = [
     "ShardReport",
-    "forget_splits",
+    "mark_splits",
     "read_splits",
     "refuse_other_photos",
     "refuse_other_run",
@@ -75,12 +75,14 @@ def write_manifest(
             "shards": [{"file": r.file, "num_photos": r.num_photos, "sha256": r.sha256} for r in own],
             "source": source,
             "options": options,
+            "is_finished": True,
             "photos_digest": _digest_of_split([report.photos_digest for report in own]),
         }
+    finished = [entry for entry in splits.values() if _is_finished(entry)]
     manifest = {
-        "num_photos": sum(entry["num_photos"] for entry in splits.values()),
-        "num_bad": sum(entry["num_bad"] for entry in splits.values()),
-        "bad": [photo for entry in splits.values() for photo in entry["bad"]][:MAX_BAD_LISTED],
+        "num_photos": sum(entry["num_photos"] for entry in finished),
+        "num_bad": sum(entry["num_bad"] for entry in finished),
+        "bad": [photo for entry in finished for photo in entry["bad"]][:MAX_BAD_LISTED],
         "source": source,
         "options": options,
         "versions": find_versions(PACKAGES),
@@ -106,7 +108,7 @@ def _write_json(path: Path, content: dict[str, Any]) -> None:
 
 
 def read_splits(output_dir: Path) -> dict[str, Any]:
-    """What the manifest of a packed folder says of each split whose shards were not deleted."""
+    """What the manifest of a packed folder says of each split whose shards were not deleted, finished or not."""
     path = output_dir / "manifest.json"
     if not path.is_file():
         return {}
@@ -174,10 +176,10 @@ def refuse_other_sizes(output_dir: Path, split: str, num_rows: Sequence[int]) ->
         SourceError: the manifest does not list the split, or lists other numbers of photos.
     """
     entry = read_splits(output_dir).get(split)
-    if entry is None:
+    if entry is None or not _is_finished(entry):
         raise SourceError(
-            f"{output_dir}/manifest.json does not list the split {split!r}, by which subset and limit are defined. Was "
-            "the run that packed it stopped? Start it again with the same options."
+            f"{output_dir}/manifest.json does not list the split {split!r} as finished, by which subset and limit are "
+            "defined. Was the run that packed it stopped? Start it again with the same options."
         )
     promised = [shard["num_photos"] for shard in entry["shards"]]
     if promised != list(num_rows):
@@ -187,10 +189,19 @@ def refuse_other_sizes(output_dir: Path, split: str, num_rows: Sequence[int]) ->
         )
 
 
-def forget_splits(output_dir: Path, splits: set[str]) -> None:
-    """A manifest never lists a shard that is being rewritten: a killed run leaves the split unlisted."""
+def mark_splits(output_dir: Path, splits: set[str], *, is_finished: bool) -> None:
+    """Say of splits that their shards are being rewritten, or are whole again.
+
+    A killed run leaves them unfinished: they are not trained on by halves, and other photos are refused all the same.
+    """
     path = output_dir / "manifest.json"
-    if splits and path.is_file():
+    listed = read_splits(output_dir)
+    if splits & listed.keys():
         manifest = json.loads(path.read_text(encoding="utf-8"))
-        manifest["splits"] = {name: entry for name, entry in read_splits(output_dir).items() if name not in splits}
+        marked = {name: entry | {"is_finished": is_finished} for name, entry in listed.items() if name in splits}
+        manifest["splits"] = listed | marked
         _write_json(path, manifest)
+
+
+def _is_finished(entry: dict[str, Any]) -> bool:
+    return bool(entry.get("is_finished", True))

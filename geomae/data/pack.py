@@ -24,7 +24,7 @@ from geomae.data.photos import (
     strip_metadata,
 )
 from geomae.data.reading import PhotoReader
-from geomae.data.shards import ROWS_PER_GROUP, PhotoRow, ShardTask, build_shards, digest_of, read_labels
+from geomae.data.shards import ROWS_PER_GROUP, PhotoRow, ShardTask, build_shards, digest_of, only_run, read_labels
 from geomae.errors import ConfigError, DamagedPhotoError, SourceError
 
 __all__ = ["ORDERS", "PhotoPacker", "choose_splits", "pack_photos"]
@@ -124,40 +124,38 @@ def pack_photos(
             finished one that was made otherwise.
         TooManyDamagedPhotosError: more than `max_bad_fraction` are unusable.
     """
-    _check_options(validation_fraction, test_fraction, max_bad_fraction, order)
-    photos.bad.refuse_above(max_bad_fraction, len(photos) + len(photos.bad), photos.description)
     fractions = {"validation_fraction": validation_fraction, "test_fraction": test_fraction}
+    _check_options(fractions, split_name, max_bad_fraction, order)
+    photos.bad.refuse_above(max_bad_fraction, len(photos) + len(photos.bad), photos.description)
     options = asdict(packer) | fractions | {"split_name": split_name, "photos_per_shard": photos_per_shard}
     options |= {} if folder is None else {"folder": folder}
     options["order"] = _choose_order(photos) if order == "auto" else order
+    splits, known = _split_rows(photos, options), photos.known_columns()
+    if validation_fraction + test_fraction > 0 and "author" not in known:
+        logger.warning("no author is known: the split is by photo, and photos of one author may be on both sides")
+    with only_run(output_dir):
+        refuse_other_run(output_dir, set(splits), source=photos.description, options=options)
+        _refuse_shared_photos(output_dir, photos, splits, folder)
+        reports = build_shards(
+            output_dir,
+            _plan(photos, splits, photos_per_shard, [asdict(packer), known]),
+            packer,
+            optional_columns=known,
+            num_processes=num_processes,
+            ray_address=ray_address,
+            max_bad_fraction=max_bad_fraction,
+            left_out=photos.bad,
+        )
+        return write_manifest(output_dir, reports, source=photos.description, options=options, left_out=photos.bad)
+
+
+def _check_options(fractions: dict[str, float], split_name: str, max_bad_fraction: float, order: str) -> None:
+    if not (min(fractions.values()) >= 0 and sum(fractions.values()) <= 1):  # nor NaN
+        named = ", ".join(f"{name}={fraction:g}" for name, fraction in fractions.items())
+        raise ConfigError(f"{named}: expected shares from 0 that leave something to train on.")
     if fractions.get(f"{split_name}_fraction"):
         raise ConfigError(
             f"split_name is {split_name!r}, and {split_name}_fraction takes photos out of it for itself: leave one out."
-        )
-    splits = _split_rows(photos, options)
-    refuse_other_run(output_dir, set(splits), source=photos.description, options=options)
-    _refuse_shared_photos(output_dir, photos, splits, folder)
-    known = photos.known_columns()
-    if validation_fraction + test_fraction > 0 and "author" not in known:
-        logger.warning("no author is known: the split is by photo, and photos of one author may be on both sides")
-    reports = build_shards(
-        output_dir,
-        _plan(photos, splits, photos_per_shard, [asdict(packer), known]),
-        packer,
-        optional_columns=known,
-        num_processes=num_processes,
-        ray_address=ray_address,
-        max_bad_fraction=max_bad_fraction,
-        left_out=photos.bad,
-    )
-    return write_manifest(output_dir, reports, source=photos.description, options=options, left_out=photos.bad)
-
-
-def _check_options(validation_fraction: float, test_fraction: float, max_bad_fraction: float, order: str) -> None:
-    if not (validation_fraction >= 0 and test_fraction >= 0 and validation_fraction + test_fraction <= 1):  # nor NaN
-        raise ConfigError(
-            f"validation_fraction={validation_fraction:g}, test_fraction={test_fraction:g}: expected shares from 0 "
-            "that leave something to train on."
         )
     if not 0 <= max_bad_fraction <= 1:
         raise ConfigError(f"max_bad_fraction={max_bad_fraction:g}: expected a share from 0 to 1.")
@@ -262,8 +260,11 @@ def _refuse_shared_photos(
         known = listed[name]["options"].get("folder") if name in listed else None
         stored = packed.select(["id", "latitude", "longitude"]).to_pandas().set_index("id")
         shared = stored.index[stored.index.isin(planned.index)]
-        if folder is not None and known is not None and known != folder:
-            shared = shared[(stored.loc[shared].to_numpy() == planned.loc[shared].to_numpy()).all(axis=1)]
+        here, there = planned.loc[shared].to_numpy(np.float64), stored.loc[shared].to_numpy(np.float64)
+        same = (here == there).all(axis=1)
+        if folder is None or known is None or known == folder:  # without coordinates the folder's name has to do
+            same |= np.isnan(here).any(axis=1) | np.isnan(there).any(axis=1)
+        shared = shared[same]
         if len(shared):
             raise SourceError(
                 f"{output_dir} holds {len(shared)} of these photos in its split {name!r}; the first is {shared[0]}, "

@@ -35,7 +35,13 @@ _KNOWN = ("id", "latitude", "longitude", *OPTIONAL_COLUMNS)
 
 
 def read_webdataset(
-    listing: Listing, entries: Sequence[FileEntry], *, labelled: bool, swap_lat_lon: bool = False, strict: bool = False
+    listing: Listing,
+    entries: Sequence[FileEntry],
+    *,
+    labelled: bool,
+    swap_lat_lon: bool = False,
+    strict: bool = False,
+    lost_are_named: bool = False,
 ) -> PhotoIndex:
     """The photos of WebDataset tars, with what the JSON of the same name says of them.
 
@@ -48,6 +54,7 @@ def read_webdataset(
         labelled: only photos with coordinates.
         swap_lat_lon: what says latitude is longitude.
         strict: refuse the source where the coordinates of one photo are wrong.
+        lost_are_named: a table names the photos that a broken archive has lost.
 
     Raises:
         SourceError: `labelled`, and no photo comes with coordinates.
@@ -73,7 +80,7 @@ def read_webdataset(
             for column, value in zip(rows, (*place, *_pick(record)), strict=True):
                 rows[column].append(value)
     num_bytes = sum(size_of(entry.path) if entry.size is None else entry.size for entry in entries)
-    count_broken(broken, num_photos, num_bytes, bad)
+    count_broken(broken, {} if lost_are_named else num_photos, num_bytes, bad)
     rows["id"] = _complete_ids(rows)
     index = PhotoIndex.from_columns(listing.root, {name: rows[name] for name in rows if name != "key"}, bad=bad)
     if not labelled:
@@ -137,12 +144,17 @@ def _key_of(name: str) -> str:
 def _pair(group: Sequence[tuple[Member, dict[str, Any] | str]]) -> Iterator[_Sample]:
     """The photos among the members of a key, each with the JSON of its own name, or of the key, where there is one.
 
-    What is called like another photo and more (`7.seg.png` beside `7.jpg`) belongs to that one and is no photo.
+    What is called like another photo and more (`7.seg.png` beside `7.jpg`) and has no JSON of its own belongs to that
+    one and is no photo.
     """
     jsons = {_stem(member): record for member, record in group if suffix_of(member.name) == ".json"}
     photos = [member for member, _ in group if suffix_of(member.name) in PHOTO_SUFFIXES]
     stems = {_stem(photo) for photo in photos}
-    kept = [(photo, _shorter_stems(photo)) for photo in photos if stems.isdisjoint(_shorter_stems(photo))]
+    kept = [
+        (photo, _shorter_stems(photo))
+        for photo in photos
+        if _stem(photo) in jsons or stems.isdisjoint(_shorter_stems(photo))
+    ]
     for photo, shorter in kept:
         record = next((jsons[name] for name in (_stem(photo), *shorter) if name in jsons), None)
         if record is None:  # `7.meta.json` beside `7.jpg` alone

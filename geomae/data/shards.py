@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 from geomae.data.damage import BadPhoto, BadTally
 from geomae.data.layout import SHARD_PATTERN, list_shards
-from geomae.data.manifest import ShardReport, forget_splits, read_splits, refuse_other_photos
+from geomae.data.manifest import ShardReport, mark_splits, read_splits, refuse_other_photos
 from geomae.data.photo_index import OPTIONAL_COLUMNS
 from geomae.data.runners import run_tasks
 from geomae.errors import SourceError
@@ -40,6 +40,7 @@ __all__ = [
     "ShardTask",
     "build_shards",
     "digest_of",
+    "only_run",
     "photo_schema",
     "read_coordinates",
     "read_labels",
@@ -107,7 +108,12 @@ def photo_schema(optional_columns: Sequence[str] = (), extra: dict[str, Any] | N
 
 
 def write_shard(
-    path: Path, rows: Iterable[PhotoRow | BadPhoto], *, optional_columns: Sequence[str], digest: str
+    path: Path,
+    rows: Iterable[PhotoRow | BadPhoto],
+    *,
+    optional_columns: Sequence[str],
+    digest: str,
+    photos_digest: str = "",
 ) -> tuple[int, tuple[BadPhoto, ...]]:
     """Write one shard under a temporary name and move it into place when it is complete.
 
@@ -131,26 +137,44 @@ def write_shard(
                 group.clear()
         if group:
             writer.write_table(_to_table(group, schema), row_group_size=ROWS_PER_GROUP)
-        record = {"digest": digest, "bad": [asdict(photo) for photo in bad]}  # what `_finished_report` reads
+        record = {"digest": digest, "photos_digest": photos_digest, "bad": [asdict(photo) for photo in bad]}
         writer.add_key_value_metadata({_METADATA_KEY: json.dumps(record).encode()})
-    _refuse_fewer_photos(path, num_photos, bad, temporary)
+    stored = _read_record(path)
+    if stored is not None and stored.num_rows > num_photos and stored.record.get("photos_digest") == photos_digest:
+        temporary.unlink()
+        if stored.record.get("digest") == digest:  # fewer photos could be read this time
+            return stored.num_rows, stored.bad()
+        raise SourceError(_explain_fewer(path, stored.num_rows, num_photos, bad))
     os.replace(temporary, path)
     return num_photos, tuple(bad)
 
 
-def _refuse_fewer_photos(path: Path, num_photos: int, bad: Sequence[BadPhoto], temporary: Path) -> None:
-    """A source that has suffered since it was packed does not take with it what was saved of it."""
+@dataclass(frozen=True)
+class _Stored:
+    num_rows: int
+    record: dict[str, Any]
+
+    def bad(self) -> tuple[BadPhoto, ...]:
+        return tuple(BadPhoto(**photo) for photo in self.record["bad"])
+
+
+def _read_record(path: Path) -> _Stored | None:
+    """What a shard says of itself; None where there is none, or it is not whole."""
     try:
-        num_stored = pq.read_metadata(path).num_rows
-    except (OSError, pa.ArrowInvalid):  # there is none, or it is not whole
-        return
-    if num_stored > num_photos:
-        temporary.unlink()
-        lost = f"; the first that is left out is {bad[0].file}: {bad[0].reason}" if bad else ""
-        raise SourceError(
-            f"{path} holds {num_stored} photos and would be replaced by one that holds {num_photos}{lost}. Mend the "
-            "source, choose another --output_dir, or delete the file to have it replaced."
-        )
+        metadata = pq.read_metadata(path)
+        record = json.loads((metadata.metadata or {}).get(_METADATA_KEY, b"{}"))
+    except (OSError, pa.ArrowInvalid, ValueError):
+        return None
+    return _Stored(metadata.num_rows, record if isinstance(record, dict) else {})
+
+
+def _explain_fewer(path: Path, num_stored: int, num_photos: int, bad: Sequence[BadPhoto]) -> str:
+    """A source that has suffered since it was packed does not take with it what was saved of it."""
+    lost = f"; the first that is left out is {bad[0].file}: {bad[0].reason}" if bad else ""
+    return (
+        f"{path} holds {num_stored} photos and would be replaced by one that holds {num_photos} of them{lost}. Mend "
+        "the source, choose another --output_dir, or delete the file to have it replaced."
+    )
 
 
 def _to_table(rows: Sequence[PhotoRow], schema: pa.Schema) -> pa.Table:
@@ -179,7 +203,7 @@ def build_shards(
     """Write every shard that is not there yet, on several processes or a Ray cluster, with a progress bar.
 
     Args:
-        output_dir: made if absent; on a cluster, on storage that all its machines share.
+        output_dir: see `only_run`; on a cluster, on storage that all its machines share.
         tasks: what to write; the result does not depend on where and in what order.
         make_rows: picklable; turns the payload of a task into rows, in order.
         optional_columns: which of `OPTIONAL_COLUMNS` to write.
@@ -191,40 +215,72 @@ def build_shards(
 
     Raises:
         SourceError: `output_dir` holds shards that another plan wrote or that hold more photos than the new ones
-            would, another run is writing into it, a process that worked on a shard was killed, or Ray is not installed.
+            would, a process that worked on a shard was killed, or Ray is not installed.
         TooManyDamagedPhotosError: more than `max_bad_fraction` of the photos were left out.
     """
-    output_dir.mkdir(parents=True, exist_ok=True)
-    with _only_run(output_dir):
-        _prepare_folder(output_dir, tasks)
-        reports = _find_finished(output_dir, tasks)
-        missing = [task for task in tasks if task.file not in reports]
-        forget_splits(output_dir, {task.split for task in missing})
-        num_photos = sum(task.num_photos for task in tasks)
-        num_done = num_photos - sum(task.num_photos for task in missing)
-        bad = BadTally.of(photo for report in reports.values() for photo in report.bad) + (left_out or BadTally())
-        work = ShardWork(output_dir, make_rows, tuple(optional_columns))
-        with tqdm(
-            total=num_photos, initial=num_done, desc=description, unit=" photos", mininterval=0.5, smoothing=0.05
-        ) as bar:
-            for report in run_tasks(missing, work, num_processes=num_processes, ray_address=ray_address, bar=bar):
-                reports[report.file] = report
-                bad = BadTally.of(report.bad) + bad
-                bad.refuse_above(max_bad_fraction, num_photos + len(left_out or ()), "the source")  # not hours later
-        bad.refuse_above(max_bad_fraction, num_photos + len(left_out or ()), "the source")
+    _prepare_folder(output_dir, tasks)
+    reports = _find_finished(output_dir, tasks)
+    missing = [task for task in tasks if task.file not in reports]
+    num_photos = sum(task.num_photos for task in tasks)
+    num_done = num_photos - sum(task.num_photos for task in missing)
+    bad = BadTally.of(photo for report in reports.values() for photo in report.bad) + (left_out or BadTally())
+    work = ShardWork(output_dir, make_rows, tuple(optional_columns))
+    total = num_photos + len(left_out or ())
+    with (
+        _rewriting(output_dir, missing),
+        tqdm(total=num_photos, initial=num_done, desc=description, unit=" photos", mininterval=0.5) as bar,
+    ):
+        for report in run_tasks(missing, work, num_processes=num_processes, ray_address=ray_address, bar=bar):
+            reports[report.file] = report
+            bad = BadTally.of(report.bad) + bad
+            bad.refuse_above(max_bad_fraction, total, "the source")  # not hours later
+    bad.refuse_above(max_bad_fraction, total, "the source")
     return [reports[task.file] for task in tasks]
 
 
 @contextmanager
-def _only_run(output_dir: Path) -> Iterator[None]:
-    """Two runs into one folder would delete each other's files; the lock of a run that was killed is free."""
+def _rewriting(output_dir: Path, tasks: Sequence[ShardTask]) -> Iterator[None]:
+    """The splits of the tasks are unfinished meanwhile; whole again where the run stops before it replaced a shard."""
+    splits = {task.split for task in tasks}
+    before = _states(output_dir, tasks)
+    mark_splits(output_dir, splits, is_finished=False)
     try:
-        with FileLock(output_dir / ".pack.lock", timeout=0):
-            yield
+        yield
+    except BaseException:
+        if _states(output_dir, tasks) == before:
+            mark_splits(output_dir, splits, is_finished=True)
+        raise
+
+
+def _states(output_dir: Path, tasks: Sequence[ShardTask]) -> list[int | None]:
+    paths = [output_dir / task.file for task in tasks]
+    return [path.stat().st_mtime_ns if path.exists() else None for path in paths]
+
+
+@contextmanager
+def only_run(output_dir: Path) -> Iterator[None]:
+    """Two runs into one folder would delete each other's files; the lock of a run that was killed is free.
+
+    Args:
+        output_dir: made if absent.
+
+    Raises:
+        SourceError: another run is writing into it.
+    """
+    output_dir.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(output_dir / ".pack.lock", timeout=0)
+    try:
+        lock.acquire()
     except Timeout as error:
         raise SourceError(
             f"another run is writing into {output_dir}. Wait until it has finished, or choose another --output_dir."
         ) from error
+    except NotImplementedError:
+        logger.warning("%s is on a file system without locks: see to it that no other run writes into it", output_dir)
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 @dataclass(frozen=True)
@@ -245,7 +301,9 @@ class ShardWork:
 
         path = self.output_dir / task.file
         columns = self.optional_columns
-        num_photos, bad = write_shard(path, counted(), optional_columns=columns, digest=task.digest)
+        num_photos, bad = write_shard(
+            path, counted(), optional_columns=columns, digest=task.digest, photos_digest=task.photos_digest
+        )
         return ShardReport(task.file, task.split, num_photos, _sha256(path), bad, task.photos_digest)
 
 
@@ -274,7 +332,8 @@ def _refuse_other_shards(output_dir: Path, tasks: Sequence[ShardTask]) -> None:
 
 def _find_finished(output_dir: Path, tasks: Sequence[ShardTask]) -> dict[str, ShardReport]:
     """The shards that are there and fit; hashed by several threads, for 100 GB take minutes."""
-    listed = {shard["file"]: shard["sha256"] for split in read_splits(output_dir).values() for shard in split["shards"]}
+    entries = [entry for entry in read_splits(output_dir).values() if entry.get("is_finished", True)]
+    listed = {shard["file"]: shard["sha256"] for entry in entries for shard in entry["shards"]}
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         found = pool.map(lambda task: _finished_report(output_dir, task, listed.get(task.file)), tasks)
         return {report.file: report for report in found if report is not None}
@@ -292,16 +351,10 @@ def shard_digest(metadata: pq.FileMetaData) -> str | None:
 def _finished_report(output_dir: Path, task: ShardTask, listed_sha256: str | None) -> ShardReport | None:
     """The report of a shard that is there, whole and what the task asks for, with photos that may pass now."""
     path = output_dir / task.file
-    if not path.is_file():
+    stored = _read_record(path)
+    if stored is None or stored.record.get("digest") != task.digest:
         return None
-    try:
-        file_metadata = pq.read_metadata(path)
-        record = json.loads((file_metadata.metadata or {}).get(_METADATA_KEY, b"{}"))
-    except (pa.ArrowInvalid, OSError, ValueError):
-        return None
-    if record.get("digest") != task.digest:
-        return None
-    bad = tuple(BadPhoto(**photo) for photo in record["bad"])
+    bad = stored.bad()
     if any(photo.may_pass for photo in bad):
         logger.warning("%s is written anew: photos of it could not be read, which may be otherwise now", path)
         return None
@@ -309,7 +362,7 @@ def _finished_report(output_dir: Path, task: ShardTask, listed_sha256: str | Non
     if listed_sha256 not in (None, sha256):
         logger.warning("%s is written anew: it is not the file that the manifest lists", path)
         return None
-    return ShardReport(task.file, task.split, file_metadata.num_rows, sha256, bad, task.photos_digest)
+    return ShardReport(task.file, task.split, stored.num_rows, sha256, bad, task.photos_digest)
 
 
 def _sha256(path: Path) -> str:

@@ -4,6 +4,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -49,6 +50,7 @@ logger = logging.getLogger(__name__)
 
 _INDEX_VERSION = 2  # another one for every change of what an index holds
 _DEAD_PHOTO_BYTES = 5120  # MP16-Pro: members as small as this are what Flickr serves for photos that are gone
+_OSV5M = re.compile(r"images/(\w+)/\d\d(?:\.zip$|/)")
 CACHE_VARIABLE = "GEOMAE_CACHE"
 
 
@@ -174,7 +176,8 @@ def _choose_entries(listing: Listing, kind: str, options: SourceOptions, source:
         entries = [entry for entry in entries if listing.name(entry).startswith(part)]
     if not entries:
         raise SourceError(f"{source} holds no {KINDS[kind]}.")
-    return stat_remote(entries) if kind != "folder" else entries  # a photo of its own is not indexed inside
+    is_read_inside = kind != "folder" or options.exif  # a photo of its own is not
+    return stat_remote(entries) if is_read_inside else entries
 
 
 def _is_packed(entry: FileEntry) -> bool:
@@ -182,15 +185,21 @@ def _is_packed(entry: FileEntry) -> bool:
 
 
 def _part_of_osv5m(listing: Listing, options: SourceOptions) -> str | None:
-    """`images/train/` for `train.csv` at the top of OSV-5M: the other photos there are another split's."""
+    """`images/train/` for `train.csv` at the top of OSV-5M, or for no table: the other photos are another split's."""
     names = [listing.name(entry) for entry in listing.entries if "images/" in entry.path]
+    parts = {match[1] for name in names if (match := _OSV5M.match(name))}
+    if not {"train", "test"} <= parts or not all(map(_OSV5M.match, names)):
+        return None
     if options.csv_file is None:
-        is_osv5m = all(any(name.startswith(f"images/{part}/") for name in names) for part in ("train", "test"))
-        return f"images/{options.split or 'train'}/" if is_osv5m and options.unlabelled else None
-    part = f"images/{Path(options.csv_file).stem}/"
-    csv_file = options.csv_file
-    folder = csv_file.rpartition("/")[0] if is_url(csv_file) else os.path.dirname(os.path.abspath(csv_file))
-    return part if folder == listing.root and any(name.startswith(part) for name in names) else None
+        part = (options.split or "train") if options.unlabelled else None
+    else:
+        folder = options.csv_file.rpartition("/")[0]
+        folder = folder if is_url(options.csv_file) else os.path.dirname(os.path.abspath(options.csv_file))
+        part = Path(options.csv_file).stem if folder == listing.root else None
+    if part not in parts:
+        return None
+    logger.warning("of OSV-5M only images/%s/ is read", part)
+    return f"images/{part}/"
 
 
 def _refuse_idle_options(kind: str, table_file: str | None, options: SourceOptions) -> None:
@@ -228,21 +237,14 @@ def _build(
 ) -> PhotoIndex:
     finds_places = not (options.unlabelled or options.exif or table_file)
     spoilt: list[SpoiltPhoto] = []
+    lost_are_named = table_file is not None and not options.partial
     if kind in ("packed", "parquet", "webdataset"):
-        read = read_webdataset if kind == "webdataset" else read_parquet_rows
-        swapped, strict = finds_places and options.swap_lat_lon, options.for_test
-        index = read(listing, entries, labelled=finds_places, swap_lat_lon=swapped, strict=strict)
-        if strict and index.bad:
-            raise SourceError(
-                f"{len(index.bad)} photos of a test set cannot be used: {index.bad.describe()}. A test set must be "
-                "whole: mend it, or name the table of all its photos with --csv, and those count as misses."
-            )
+        index = _read_self_described(listing, kind, entries, options, table_file)
     elif kind == "folder":
         index = _index_files(listing, entries)
     else:
         photos = _index_archives(listing, kind, entries, options)
         index, spoilt = photos.to_index(listing.root), photos.spoilt
-        lost_are_named = table_file is not None and not options.partial
         num_photos = {} if lost_are_named else photos.num_photos
         count_broken(photos.broken, num_photos, _num_bytes(entries), index.bad)
     if options.min_photo_bytes is not None and kind in ("folder", "webdataset"):
@@ -255,6 +257,26 @@ def _build(
     if options.exif or (finds_places and kind == "folder"):
         index = label_by_exif(index)
     return drop_repeats(index, strict=options.for_test)
+
+
+def _read_self_described(
+    listing: Listing, kind: str, entries: Sequence[FileEntry], options: SourceOptions, table_file: str | None
+) -> PhotoIndex:
+    labelled = not (options.unlabelled or options.exif or table_file)
+    swapped, strict = labelled and options.swap_lat_lon, options.for_test and table_file is None
+    if kind != "webdataset":
+        index = read_parquet_rows(listing, entries, labelled=labelled, swap_lat_lon=swapped, strict=strict)
+    else:
+        named = table_file is not None and not options.partial
+        index = read_webdataset(
+            listing, entries, labelled=labelled, swap_lat_lon=swapped, strict=strict, lost_are_named=named
+        )
+    if strict and index.bad:
+        raise SourceError(
+            f"{len(index.bad)} photos of a test set cannot be used: {index.bad.describe()}. A test set must be whole: "
+            "mend it, or name the table of all its photos with --csv, and those count as misses."
+        )
+    return index
 
 
 def _leave_out_small(index: PhotoIndex, fewest: int) -> PhotoIndex:
@@ -345,7 +367,8 @@ def _cache_file(
     if kind == "webdataset":  # img2dataset writes one beside each tar
         beside = {parquet_beside(entry.path) for entry in entries}
         tables += [entry for entry in listing.entries if entry.path in beside]
-    if not all(entry.is_dated for entry in [*entries, *tables]) and kind != "folder":
+    read_inside = [] if kind == "folder" and (options.unlabelled or table_file) else entries
+    if not all(entry.is_dated for entry in [*read_inside, *tables]):
         return None  # whether a file has changed cannot be known
     for entry in [*entries, *tables]:
         digest.update(f"{entry.path}\0{entry.size}\0{entry.state}\n".encode())

@@ -187,6 +187,7 @@ class StreamProgress(TrainerCallback, ExportableState):
         self.guard.last_checkpoint = checkpoint
         self._num_bad_before, self._num_seen_before, self.num_batches_done, self.num_photos_seen = 0, 0, 0, 0
         self.stream.place, self._own_positions = None, {}
+        self.damage.num_bad, self.damage.num_seen = 0, 0
         if checkpoint is not None:
             saved = _read_saved(checkpoint)
             self.stream.place = self._find_place(saved, checkpoint)

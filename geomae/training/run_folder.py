@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from geomae.data.filesystems import public_text
 from geomae.errors import ConfigError
 from geomae.files import write_whole
 from geomae.provenance import find_commit, find_versions
@@ -138,8 +139,8 @@ def write_run_record(output_dir: str, record: Mapping[str, Any]) -> Path:
 def describe_run(config: Mapping[str, Any], *, seed: int, num_processes: int) -> dict[str, Any]:
     """What is needed to repeat a run: command, configuration, commit, versions, hardware, seed."""
     return {
-        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
-        "config": dict(config),
+        "command": public_text(" ".join([Path(sys.argv[0]).name, *sys.argv[1:]])),
+        "config": {name: _without_secrets(value) for name, value in config.items()},
         "commit": find_commit(),
         "versions": find_versions(PACKAGES),
         "hardware": _describe_hardware(),
@@ -147,6 +148,13 @@ def describe_run(config: Mapping[str, Any], *, seed: int, num_processes: int) ->
         "seed": seed,
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
     }
+
+
+def _without_secrets(value: Any) -> Any:
+    """URLs may have passwords and tokens in them."""
+    if isinstance(value, list):
+        return [_without_secrets(each) for each in value]
+    return public_text(value) if isinstance(value, str) else value
 
 
 def _describe_hardware() -> dict[str, Any]:

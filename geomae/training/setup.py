@@ -77,10 +77,10 @@ def build_stream(data: DataArguments, args: GeoMAETrainingArguments, *, labelled
     columns = ["image", "id", "latitude", "longitude"] if labelled else ["image", "id"]
     with args.main_process_first(desc="finding photos"):  # it leaves the others the index that it has made
         sources = [_open_group_source(source, data, columns, labelled=labelled) for source in data.data_dirs]
-    if labelled:
-        for name, source in zip(data.data_dirs, sources, strict=True):
-            _refuse_unlabelled(name, source)
     photos = PhotoGroups(sources, subset=data.subset, limit=data.limit)
+    named = list(zip(data.data_dirs, sources, strict=True))
+    for name, source in named if labelled else ():
+        _refuse_unlabelled(name, source)
     num_lanes = args.world_size * max(1, args.dataloader_num_workers)
     if photos.num_photos < num_lanes:
         raise ConfigError(
@@ -88,7 +88,6 @@ def build_stream(data: DataArguments, args: GeoMAETrainingArguments, *, labelled
             f"{args.dataloader_num_workers}, each of which reads photos of its own: lower dataloader_num_workers"
         )
     if args.process_index == 0:
-        named = zip(data.data_dirs, sources, strict=True)
         described = [source.name if isinstance(source, IndexedPhotos) else name for name, source in named]
         print(f"{photos.num_photos:,} photos to train on: {'; '.join(described)}.")
     return PhotoStream(
@@ -104,7 +103,11 @@ def build_stream(data: DataArguments, args: GeoMAETrainingArguments, *, labelled
 
 def _refuse_unlabelled(name: str, source: GroupSource) -> None:
     """By the first photo: a source has coordinates of all its photos or of none."""
-    (first,) = source.open().read(0, np.array([0]))
+    if not source.group_sizes:
+        return
+    reader = source.open()
+    (first,) = reader.read(0, np.array([0]))
+    reader.close()
     if first["latitude"] is None and "read_error" not in first:
         raise SourceError(
             f"the photos of {name} have no coordinates: its first is {first['id']}. Only pretraining takes them; name "
@@ -192,7 +195,14 @@ def refuse_training_photos(stream: PhotoStream, validation: Dataset | None) -> N
     for index in indexed:
         known = index.table.select(["id", "latitude", "longitude"])
         known = known.filter(pc.is_in(known["id"], pa.array(list(judged), pa.string())))
-        shared = [row["id"] for row in known.to_pylist() if (row["latitude"], row["longitude"]) == judged[row["id"]]]
+        pairs = [(row["id"], (row["latitude"], row["longitude"]), judged[row["id"]]) for row in known.to_pylist()]
+        shared = [name for name, here, there in pairs if here == there and None not in here]
+        if unknown := [name for name, here, there in pairs if None in here or None in there]:
+            logger.warning(
+                "%d validation photos are called as some of the %s that are trained on, such as %s: see to it that "
+                "they are others",
+                *(len(unknown), index.description, unknown[0]),
+            )
         if shared:
             raise SourceError(
                 f"{len(shared)} of {len(validation)} validation photos are among the {index.description}, which are "
