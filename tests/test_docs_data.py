@@ -140,3 +140,12 @@ def test_scaling_quotes_the_benchmark_that_is_committed() -> None:
     assert f"| training photos per worker-core-second | {speed:,.0f} |" in text
     assert f"commit `{record['commit'][:12]}`" in text
     assert f"| {memory:.0f} MB | the same file |" in text
+
+
+def test_data_quotes_the_crops_per_core_second_that_are_committed() -> None:
+    for name, store in (("input_pipeline", "427x320"), ("input_pipeline_short_side_256", "341x256")):
+        file = ROOT / "results" / "benchmarks" / f"{name}.json"
+        entries = json.loads(file.read_text(encoding="utf-8"))["pipelines"]
+        one, four = (entries[key]["photos_per_worker_core_s"] for key in ("ours", "ours_four_crops"))
+        (row,) = [line for line in read("data.md").splitlines() if line.startswith(f"| {store}")]
+        assert row.endswith(f"| {one:,.0f} | {four:,.0f} |")
