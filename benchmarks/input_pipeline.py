@@ -82,7 +82,7 @@ def main() -> None:
 
 def _parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    shared_data = Path(os.environ.get("GEOMAE_SHARED_DATA", "../shared/data"))
+    shared_data = Path(os.environ.get("GEOMAE_SHARED_DATA") or "../shared/data")
     parser.add_argument("--shared_data", type=Path, default=shared_data, help="folder that holds photos/ (%(default)s)")
     parser.add_argument(
         "--cache_dir", type=Path, default=Path("outputs/benchmarks"), help="for the photos (%(default)s)"

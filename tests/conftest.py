@@ -79,7 +79,7 @@ def fixed_seeds() -> None:
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """The folder of real photos and coordinates: `GEOMAE_SHARED_DATA`, or `../shared/data` beside the checkout."""
-    folder = Path(os.environ.get("GEOMAE_SHARED_DATA", ROOT.parent / "shared" / "data"))
+    folder = Path(os.environ.get("GEOMAE_SHARED_DATA") or ROOT.parent / "shared" / "data")
     if not folder.is_dir():
         pytest.skip(f"no real data at {folder}; set GEOMAE_SHARED_DATA to the folder that holds geotags/ and photos/")
     return folder
