@@ -107,3 +107,11 @@ def geolocation_trainer(folder: Path, args: GeoMAETrainingArguments, **architect
         eval_dataset=load_photos(folder, "validation"),
         eval_collator=PhotoCollator(16, augment=False),
     )
+
+
+def record_ids(trainer: Any) -> list[str]:
+    """A list that fills with the ids of every photo that the trainer trains on."""
+    seen: list[str] = []
+    step = trainer.training_step
+    trainer.training_step = lambda model, inputs, *rest: seen.extend(inputs["ids"]) or step(model, inputs, *rest)
+    return seen

@@ -8,31 +8,16 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from numbered_shards import EVERYTHING, NUM_PHOTOS, UNEVEN, write_photos
 
 from geomae.data.groups import ParquetShards, PhotoGroups
-from geomae.data.layout import list_shards, shard_name
-from geomae.data.shards import PhotoRow, write_shard
 from geomae.data.stream import PhotoStream
 from geomae.errors import ConfigError, SourceError
-
-NUM_PHOTOS = 1003
-EVERYTHING = [f"photo-{number:05d}" for number in (*range(NUM_PHOTOS),)]
-
-
-def write_photos(folder: Path, sizes: list[int], split: str = "train") -> list[Path]:
-    """Shards of `sizes` rows; the image bytes are the photo's number, undecodable, for the stream must not look."""
-    folder.mkdir(parents=True, exist_ok=True)
-    number = itertools.count()
-    for index, size in enumerate(sizes):
-        rows = [PhotoRow(f"photo-{(n := next(number)):05d}", b"%d" % n, n % 90, n % 180) for _ in range(size)]
-        write_shard(folder / shard_name(split, index, len(sizes)), rows, optional_columns=(), digest="")
-    return list_shards(folder, split)
 
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """Three shards that do not divide into 100-row groups; one of them is empty."""
-    return write_photos(tmp_path_factory.mktemp("shards"), [456, 0, 47, 500])
+    return write_photos(tmp_path_factory.mktemp("shards"), UNEVEN)
 
 
 def ids_of(groups: PhotoGroups) -> list[str]:

@@ -12,34 +12,20 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numbered_shards import EVERYTHING, NUM_PHOTOS, UNEVEN, write_photos
 from torch.utils.data import DataLoader
 
 from geomae.data.groups import ParquetShards, PhotoGroups
-from geomae.data.layout import list_shards, shard_name
-from geomae.data.shards import PhotoRow, write_shard
 from geomae.data.stream import PhotoStream, StreamPlace, lanes_per_rank
 from geomae.errors import DamagedPhotoError, SourceError
 
 # three workers on a machine of two cores are a test of the order, not of speed
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning")
 
-NUM_PHOTOS = 1003  # a prime-like count: no number of ranks, workers or photos of a batch divides it
-
-
-def write_photos(folder: Path, sizes: list[int], split: str = "train") -> list[Path]:
-    """Shards of `sizes` rows; the image bytes are the photo's number, undecodable, for the stream must not look."""
-    folder.mkdir(parents=True, exist_ok=True)
-    number = itertools.count()
-    for index, size in enumerate(sizes):
-        rows = [PhotoRow(f"photo-{(n := next(number)):05d}", b"%d" % n, n % 90, n % 180) for _ in range(size)]
-        write_shard(folder / shard_name(split, index, len(sizes)), rows, optional_columns=(), digest="")
-    return list_shards(folder, split)
-
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """Three shards that do not divide into 100-row groups; one of them is empty."""
-    return write_photos(tmp_path_factory.mktemp("shards"), [456, 0, 47, 500])
+    return write_photos(tmp_path_factory.mktemp("shards"), UNEVEN)
 
 
 def make_stream(files: Sequence[Path], place: StreamPlace | None = None, **options: Any) -> PhotoStream:
@@ -90,7 +76,6 @@ def lane_ids(files: Sequence[Path], num_ids: int, rank: int, world: int, worker:
 
 
 PLACE = ("lane", "position", "num_bad")
-EVERYTHING = sorted(f"photo-{number:05d}" for number in range(NUM_PHOTOS))
 
 
 @pytest.mark.parametrize("num_workers", [0, 1, 3])

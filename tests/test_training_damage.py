@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from launching import ROOT, launch_on_two_processes
-from packed_photos import geolocation_trainer, mae_trainer, pack, rows, training_arguments
+from packed_photos import geolocation_trainer, mae_trainer, pack, record_ids, rows, training_arguments
 from transformers import TrainerCallback
 
 import geomae.data.groups
@@ -20,13 +20,6 @@ from geomae.data.stream import PhotoStream
 from geomae.errors import ConfigError, DamagedPhotoError, TooManyDamagedPhotosError
 
 SMOKE = str(ROOT / "configs/pretrain/smoke.yaml")
-
-
-def record_ids(trainer: Any) -> list[str]:
-    seen: list[str] = []
-    step = trainer.training_step
-    trainer.training_step = lambda model, inputs, *rest: seen.extend(inputs["ids"]) or step(model, inputs, *rest)
-    return seen
 
 
 class SaveAt(TrainerCallback):

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from packed_photos import geolocation_trainer, mae_trainer, pack, stream_of, training_arguments
+from packed_photos import geolocation_trainer, mae_trainer, pack, record_ids, stream_of, training_arguments
 
 from geomae.data.collate import PhotoCollator
 from geomae.errors import ConfigError, NonFiniteLossError, PredictionError
@@ -42,14 +42,6 @@ def test_resumed_run_repeats_the_losses_of_the_unbroken_one_bitwise(
     assert losses(resumed) == expected
     for name, weights in unbroken.model.state_dict().items():
         assert torch.equal(weights, resumed.model.state_dict()[name]), name
-
-
-def record_ids(trainer: Any) -> list[str]:
-    """A list that fills with the ids of every photo that the trainer trains on."""
-    seen: list[str] = []
-    step = trainer.training_step
-    trainer.training_step = lambda model, inputs, *rest: seen.extend(inputs["ids"]) or step(model, inputs, *rest)
-    return seen
 
 
 def test_resumed_run_jumps_to_the_photos_that_come_next(photos: Path, tmp_path: Path) -> None:

@@ -146,13 +146,18 @@ def _open(arguments: argparse.Namespace) -> PhotoIndex:
         min_photo_bytes=arguments.min_photo_bytes,
     )
     photos = open_source(arguments.source, options)
-    of_osv5m = photos.table["file"][0].as_py().startswith(f"images/{arguments.source_split}/")
-    chosen = photos.kind == "packed" or is_hub_id(arguments.source) or (arguments.unlabelled and of_osv5m)
-    if arguments.source_split is not None and not chosen:
+    if arguments.source_split is not None:
+        _refuse_idle_split(arguments, photos)
+    return photos
+
+
+def _refuse_idle_split(arguments: argparse.Namespace, photos: PhotoIndex) -> None:
+    first_file = photos.table["file"][0].as_py()
+    of_osv5m = arguments.unlabelled and first_file.startswith(f"images/{arguments.source_split}/")
+    if not (photos.kind == "packed" or is_hub_id(arguments.source) or of_osv5m):
         raise ConfigError(
             f"--source_split is of packed folders and data sets of the Hub; this is {KINDS[photos.kind]}."
         )
-    return photos
 
 
 def run_inspect(arguments: argparse.Namespace) -> None:

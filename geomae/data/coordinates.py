@@ -42,7 +42,6 @@ _SWAPPED_SHARE = 0.01  # more rows that only swapping brings to Earth are no typ
 _NAMES_OF_IDS = ("path", "name")  # where none of the usual names stands
 _NO_ID = frozenset({"nan", "NaN"})  # what programs write where there is none
 _NOTHING = frozenset({"nan", "null", "none"})  # photos without an author are not all of one author
-NOT_FINITE = "its coordinates are missing, no decimal degrees or not finite"
 _CSV_CHUNK_ROWS = 2**18
 _MAX_PREFIX_FOLDERS = 4  # folders that an archive may put in front of the names of a table
 
@@ -299,7 +298,7 @@ def sift_coordinates(
     finite = np.isfinite(latitude) & np.isfinite(longitude)
     null_island = (latitude == 0) & (longitude == 0)
     for chosen, reason in (
-        (~finite, NOT_FINITE),
+        (~finite, "its coordinates are missing, no decimal degrees or not finite"),
         (finite & off_earth, "its coordinates are not on Earth"),
         (null_island, "its coordinates are (0, 0), which stands for none"),
     ):

@@ -7,12 +7,12 @@ from dataclasses import dataclass, field
 from statistics import median
 from typing import Any
 
+from geomae.data.filesystems import FileEntry, bytes_of
 from geomae.errors import TooManyDamagedPhotosError
 
 __all__ = ["MAX_BAD_LISTED", "BadPhoto", "BadTally", "BrokenArchive", "count_broken"]
 
 MAX_BAD_LISTED = 1000  # photos listed by name; all of them are counted
-
 
 _NUMBERS = re.compile(r"\d[\d,.]*\d")
 
@@ -117,7 +117,9 @@ class BrokenArchive:
     lost_bytes: int  # -1 where nobody knows
 
 
-def count_broken(broken: Sequence[BrokenArchive], num_photos: Mapping[str, int], num_bytes: int, bad: BadTally) -> None:
+def count_broken(
+    broken: Sequence[BrokenArchive], num_photos: Mapping[str, int], archives: Sequence[FileEntry], bad: BadTally
+) -> None:
     """Count the photos that broken archives have lost, about.
 
     That is what their unreadable bytes would hold at the source's mean; where an archive was cut off, which does not
@@ -127,10 +129,12 @@ def count_broken(broken: Sequence[BrokenArchive], num_photos: Mapping[str, int],
         broken: the archives.
         num_photos: found in each archive of the source; empty where a table names those that are lost: each broken
             archive counts once then.
-        num_bytes: of all archives.
+        archives: all of the source.
         bad: counts them, each archive at least once.
     """
-    num_read = num_bytes - sum(max(0, archive.lost_bytes) for archive in broken)
+    if not broken:
+        return
+    num_read = sum(map(bytes_of, archives)) - sum(max(0, archive.lost_bytes) for archive in broken)
     names = {archive.name for archive in broken}
     whole = [number for name, number in num_photos.items() if name not in names]
     usual = median(whole) if whole else 0

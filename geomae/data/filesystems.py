@@ -22,6 +22,7 @@ from geomae.errors import SourceError
 __all__ = [
     "FileEntry",
     "RemoteError",
+    "bytes_of",
     "expand_pattern",
     "is_pattern",
     "is_url",
@@ -31,8 +32,9 @@ __all__ = [
     "path_exists",
     "public_name",
     "public_text",
-    "stat_remote",
+    "remote_entry",
     "size_of",
+    "stat_remote",
 ]
 
 # What file systems call the things that change when a file does; a size alone may stay the same.
@@ -249,19 +251,20 @@ def _list_remote(root: str) -> list[FileEntry]:
             info: dict[str, Any] = file_system.info(name)
             # http calls everything a file; its folders are pages of links
             if info.get("type") == "file" and not str(info.get("mimetype")).startswith("text/html"):
-                return [_remote_entry(root, info)]
+                return [remote_entry(root, info)]
             found: dict[str, dict[str, Any]] = file_system.find(name, detail=True)
         except FileNotFoundError:
             return []
     entries = [
-        _remote_entry(_below(root, path, name, file_system), info)
+        remote_entry(_below(root, path, name, file_system), info)
         for path, info in found.items()
         if not any(part.startswith(".") for part in path.removeprefix(name).split("/"))
     ]
     return sorted(entries, key=lambda entry: entry.path)
 
 
-def _remote_entry(path: str, info: dict[str, Any]) -> FileEntry:
+def remote_entry(path: str, info: dict[str, Any]) -> FileEntry:
+    """A URL with what its file system says of it, under that system's own names."""
     size = info.get("size")
     is_dated = any(info.get(key) is not None for key in _STATE_KEYS)
     return FileEntry(path, None if size is None else int(size), _state_of(info), is_dated)
@@ -277,7 +280,7 @@ def _stat_one(entry: FileEntry) -> FileEntry:
     with _explained(entry.path):
         file_system, name = url_to_fs(entry.path)
         try:
-            return _remote_entry(entry.path, file_system.info(name))
+            return remote_entry(entry.path, file_system.info(name))
         except FileNotFoundError:  # it fails when it is opened, which says so
             return entry
 
@@ -296,6 +299,11 @@ def _unstrip(file_system: Any, path: str) -> str:
 def _state_of(info: dict[str, Any]) -> int:
     text = repr([(key, str(info[key])) for key in (*_STATE_KEYS, "size") if info.get(key) is not None])
     return int.from_bytes(blake2b(text.encode(), digest_size=7).digest(), "big")
+
+
+def bytes_of(entry: FileEntry) -> int:
+    """Bytes of a listed file; its server is asked where the listing does not tell."""
+    return size_of(entry.path) if entry.size is None else entry.size
 
 
 def size_of(path: str) -> int:

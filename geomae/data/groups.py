@@ -1,9 +1,9 @@
 """Photos in groups of about a hundred rows that are read together: of packed shards, or of any other source's index."""
 
-from collections import OrderedDict
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any, Protocol
@@ -14,8 +14,9 @@ import pyarrow.parquet as pq
 
 from geomae.data.archives import Storage
 from geomae.data.filesystems import is_url, open_file
+from geomae.data.last_used import LastUsed
 from geomae.data.photo_index import PhotoIndex
-from geomae.data.reading import PhotoReader
+from geomae.data.reading import PhotoReader, explain_unread
 from geomae.data.shards import ROWS_PER_GROUP, digest_of, shard_digest
 from geomae.errors import ConfigError, SourceError
 
@@ -48,7 +49,11 @@ class GroupSource(Protocol):
     group_sizes: list[int]  # rows of each group, in the source's order
     columns: list[str]  # what a row holds
     name: str  # for messages
-    fingerprint: str  # another one for other photos
+
+    @property
+    def fingerprint(self) -> str:
+        """Another one for other photos."""
+        ...
 
     def open(self, max_open_files: int = _MAX_OPEN_FILES) -> GroupReader:
         """A reader for this process, which keeps so many files open at most."""
@@ -96,10 +101,15 @@ class PhotoGroups:
         ranges = [_choose_half(sum(source.group_sizes), subset) for source in sources]
         self.groups = list(self._cut(_limit(ranges, limit)))
         self.num_photos = sum(group.num_rows for group in self.groups)
-        self.fingerprint = digest_of([source.fingerprint for source in sources], subset, limit)
+        self._part = subset, limit
         if not self.num_photos:
             named = ", ".join(source.name for source in sources[:3])
             raise SourceError(f"the shards hold no photo at all: {named}{' ...' if len(sources) > 3 else ''}.")
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Another one for other photos; what a checkpoint keeps, and a run that saves none need not compute."""
+        return digest_of([source.fingerprint for source in self.sources], *self._part)
 
     def _cut(self, ranges: Sequence[tuple[int, int]]) -> "list[RowGroup]":
         """The groups, and parts of groups, within a range of rows of each source."""
@@ -125,17 +135,12 @@ class _Readers:
     def __init__(self, sources: Sequence[GroupSource]) -> None:
         self._sources = sources
         self._files_each = max(_FEWEST_OPEN_FILES, _MAX_OPEN_FILES // len(sources))
-        self._open: OrderedDict[int, GroupReader] = OrderedDict()
+        self._open: LastUsed[int, GroupReader] = LastUsed(_MAX_OPEN_FILES // self._files_each, GroupReader.close)
 
     def read(self, group: RowGroup, rows: np.ndarray) -> list[dict[str, Any]]:
         """Some of a group's rows, counted from its own first one."""
-        if group.source in self._open:
-            self._open.move_to_end(group.source)
-        else:
-            if len(self._open) == _MAX_OPEN_FILES // self._files_each:
-                self._open.popitem(last=False)[1].close()
-            self._open[group.source] = self._sources[group.source].open(self._files_each)
-        return self._open[group.source].read(group.index, rows + group.skip)
+        reader = self._open.get(group.source, lambda: self._sources[group.source].open(self._files_each))
+        return reader.read(group.index, rows + group.skip)
 
 
 def _choose_half(num_rows: int, subset: str | None) -> tuple[int, int]:
@@ -180,7 +185,7 @@ class ParquetShards:
                 )
         self.columns = list(wanted.names)
         self.fingerprint = digest_of(
-            [(Path(file).name, *footer[2:]) for file, footer in zip(self.files, footers, strict=True)]
+            [(Path(file).name, digest) for file, (_, _, digest) in zip(self.files, footers, strict=True)]
         )
         self.group_sizes = [size for sizes, _, _ in footers for size in sizes]
         self.places = [(file, index) for file, (sizes, _, _) in enumerate(footers) for index in range(len(sizes))]
@@ -217,13 +222,12 @@ def _pick_columns(schema: pa.Schema, columns: Sequence[str] | None, file: str) -
 
 class _ShardReader:
     def __init__(self, shards: ParquetShards, max_open_files: int) -> None:
-        self._shards, self._max_open_files = shards, max_open_files
-        self._open: OrderedDict[str, pq.ParquetFile] = OrderedDict()
+        self._shards = shards
+        self._open: LastUsed[str, pq.ParquetFile] = LastUsed(max_open_files, lambda file: file.close(force=True))
 
     def close(self) -> None:
         """Close what is open."""
-        while self._open:
-            self._open.popitem()[1].close(force=True)
+        self._open.close()
 
     def read(self, group: int, rows: np.ndarray) -> list[dict[str, Any]]:
         """The rows of one row group, in the order of `rows`; of one that is damaged, rows without photos."""
@@ -244,13 +248,11 @@ class _ShardReader:
         return dict.fromkeys(self._shards.columns) | empty
 
     def _file(self, name: str) -> pq.ParquetFile:
-        if name in self._open:
-            self._open.move_to_end(name)
-            return self._open[name]
-        if len(self._open) == self._max_open_files:
-            self._open.popitem(last=False)[1].close(force=True)
-        self._open[name] = pq.ParquetFile(open_file(name)) if is_url(name) else pq.ParquetFile(name, memory_map=True)
-        return self._open[name]
+        return self._open.get(name, lambda: _open_parquet(name))
+
+
+def _open_parquet(name: str) -> pq.ParquetFile:
+    return pq.ParquetFile(open_file(name)) if is_url(name) else pq.ParquetFile(name, memory_map=True)
 
 
 def _take_rows(table: pa.Table, rows: np.ndarray) -> list[dict[str, Any]]:
@@ -300,7 +302,11 @@ class IndexedPhotos:
         self.columns = list(columns or known)
         self.group_sizes = _group_neighbours(index)
         self.starts = list(accumulate(self.group_sizes, initial=0))
-        self.fingerprint = index.digest()
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Half a second for a million photos."""
+        return self.index.digest()
 
     def open(self, max_open_files: int = _MAX_OPEN_FILES) -> "_IndexReader":
         """A reader that keeps the files it used last open."""
@@ -353,5 +359,5 @@ def _to_sample(row: dict[str, Any], photo: bytes | Exception, columns: Sequence[
     sample = {name: row[name] for name in columns if name != "image"}
     sample["image"] = {"bytes": data, "path": None}
     if not isinstance(photo, bytes):
-        sample["read_error"] = f"cannot be read: {getattr(photo, 'strerror', None) or photo}"
+        sample["read_error"] = explain_unread(photo)
     return sample

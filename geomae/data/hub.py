@@ -1,10 +1,9 @@
 """Data sets of the Hub: which files a data set id stands for, as `datasets` itself resolves them."""
 
 import re
-from hashlib import blake2b
 from pathlib import Path
 
-from geomae.data.filesystems import FileEntry
+from geomae.data.filesystems import FileEntry, remote_entry
 from geomae.errors import SourceError
 
 __all__ = ["is_hub_id", "list_hub_files"]
@@ -51,5 +50,4 @@ def list_hub_files(source: str, *, split: str | None = None) -> tuple[str, list[
     if chosen not in splits:
         raise SourceError(f"{source} has no split {chosen!r}; it has {', '.join(splits)}.")
     urls = sorted(str(url) for url in files[chosen])
-    state = int.from_bytes(blake2b(str(builder.hash).encode(), digest_size=7).digest(), "big")  # its commit
-    return kind, [FileEntry(url, None, state, builder.hash is not None) for url in urls]
+    return kind, [remote_entry(url, {"etag": builder.hash}) for url in urls]  # the hash of its commit

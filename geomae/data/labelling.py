@@ -16,7 +16,7 @@ from geomae.data.damage import BadTally
 from geomae.data.exif import read_gps
 from geomae.data.filesystems import is_url, join, public_name
 from geomae.data.photo_index import OPTIONAL_COLUMNS, PLACE_COLUMNS, PhotoIndex
-from geomae.data.reading import PhotoReader
+from geomae.data.reading import PhotoReader, explain_unread
 from geomae.errors import CoordinateError, DamagedPhotoError, SourceError
 
 __all__ = ["SpoiltPhoto", "TableOptions", "drop_repeats", "explain_emptiness", "label_by_exif", "label_by_table"]
@@ -185,8 +185,7 @@ def label_by_exif(index: PhotoIndex) -> PhotoIndex:
         except CoordinateError as error:
             index.bad.add(row["id"], str(error))
         except (OSError, DamagedPhotoError) as error:
-            reason = getattr(error, "strerror", None) or str(error)
-            index.bad.add(row["id"], f"cannot be read: {reason}")
+            index.bad.add(row["id"], explain_unread(error))
     kept_index = index.take(kept)
     columns: dict[str, Any] = {name: kept_index.table[name] for name in kept_index.table.column_names}
     coordinates_deg = np.array(points, dtype=np.float64).reshape(-1, 2)

@@ -13,13 +13,13 @@ from geomae.data.archives import is_tar, walk_tar
 from geomae.data.coordinates import PHOTO_SUFFIXES
 from geomae.data.filesystems import (
     FileEntry,
+    bytes_of,
     expand_pattern,
     is_url,
     list_files,
     open_file,
     path_exists,
     public_name,
-    size_of,
 )
 from geomae.data.hub import is_hub_id, list_hub_files
 from geomae.data.layout import SHARD_PATTERN
@@ -181,7 +181,7 @@ def _tar_kind(entries: Sequence[FileEntry]) -> str:
     for entry in entries:
         try:
             with open_file(entry.path, whole=True) as file:
-                members = walk_tar(file, size_of(entry.path) if entry.size is None else entry.size)
+                members = walk_tar(file, bytes_of(entry))
                 names = [member.name for member in itertools.islice(members, _NUM_PEEKED)]
         except (OSError, SourceError):  # named and counted when it is indexed
             continue

@@ -15,6 +15,7 @@ from geomae.provenance import find_versions
 __all__ = [
     "ShardReport",
     "mark_splits",
+    "read_finished_splits",
     "read_splits",
     "refuse_other_photos",
     "refuse_other_run",
@@ -78,7 +79,7 @@ def write_manifest(
             "is_finished": True,
             "photos_digest": _digest_of_split([report.photos_digest for report in own]),
         }
-    finished = [entry for entry in splits.values() if _is_finished(entry)]
+    finished = list(_finished(splits).values())
     manifest = {
         "num_photos": sum(entry["num_photos"] for entry in finished),
         "num_bad": sum(entry["num_bad"] for entry in finished),
@@ -118,6 +119,15 @@ def read_splits(output_dir: Path) -> dict[str, Any]:
     except (ValueError, KeyError, TypeError) as error:
         raise SourceError(f"{path} is not a manifest of packed photos: {error!r}. Pack the folder anew.") from error
     return {name: entry for name, entry in splits.items() if any(file.is_file() for file in files[name])}
+
+
+def read_finished_splits(output_dir: Path) -> dict[str, Any]:
+    """Those of `read_splits` that no run has begun to write anew."""
+    return _finished(read_splits(output_dir))
+
+
+def _finished(splits: dict[str, Any]) -> dict[str, Any]:
+    return {name: entry for name, entry in splits.items() if entry.get("is_finished", True)}
 
 
 def refuse_other_run(output_dir: Path, splits: set[str], *, source: str, options: dict[str, Any]) -> None:
@@ -175,8 +185,8 @@ def refuse_other_sizes(output_dir: Path, split: str, num_rows: Sequence[int]) ->
     Raises:
         SourceError: the manifest does not list the split, or lists other numbers of photos.
     """
-    entry = read_splits(output_dir).get(split)
-    if entry is None or not _is_finished(entry):
+    entry = read_finished_splits(output_dir).get(split)
+    if entry is None:
         raise SourceError(
             f"{output_dir}/manifest.json does not list the split {split!r} as finished, by which subset and limit are "
             "defined. Was the run that packed it stopped? Start it again with the same options."
@@ -201,7 +211,3 @@ def mark_splits(output_dir: Path, splits: set[str], *, is_finished: bool) -> Non
         marked = {name: entry | {"is_finished": is_finished} for name, entry in listed.items() if name in splits}
         manifest["splits"] = listed | marked
         _write_json(path, manifest)
-
-
-def _is_finished(entry: dict[str, Any]) -> bool:
-    return bool(entry.get("is_finished", True))

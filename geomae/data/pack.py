@@ -12,7 +12,7 @@ import numpy as np
 
 from geomae.data.archives import Storage
 from geomae.data.damage import BadPhoto, BadTally
-from geomae.data.filesystems import is_url, public_text
+from geomae.data.filesystems import is_url
 from geomae.data.layout import shard_name
 from geomae.data.manifest import read_splits, refuse_other_run, write_manifest
 from geomae.data.photo_index import OPTIONAL_COLUMNS, PhotoIndex
@@ -23,7 +23,7 @@ from geomae.data.photos import (
     resize_short_side,
     strip_metadata,
 )
-from geomae.data.reading import PhotoReader
+from geomae.data.reading import PhotoReader, explain_unread
 from geomae.data.shards import ROWS_PER_GROUP, PhotoRow, ShardTask, build_shards, digest_of, only_run, read_labels
 from geomae.errors import ConfigError, DamagedPhotoError, SourceError
 
@@ -58,7 +58,7 @@ class PhotoPacker:
 
     def _pack(self, row: dict[str, Any], data: bytes | OSError | DamagedPhotoError) -> PhotoRow | BadPhoto:
         if isinstance(data, OSError):
-            return BadPhoto(row["id"], public_text(f"cannot be read: {data.strerror or data}"), may_pass=True)
+            return BadPhoto(row["id"], explain_unread(data), may_pass=True)
         if isinstance(data, DamagedPhotoError):
             return BadPhoto(row["id"], str(data))
         try:
@@ -255,7 +255,7 @@ def _refuse_shared_photos(
     if not others:
         return
     planned = photos.table.select(["id", "latitude", "longitude"]).to_pandas().set_index("id")
-    authors = set(photos.column("author")) - {None}
+    authors = set(photos.table["author"].unique().to_pylist()) - {None}
     for name, packed in others.items():
         known = listed[name]["options"].get("folder") if name in listed else None
         stored = packed.select(["id", "latitude", "longitude"]).to_pandas().set_index("id")

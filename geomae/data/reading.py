@@ -3,7 +3,6 @@
 import contextlib
 import os
 import zlib
-from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, BinaryIO
@@ -13,11 +12,12 @@ import pyarrow.parquet as pq
 
 from geomae.columns import find_column
 from geomae.data.archives import Storage
-from geomae.data.filesystems import is_url, join, open_file
+from geomae.data.filesystems import is_url, join, open_file, public_text
+from geomae.data.last_used import LastUsed
 from geomae.data.photos import MAX_PHOTO_BYTES
 from geomae.errors import DamagedPhotoError, SourceError
 
-__all__ = ["PhotoReader"]
+__all__ = ["PhotoReader", "explain_unread"]
 
 _MAX_OPEN_FILES = 64
 _MAX_REQUESTS = 16  # to a server at once, for files of their own
@@ -29,15 +29,14 @@ class PhotoReader:
     """Reads photos of one source; keeps the files used last open. Not to be shared by processes or threads."""
 
     def __init__(self, root: str, max_open_files: int = _MAX_OPEN_FILES) -> None:
-        self.root, self._max_open_files = root, max_open_files
-        self._open: OrderedDict[str, Any] = OrderedDict()
+        self.root = root
+        self._open: LastUsed[str, Any] = LastUsed(max_open_files, _close)
         self._group: tuple[tuple[str, int], pa.ChunkedArray] | None = None
 
     def close(self) -> None:
         """Close the files that are open; it can be used again."""
         self._group = None
-        while self._open:
-            _close(self._open.popitem()[1])
+        self._open.close()
 
     def __del__(self) -> None:
         self.close()
@@ -143,14 +142,16 @@ class PhotoReader:
         return data
 
     def _file(self, name: str, *, parquet: bool = False) -> Any:
-        if name in self._open:
-            self._open.move_to_end(name)
-            return self._open[name]
-        if len(self._open) >= self._max_open_files:
-            _close(self._open.popitem(last=False)[1])
-        file = open_file(join(self.root, name))
-        self._open[name] = pq.ParquetFile(file) if parquet else file
-        return self._open[name]
+        def open_it() -> Any:
+            file = open_file(join(self.root, name))
+            return pq.ParquetFile(file) if parquet else file
+
+        return self._open.get(name, open_it)
+
+
+def explain_unread(error: Exception) -> str:
+    """Why a photo cannot be read, for records: without the secrets of a URL."""
+    return public_text(f"cannot be read: {getattr(error, 'strerror', None) or error}")
 
 
 def _close(file: Any) -> None:

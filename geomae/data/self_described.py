@@ -20,7 +20,7 @@ from geomae.columns import COLUMN_ALIASES, find_column
 from geomae.data.archives import Member, Storage, is_hidden, walk_tar
 from geomae.data.coordinates import PHOTO_SUFFIXES, name_scene, sift_coordinates
 from geomae.data.damage import BadTally, BrokenArchive, count_broken
-from geomae.data.filesystems import FileEntry, RemoteError, open_file, path_exists, public_name, size_of
+from geomae.data.filesystems import FileEntry, RemoteError, bytes_of, open_file, path_exists, public_name
 from geomae.data.listing import Listing, suffix_of
 from geomae.data.photo_index import OPTIONAL_COLUMNS, PhotoIndex, name_apart
 from geomae.errors import SourceError
@@ -79,8 +79,7 @@ def read_webdataset(
             place = (sample.key, name, int(photo.storage), photo.offset, photo.size, entry.state)
             for column, value in zip(rows, (*place, *_pick(record)), strict=True):
                 rows[column].append(value)
-    num_bytes = sum(size_of(entry.path) if entry.size is None else entry.size for entry in entries)
-    count_broken(broken, {} if lost_are_named else num_photos, num_bytes, bad)
+    count_broken(broken, {} if lost_are_named else num_photos, entries, bad)
     rows["id"] = _complete_ids(rows)
     index = PhotoIndex.from_columns(listing.root, {name: rows[name] for name in rows if name != "key"}, bad=bad)
     if not labelled:
@@ -108,10 +107,9 @@ class _Sample:
 
 def _walk_samples(entry: FileEntry, name: str, bad: BadTally, broken: list[BrokenArchive]) -> Iterator[_Sample]:
     """The samples of one tar; what is broken of it is counted, or added to `broken`."""
-    size = size_of(entry.path) if entry.size is None else entry.size
     try:
         with open_file(entry.path, whole=True) as file:
-            members = walk_tar(file, size)
+            members = walk_tar(file, bytes_of(entry))
             group: list[tuple[Member, dict[str, Any] | str]] = []
             key = None
             for member in members:
@@ -150,11 +148,8 @@ def _pair(group: Sequence[tuple[Member, dict[str, Any] | str]]) -> Iterator[_Sam
     jsons = {_stem(member): record for member, record in group if suffix_of(member.name) == ".json"}
     photos = [member for member, _ in group if suffix_of(member.name) in PHOTO_SUFFIXES]
     stems = {_stem(photo) for photo in photos}
-    kept = [
-        (photo, _shorter_stems(photo))
-        for photo in photos
-        if _stem(photo) in jsons or stems.isdisjoint(_shorter_stems(photo))
-    ]
+    named = [(photo, _shorter_stems(photo)) for photo in photos]
+    kept = [(photo, shorter) for photo, shorter in named if _stem(photo) in jsons or stems.isdisjoint(shorter)]
     for photo, shorter in kept:
         record = next((jsons[name] for name in (_stem(photo), *shorter) if name in jsons), None)
         if record is None:  # `7.meta.json` beside `7.jpg` alone

@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 from geomae.data.damage import BadPhoto, BadTally
 from geomae.data.layout import SHARD_PATTERN, list_shards
-from geomae.data.manifest import ShardReport, mark_splits, read_splits, refuse_other_photos
+from geomae.data.manifest import ShardReport, mark_splits, read_finished_splits, refuse_other_photos
 from geomae.data.photo_index import OPTIONAL_COLUMNS
 from geomae.data.runners import run_tasks
 from geomae.errors import SourceError
@@ -162,10 +162,18 @@ def _read_record(path: Path) -> _Stored | None:
     """What a shard says of itself; None where there is none, or it is not whole."""
     try:
         metadata = pq.read_metadata(path)
-        record = json.loads((metadata.metadata or {}).get(_METADATA_KEY, b"{}"))
-    except (OSError, pa.ArrowInvalid, ValueError):
+    except (OSError, pa.ArrowInvalid):
         return None
-    return _Stored(metadata.num_rows, record if isinstance(record, dict) else {})
+    return _Stored(metadata.num_rows, _own_record(metadata))
+
+
+def _own_record(metadata: pq.FileMetaData) -> dict[str, Any]:
+    """What `write_shard` keeps in the footer; nothing in a stranger's parquet."""
+    try:
+        record = json.loads((metadata.metadata or {}).get(_METADATA_KEY, b"{}"))
+    except ValueError:
+        return {}
+    return record if isinstance(record, dict) else {}
 
 
 def _explain_fewer(path: Path, num_stored: int, num_photos: int, bad: Sequence[BadPhoto]) -> str:
@@ -332,8 +340,8 @@ def _refuse_other_shards(output_dir: Path, tasks: Sequence[ShardTask]) -> None:
 
 def _find_finished(output_dir: Path, tasks: Sequence[ShardTask]) -> dict[str, ShardReport]:
     """The shards that are there and fit; hashed by several threads, for 100 GB take minutes."""
-    entries = [entry for entry in read_splits(output_dir).values() if entry.get("is_finished", True)]
-    listed = {shard["file"]: shard["sha256"] for entry in entries for shard in entry["shards"]}
+    splits = read_finished_splits(output_dir)
+    listed = {shard["file"]: shard["sha256"] for entry in splits.values() for shard in entry["shards"]}
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         found = pool.map(lambda task: _finished_report(output_dir, task, listed.get(task.file)), tasks)
         return {report.file: report for report in found if report is not None}
@@ -341,11 +349,7 @@ def _find_finished(output_dir: Path, tasks: Sequence[ShardTask]) -> dict[str, Sh
 
 def shard_digest(metadata: pq.FileMetaData) -> str | None:
     """What `ShardTask.digest` was when a shard was written; None for a stranger's parquet."""
-    try:
-        record = json.loads((metadata.metadata or {}).get(_METADATA_KEY, b"{}"))
-    except ValueError:
-        return None
-    return record.get("digest") if isinstance(record, dict) else None
+    return _own_record(metadata).get("digest")
 
 
 def _finished_report(output_dir: Path, task: ShardTask, listed_sha256: str | None) -> ShardReport | None:

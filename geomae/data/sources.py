@@ -8,6 +8,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -16,18 +17,16 @@ import numpy as np
 from tqdm import tqdm
 
 from geomae.data.archives import Member, is_hidden, walk_msgpack, walk_tar, walk_zip
-from geomae.data.coordinates import (
-    PHOTO_SUFFIXES,
-)
+from geomae.data.coordinates import PHOTO_SUFFIXES
 from geomae.data.damage import BadTally, BrokenArchive, count_broken
 from geomae.data.filesystems import (
     FileEntry,
     RemoteError,
+    bytes_of,
     is_url,
     list_files,
     open_file,
     public_name,
-    size_of,
     stat_remote,
 )
 from geomae.data.labelling import (
@@ -38,7 +37,6 @@ from geomae.data.labelling import (
     label_by_exif,
     label_by_table,
 )
-from geomae.data.layout import SHARD_PATTERN
 from geomae.data.listing import KINDS, MP16_PRO, Listing, choose_shards, detect_kind, find_table, list_source, suffix_of
 from geomae.data.photo_index import PLACE_COLUMNS, PhotoIndex, name_apart
 from geomae.data.self_described import parquet_beside, read_parquet_rows, read_webdataset
@@ -167,7 +165,7 @@ def _choose_entries(listing: Listing, kind: str, options: SourceOptions, source:
         entries = listing.of_any_name()
     if kind == "packed" and entries:
         entries = choose_shards(entries, options.split or "train", source)
-    elif options.kind == "parquet" and any(map(_is_packed, entries)):
+    elif options.kind == "parquet" and listing.of_kind("packed"):
         raise ConfigError(
             f"{source} is a packed folder, whose splits --kind parquet would mix. Leave it out, and choose a split "
             "with --source_split."
@@ -178,10 +176,6 @@ def _choose_entries(listing: Listing, kind: str, options: SourceOptions, source:
         raise SourceError(f"{source} holds no {KINDS[kind]}.")
     is_read_inside = kind != "folder" or options.exif  # a photo of its own is not
     return stat_remote(entries) if is_read_inside else entries
-
-
-def _is_packed(entry: FileEntry) -> bool:
-    return SHARD_PATTERN.fullmatch(entry.path.rpartition("/")[2]) is not None
 
 
 def _part_of_osv5m(listing: Listing, options: SourceOptions) -> str | None:
@@ -239,14 +233,21 @@ def _build(
     spoilt: list[SpoiltPhoto] = []
     lost_are_named = table_file is not None and not options.partial
     if kind in ("packed", "parquet", "webdataset"):
-        index = _read_self_described(listing, kind, entries, options, table_file)
+        strict = options.for_test and table_file is None
+        read = read_parquet_rows if kind != "webdataset" else partial(read_webdataset, lost_are_named=lost_are_named)
+        swapped = finds_places and options.swap_lat_lon
+        index = read(listing, entries, labelled=finds_places, swap_lat_lon=swapped, strict=strict)
+        if strict and index.bad:
+            raise SourceError(
+                f"{len(index.bad)} photos of a test set cannot be used: {index.bad.describe()}. A test set must be "
+                "whole: mend it, or name the table of all its photos with --csv, and those count as misses."
+            )
     elif kind == "folder":
         index = _index_files(listing, entries)
     else:
         photos = _index_archives(listing, kind, entries, options)
         index, spoilt = photos.to_index(listing.root), photos.spoilt
-        num_photos = {} if lost_are_named else photos.num_photos
-        count_broken(photos.broken, num_photos, _num_bytes(entries), index.bad)
+        count_broken(photos.broken, {} if lost_are_named else photos.num_photos, entries, index.bad)
     if options.min_photo_bytes is not None and kind in ("folder", "webdataset"):
         index = _leave_out_small(index, options.min_photo_bytes)
     if table_file is not None:
@@ -257,26 +258,6 @@ def _build(
     if options.exif or (finds_places and kind == "folder"):
         index = label_by_exif(index)
     return drop_repeats(index, strict=options.for_test)
-
-
-def _read_self_described(
-    listing: Listing, kind: str, entries: Sequence[FileEntry], options: SourceOptions, table_file: str | None
-) -> PhotoIndex:
-    labelled = not (options.unlabelled or options.exif or table_file)
-    swapped, strict = labelled and options.swap_lat_lon, options.for_test and table_file is None
-    if kind != "webdataset":
-        index = read_parquet_rows(listing, entries, labelled=labelled, swap_lat_lon=swapped, strict=strict)
-    else:
-        named = table_file is not None and not options.partial
-        index = read_webdataset(
-            listing, entries, labelled=labelled, swap_lat_lon=swapped, strict=strict, lost_are_named=named
-        )
-    if strict and index.bad:
-        raise SourceError(
-            f"{len(index.bad)} photos of a test set cannot be used: {index.bad.describe()}. A test set must be whole: "
-            "mend it, or name the table of all its photos with --csv, and those count as misses."
-        )
-    return index
 
 
 def _leave_out_small(index: PhotoIndex, fewest: int) -> PhotoIndex:
@@ -323,20 +304,15 @@ def _index_archives(listing: Listing, kind: str, entries: Sequence[FileEntry], o
     return photos
 
 
-def _num_bytes(entries: Sequence[FileEntry]) -> int:
-    return sum(size_of(entry.path) if entry.size is None else entry.size for entry in entries)
-
-
 def _walk(entry: FileEntry, kind: str) -> Iterator[Member]:
-    size = size_of(entry.path) if entry.size is None else entry.size
     try:
         with open_file(entry.path, whole=True) as file:
             if kind == "msgpack":
-                yield from walk_msgpack(file, size)
+                yield from walk_msgpack(file, bytes_of(entry))
             elif kind == "zip":
                 yield from walk_zip(file)
             else:
-                yield from walk_tar(file, size)
+                yield from walk_tar(file, bytes_of(entry))
     except RemoteError:
         raise
     except SourceError as error:  # one broken archive among many is counted like one broken photo

@@ -1,4 +1,4 @@
-"""transformers' `Trainer` on an endless stream of photos: exact resuming, exact evaluation, great-circle errors."""
+"""transformers' `Trainer` on an endless stream of photos: exact resuming, exact evaluation."""
 
 import copy
 import logging
@@ -125,17 +125,17 @@ class StreamingTrainer(Trainer):
         checkpoint = find_checkpoint(resume_from_checkpoint, self.args.output_dir)
         self.progress.resume(checkpoint)
         if checkpoint is not None:
-            self._keep_epochs(checkpoint)
-        if checkpoint is not None and self._take_over_finished(checkpoint):
-            return TrainOutput(self.state.global_step, math.nan, {})
-        if checkpoint is not None:
+            state = TrainerState.load_from_json(str(Path(checkpoint) / STATE_FILE))
+            self._keep_epochs(checkpoint, state.global_step)
+            if state.global_step >= self.args.max_steps:  # transformers would train one step more
+                self._take_over(checkpoint, state)
+                return TrainOutput(state.global_step, math.nan, {})
             self.accelerator.print(f"Going on from {checkpoint}.")
         torch.manual_seed(self.args.seed + self.args.process_index)  # each process masks and drops on its own
         return super().train(checkpoint, trial, ignore_keys_for_eval)
 
-    def _keep_epochs(self, checkpoint: str) -> None:
+    def _keep_epochs(self, checkpoint: str, done: int) -> None:
         """As many epochs as were asked for, also where a step has another number of photos than before."""
-        done = TrainerState.load_from_json(str(Path(checkpoint) / STATE_FILE)).global_step
         seen = self.progress.num_photos_seen
         if self.args.steps_are_given or seen == done * self.args.total_batch_size:
             return
@@ -148,11 +148,8 @@ class StreamingTrainer(Trainer):
             *(self.args.max_steps, planned, self.args.num_train_epochs),
         )
 
-    def _take_over_finished(self, checkpoint: str) -> bool:
-        """Whether a checkpoint is the end of the run; transformers would train one step more."""
-        state = TrainerState.load_from_json(str(Path(checkpoint) / STATE_FILE))
-        if state.global_step < self.args.max_steps:
-            return False
+    def _take_over(self, checkpoint: str, state: TrainerState) -> None:
+        """Make a checkpoint that is the end of the run this trainer's own."""
         logger.warning("%s has all %d steps: nothing is left to train", checkpoint, self.args.max_steps)
         self.state = state
         self.state.is_world_process_zero, self.state.is_local_process_zero = (
@@ -162,7 +159,6 @@ class StreamingTrainer(Trainer):
         self._load_from_checkpoint(checkpoint)
         if self.args.load_best_model_at_end and Path(state.best_model_checkpoint or "").is_dir():
             self._load_best_model()
-        return True
 
     def get_train_dataloader(self) -> "DataLoader[Any]":
         """The stream, as it is: it knows its rank, so Accelerate must not shard it a second time."""
