@@ -181,7 +181,8 @@ THESIS = {
     "image_std": [0.229, 0.224, 0.225],
     "mp16_photos": 4_720_000,
 }
-THESIS_FILES = [path for path in PRETRAIN + FINETUNE if path.stem.startswith("thesis_")]
+THESIS_FILES = [path for path in PRETRAIN + FINETUNE if path.match("thesis_*_mp16.yaml")]
+STAND_IN_FILES = [path for path in PRETRAIN + FINETUNE if path.match("thesis_*_earth.yaml")]
 THESIS_REGRESSORS = [path for path in THESIS_FILES if path in FINETUNE]
 
 
@@ -193,7 +194,7 @@ def test_thesis_has_its_four_files() -> None:
     names = {"pretrain/thesis_mae_mp16", "finetune/thesis_mae_mp16"}
     assert {named(path) for path in THESIS_FILES} == names | {
         "finetune/thesis_vit_mp16",
-        "finetune/thesis_resnet152_mp16",
+        "finetune/thesis_resnet_mp16",
     }
 
 
@@ -255,7 +256,7 @@ def test_thesis_autoencoder_is_the_thesiss() -> None:
 
 
 def test_thesis_baselines_start_from_nothing() -> None:
-    for name, backbone in (("vit", "vit_base_patch16_224"), ("resnet152", "resnet152")):
+    for name, backbone in (("vit", "vit_base_patch16_224"), ("resnet", "resnet152")):
         _, start, architecture, _ = thesis_file(f"finetune/thesis_{name}_mp16")
         assert (start.model_type, start.init_from) == ("geobaseline", None)
         assert architecture == GeoBaselineArguments(backbone=backbone)
@@ -266,6 +267,39 @@ def test_thesis_fine_tuning_takes_the_class_token_of_its_own_pretraining() -> No
     assert start.model_type == "geomae"
     assert start.init_from == thesis_file("pretrain/thesis_mae_mp16")[3].output_dir
     assert architecture == GeoMAEArguments()  # the defaults are the thesis's
+
+
+@pytest.mark.parametrize("path", STAND_IN_FILES, ids=named)
+def test_thesis_on_the_stand_in_differs_from_its_recipe_in_size_source_and_rate_alone(path: Path) -> None:
+    full, small = (yaml.safe_load(file.read_text()) for file in (full_size_of(path), path))
+    sizes = {key for key in full.keys() | small.keys() if key.startswith(("decoder_", "backbone"))}
+    sizes |= {
+        "image_size",
+        "patch_size",
+        "hidden_size",
+        "num_hidden_layers",
+        "num_attention_heads",
+        "intermediate_size",
+    }
+    source = {"data_dirs", "validation_dir", "max_validation_photos", "flip", "output_dir", "init_from"}
+    # judged by the epoch, which is 469 steps instead of 73,750; fp16 needs a GPU
+    pace = {"learning_rate", "num_train_epochs", "eval_strategy", "eval_steps", "save_strategy", "save_steps"}
+    pace |= {"fp16", "bf16", "optim", "logging_steps", "reconstruction_steps", "prediction_maps"}
+    pace |= {"dataloader_num_workers", "per_device_eval_batch_size"}
+    inherited = {"position_embedding"} if "init_from" in small else set()  # of the pretrained encoder
+    allowed = sizes | source | pace | inherited
+    assert {key: full[key] for key in full.keys() - allowed} == {key: small[key] for key in small.keys() - allowed}
+
+
+@pytest.mark.parametrize("path", STAND_IN_FILES, ids=named)
+def test_thesis_on_the_stand_in_pretrains_twenty_and_fine_tunes_ten_epochs(path: Path) -> None:
+    args = load(path)[3]
+    assert args.num_train_epochs == (20 if path in PRETRAIN else 10)
+    assert args.step_epochs == (None if path in PRETRAIN else THESIS["regressor_step_epochs"])
+
+
+def full_size_of(path: Path) -> Path:
+    return path.with_stem(path.stem.replace("earth", "mp16"))
 
 
 def test_thesis_schedule_counts_in_steps_of_mp16() -> None:

@@ -7,7 +7,7 @@ from PIL import Image
 pytest.importorskip("cartopy")
 
 from geomae.geography import draw_uniform, great_circle_km
-from geomae.reporting.maps import coordinate_map, prediction_map
+from geomae.reporting.maps import cluster_map, coordinate_map, prediction_map
 from geomae.reporting.plots import save_figure
 
 
@@ -35,4 +35,15 @@ def test_prediction_map_of_one_photo_can_be_drawn(tmp_path):
 def test_coordinate_map_counts_every_photo(tmp_path):
     figure = coordinate_map(draw_uniform(5000, np.random.default_rng(0)), title="5,000 photos")
     assert figure.axes[0].collections[0].get_array().sum() == 5000
+    save_figure(figure, tmp_path / "map.png")
+
+
+def test_cluster_map_draws_every_place_in_the_colour_of_its_cluster(tmp_path):
+    means = np.array([[50.0, 0.0], [-30.0, 140.0]])
+    places = np.concatenate([means[[0]] + [[0.0, 1.0], [1.0, 0.0]], means[[1]] + [[2.0, 2.0]]])
+    figure = cluster_map(places, means, np.full((2, 2), 5.0), title="3 photos")
+    first, second = (np.asarray(drawn.get_offsets()) for drawn in figure.axes[0].collections)
+    assert first.tolist() == places[:2, ::-1].tolist()  # longitude, latitude
+    assert second.tolist() == places[2:, ::-1].tolist()
+    assert [text.get_text() for text in figure.axes[0].texts] == ["1", "2"]
     save_figure(figure, tmp_path / "map.png")

@@ -75,3 +75,10 @@ def test_saved_figures_are_pictures_of_a_readable_size(tmp_path):
     path = save_figure(reconstruction_grid(photos(1), photos(2), photos(3)), tmp_path / "new" / "grid.png")
     with Image.open(path) as picture:
         assert min(picture.size) > 300
+
+
+def test_loss_curves_can_run_along_epochs():
+    history = [{"step": 10, "epoch": 0.5, "loss": 3.0}, {"step": 20, "epoch": 1.0, "loss": 2.0}]
+    figure = loss_curves({"run": history}, {"loss": "training"}, title="t", unit="u", along="epoch")
+    assert figure.axes[0].lines[0].get_xdata().tolist() == [0.5, 1.0]
+    assert figure.axes[0].get_xlabel() == "epoch"

@@ -25,6 +25,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     report.add_argument("--train_coordinates", help="packed folder or file with latitude and longitude, for their map")
     report.add_argument("--title", default="GeoMAE report")
     report.add_argument("--output_dir", required=True, help="folder of the report; it is created")
+    thesis = commands.add_parser("thesis", help="the thesis's tables and figures beside ours; `make thesis` calls it")
+    thesis.add_argument("runs", help="folder of seed_0/..., as `make thesis` makes it")
+    thesis.add_argument("--train_coordinates", required=True, help="packed folder or file with latitude and longitude")
+    thesis.add_argument("--measured_on", required=True, help="what the runs were trained and tested on, in a few words")
+    thesis.add_argument("--stand_in", action="store_true", help="that is no photos: say what still needs MP-16")
+    thesis.add_argument("--baselines", default="results/baselines", help="folder of baselines (default: %(default)s)")
+    thesis.add_argument(
+        "--published", default="results/published.yaml", help="published numbers (default: %(default)s)"
+    )
+    thesis.add_argument("--output_dir", required=True, help="folder of the pages; it is created")
     fill = commands.add_parser("fill", help="fill the results between markers of Markdown files")
     fill.add_argument("files", nargs="+", help="Markdown files with <!-- results:NAME --> markers")
     fill.add_argument(
@@ -32,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     fill.add_argument("--check", action="store_true", help="change nothing; exit with 1 where a file is stale")
     arguments = parser.parse_args(argv)
-    return _report(arguments) if arguments.command == "report" else _fill(arguments)
+    return {"report": _report, "thesis": _thesis, "fill": _fill}[arguments.command](arguments)
 
 
 def _report(arguments: argparse.Namespace) -> int:
@@ -50,6 +60,24 @@ def _report(arguments: argparse.Namespace) -> int:
         evaluations=arguments.evaluation,
         training_deg=training_deg,
         title=arguments.title,
+    )
+    print("\n".join(f"wrote {path}" for path in written))
+    return 0
+
+
+def _thesis(arguments: argparse.Namespace) -> int:
+    from geomae.evaluation import read_training_coordinates
+    from geomae.reporting.thesis import write_thesis
+
+    written = write_thesis(
+        arguments.runs,
+        arguments.output_dir,
+        training_deg=read_training_coordinates(arguments.train_coordinates),
+        measured_on=arguments.measured_on,
+        needs_mp16=arguments.stand_in,
+        baselines_dir=arguments.baselines,
+        published_file=arguments.published,
+        argv=sys.argv,
     )
     print("\n".join(f"wrote {path}" for path in written))
     return 0

@@ -12,15 +12,17 @@ import numpy as np
 from matplotlib.colors import BoundaryNorm, ListedColormap, LogNorm
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike, NDArray
+from scipy.cluster.vq import vq
 
 from geomae.evaluation.metrics import LARGEST_ERROR_KM
 from geomae.reporting.plots import style
 
-__all__ = ["coordinate_map", "prediction_map"]
+__all__ = ["cluster_map", "coordinate_map", "prediction_map"]
 
 # Near to far, in steps of lightness that survive without colour; the steps are the field's radii.
 ERROR_COLOURS = ListedColormap(["#fff7bc", "#fec44f", "#f07818", "#b5179e", "#3a0ca3"])
 ERROR_BOUNDS_KM = (0.0, 25.0, 200.0, 750.0, 2500.0, LARGEST_ERROR_KM)
+CLUSTER_COLOURS = matplotlib.colormaps["Dark2"]
 MAX_ARCS = 250  # more arcs than this hide one another and the map
 DEGREES = cartopy.crs.PlateCarree()
 SPHERE = cartopy.crs.Geodetic()
@@ -103,6 +105,44 @@ def coordinate_map(coordinates_deg: ArrayLike, *, title: str) -> Figure:
         bar = figure.colorbar(drawn, ax=axes, shrink=0.75)
         bar.ax.yaxis.set_major_formatter(matplotlib.ticker.StrMethodFormatter("{x:,.0f}"))
         bar.set_label("photos per hexagon")
+    return figure
+
+
+def cluster_map(coordinates_deg: ArrayLike, means_deg: ArrayLike, deviations_deg: ArrayLike, *, title: str) -> Figure:
+    """Clusters of places in colours, each with its number at its mean and an ellipse of one standard deviation.
+
+    Args:
+        coordinates_deg: `(n, 2)` degrees; each has the colour of the mean that is nearest in degrees.
+        means_deg: `(k, 2)` degrees.
+        deviations_deg: `(k, 2)` degrees.
+        title: stands above the map; should say n.
+    """
+    coordinates_deg, means_deg = np.asarray(coordinates_deg, dtype=np.float64), np.asarray(means_deg, dtype=np.float64)
+    nearest, _ = vq(coordinates_deg, means_deg)
+    turn = np.linspace(0.0, 2.0 * np.pi, 73)
+    with style():
+        figure = Figure(figsize=(9.0, 4.7), layout="constrained")
+        axes = figure.add_subplot(projection=PROJECTION)
+        _draw_world(axes)
+        for number, (mean, deviation) in enumerate(zip(means_deg, np.asarray(deviations_deg), strict=True)):
+            colour = CLUSTER_COLOURS(number % CLUSTER_COLOURS.N)
+            latitude, longitude = coordinates_deg[nearest == number].T
+            axes.scatter(longitude, latitude, color=colour, s=2.0, linewidths=0, transform=DEGREES, zorder=2)
+            latitude = np.clip(mean[0] + deviation[0] * np.sin(turn), -90.0, 90.0)
+            longitude = mean[1] + deviation[1] * np.cos(turn)
+            axes.plot(longitude, latitude, color="#111111", linewidth=1.3, transform=DEGREES, zorder=3)
+            axes.text(
+                mean[1],
+                mean[0],
+                str(number + 1),
+                transform=DEGREES,
+                ha="center",
+                va="center",
+                fontweight="bold",
+                bbox={"boxstyle": "circle", "facecolor": "white", "edgecolor": colour, "linewidth": 2.0},
+                zorder=4,
+            )
+        axes.set_title(title)
     return figure
 
 

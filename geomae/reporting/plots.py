@@ -25,6 +25,7 @@ __all__ = ["BASELINE_COLOURS", "COLOURS", "error_cdf", "loss_curves", "reconstru
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
 BASELINE_COLOURS = ("#222222", "#666666", "#8c8c8c", "#b0b0b0")
 BASELINE_DASHES = ((0, (6, 2)), (0, (2, 2)), (0, (6, 2, 1, 2)), (0, (1, 1)))
+AXES = {"step": "optimiser step", "epoch": "epoch"}
 MAX_PHOTOS_IN_GRID = 12
 DOTS_PER_INCH = 130
 
@@ -110,6 +111,7 @@ def loss_curves(
     *,
     title: str,
     unit: str,
+    along: str = "step",
     log_scale: bool = False,
 ) -> Figure:
     """Logged metrics over training steps, each run in its colour, each metric in its dashes.
@@ -119,6 +121,7 @@ def loss_curves(
         metrics: metric's key -> its name in the legend; the first is drawn solid, evaluations get markers.
         title: stands above the curves.
         unit: label of the vertical axis.
+        along: the horizontal axis, `step` or `epoch`: a key of every entry.
         log_scale: of the vertical axis.
     """
     with style():
@@ -126,7 +129,7 @@ def loss_curves(
         axes = figure.add_subplot()
         for (run, history), colour in zip(histories.items(), _cycle(COLOURS, len(histories)), strict=True):
             for number, (key, name) in enumerate(metrics.items()):
-                points = [(entry["step"], entry[key]) for entry in history if key in entry]
+                points = [(entry[along], entry[key]) for entry in history if key in entry]
                 if not points:
                     continue
                 steps, values = np.array(points, dtype=np.float64).T
@@ -141,7 +144,7 @@ def loss_curves(
                     markersize=4,
                     label=f"{label} ({values[-1]:,.4g} at the end)",
                 )
-        axes.set(title=title, xlabel="optimiser step", ylabel=unit)
+        axes.set(title=title, xlabel=AXES[along], ylabel=unit)
         axes.xaxis.set_major_formatter(matplotlib.ticker.StrMethodFormatter("{x:,.0f}"))
         if log_scale:
             axes.set_yscale("log")

@@ -1,0 +1,232 @@
+"""The thesis's chapter of results, done again: its tables and figures beside ours, from the folders of `make thesis`.
+
+    RUNS/seed_0/pretrain_full, pretrain_half               run_pretrain_mae.py
+    RUNS/seed_0/{mae,vit,resnet}_{full,half}               run_finetune_geo.py
+    RUNS/seed_0/{mae,vit,resnet}_{full,half}/TEST_SET      run_evaluate_geo.py, TEST_SET im2gps and im2gps3k
+
+More seeds lie beside the first. The tables show the first one, and a table of their own shows all.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from geomae.errors import SourceError
+from geomae.evaluation import compare_predictions, describe_run, read_metrics, write_evaluation
+from geomae.evaluation.metrics import LARGEST_ERROR_KM
+from geomae.evaluation.repeated_photos import repeated_t_test
+from geomae.reporting.page import Block, Cell, Code, Heading, Paragraph, Picture, Table, render_html, render_markdown
+from geomae.reporting.records import EvaluationRecord, read_evaluation, read_training
+from geomae.reporting.thesis_figures import draw_thesis_figures
+from geomae.reporting.thesis_tables import MODELS, TEST_SETS, read_published, thesis_tables
+
+__all__ = ["write_thesis"]
+
+KEPT = (
+    *("num_photos", "num_missing", "mean_km", "median_km", "geoscore", "num_within_km", "accuracy_within_km"),
+    *("intervals_95", "bootstrap", "command", "commit", "versions"),
+)
+PAIRS = (("vit_full", "mae_full"), ("resnet_full", "mae_full"), ("vit_half", "mae_half"), ("resnet_half", "mae_half"))
+TITLE = "The thesis, done again"
+COMPARED_ON = "im2gps3k"  # the thesis's t-test is on this set
+
+Seed = dict[str, dict[str, EvaluationRecord]]  # model -> test set -> record
+
+
+def write_thesis(
+    runs_dir: str | Path,
+    output_dir: str | Path,
+    *,
+    training_deg: NDArray[np.float64],
+    measured_on: str,
+    needs_mp16: bool,
+    baselines_dir: str | Path = "results/baselines",
+    published_file: str | Path = "results/published.yaml",
+    num_resamples: int = 10_000,
+    argv: Sequence[str] = (),
+) -> list[Path]:
+    """Write `thesis.md`, `thesis.html`, their figures, and `metrics.json` with the numbers that were measured.
+
+    Args:
+        runs_dir: folder of the seeds.
+        output_dir: folder; it is created.
+        training_deg: `(n, 2)` training coordinates in degrees.
+        measured_on: what the runs were trained and tested on, in a few words.
+        needs_mp16: the runs are of a stand-in; each model gets a line that says what is still unmeasured.
+        baselines_dir: `<test set>/metrics.json` of `python -m geomae.evaluation baselines`.
+        published_file: what others have published.
+        num_resamples: of the bootstrap behind the comparisons.
+        argv: `sys.argv`, for the record.
+
+    Returns:
+        The paths written, `metrics.json` first.
+
+    Raises:
+        SourceError: a run, an evaluation or a file of numbers is missing.
+    """
+    seeds = {path.name: _read_seed(path) for path in _find_seeds(Path(runs_dir))}
+    published = read_published(published_file)
+    baselines = {name: read_metrics(Path(baselines_dir) / name)["baselines"] for name in TEST_SETS}
+    names = ("pretrain_full", "pretrain_half", *MODELS)
+    first_seed = Path(runs_dir) / next(iter(seeds))
+    runs = {name: read_training(first_seed / name) for name in names}
+    numbers = {"measured_on": measured_on, **_measure(seeds, num_resamples), **describe_run(argv)}
+
+    folder = Path(output_dir)
+    written = write_evaluation(folder, numbers)
+    tables = thesis_tables(published, numbers["models"], baselines, measured_on=measured_on, needs_mp16=needs_mp16)
+    blocks: list[Block] = [
+        *_introduce(measured_on, needs_mp16, published),
+        *tables,
+        *_describe_seeds(numbers["seeds"]),
+        *_describe_comparisons(numbers["comparisons"], published["thesis"]["t_test"]),
+        Heading("Figures"),
+        *draw_thesis_figures(runs, training_deg, _test_coordinates(next(iter(seeds.values()))), folder),
+        Heading("How it was made"),
+        Code("\n".join(record.run["command"] for record in runs.values() if record.run)),
+        Paragraph(f"Every number measured here is in metrics.json beside this page. Commit {numbers['commit']}."),
+    ]
+    pages = [folder / "thesis.md", folder / "thesis.html"]
+    pages[0].write_text(render_markdown(blocks), encoding="utf-8")
+    pages[1].write_text(render_html(blocks, title=TITLE, folder=folder), encoding="utf-8")
+    return [*written, *pages, *(folder / block.file for block in blocks if isinstance(block, Picture))]
+
+
+def _find_seeds(runs_dir: Path) -> list[Path]:
+    matches = [(re.fullmatch(r"seed_(\d+)", path.name), path) for path in runs_dir.glob("seed_*")]
+    found = sorted((int(match[1]), path) for match, path in matches if match)
+    if not found:
+        raise SourceError(f"{runs_dir} holds no folder seed_0; `make thesis` makes it")
+    return [path for _, path in found]
+
+
+def _read_seed(folder: Path) -> Seed:
+    return {name: {test_set: read_evaluation(folder / name / test_set) for test_set in TEST_SETS} for name in MODELS}
+
+
+def _measure(seeds: Mapping[str, Seed], num_resamples: int) -> dict[str, Any]:
+    """`models` (of the first seed), `seeds` (means of all of them) and `comparisons`."""
+    first = next(iter(seeds.values()))
+    models: dict[str, Any] = {name: {} for name in MODELS}
+    means: dict[str, Any] = {name: {} for name in MODELS}
+    for name in MODELS:
+        for test_set in TEST_SETS:
+            models[name][test_set] = {key: first[name][test_set].metrics[key] for key in KEPT}
+            means[name][test_set] = _over_seeds([seed[name][test_set].metrics for seed in seeds.values()])
+    comparisons = [
+        {"seed": seed, **_compare(records[pair[0]][COMPARED_ON], records[pair[1]][COMPARED_ON], pair, num_resamples)}
+        for pair in PAIRS
+        for seed, records in seeds.items()
+    ]
+    return {"models": models, "seeds": means, "comparisons": comparisons}
+
+
+def _over_seeds(metrics: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    means = [float(each["mean_km"]) for each in metrics]
+    spread = float(np.std(means, ddof=1)) if len(means) > 1 else None
+    return {"mean_km": means, "mean_of_mean_km": float(np.mean(means)), "standard_deviation_of_mean_km": spread}
+
+
+def _compare(
+    first: EvaluationRecord, second: EvaluationRecord, names: Sequence[str], num_resamples: int
+) -> dict[str, Any]:
+    """The paired comparison of two models, and what the thesis's repeats would have made of it."""
+    errors = [np.nan_to_num(record.columns("error_km")[:, 0], nan=LARGEST_ERROR_KM) for record in (first, second)]
+    return {
+        "models": list(names),
+        "test_set": COMPARED_ON,
+        **compare_predictions(first.folder, second.folder, num_resamples=num_resamples),
+        "as_the_thesis_tested": repeated_t_test(*errors),
+    }
+
+
+def _test_coordinates(seed: Seed) -> dict[str, NDArray[np.float64]]:
+    return {
+        label: seed["mae_full"][test_set].columns("true_latitude", "true_longitude")
+        for test_set, label in TEST_SETS.items()
+    }
+
+
+def _introduce(measured_on: str, needs_mp16: bool, published: Mapping[str, Any]) -> list[Block]:
+    blocks: list[Block] = [
+        Heading(TITLE, level=1),
+        Paragraph(
+            f"The published rows are from {published['thesis']['source']}, and for PlaNet from "
+            f"{published['planet']['source']}. Ours are measured on {measured_on}; the random guess and the constants "
+            "need no photos and are measured on the real coordinates of MP-16 and of the test sets."
+        ),
+        Paragraph(
+            "Each cell has the number of distinct photos behind it, n, and a 95 % interval: of what is measured here "
+            "by the bootstrap clustered by author; of a published share Wilson's, as if photos were independent; of a "
+            "published mean none can be given. After ± the standard deviation over runs of a random guess. The "
+            "thesis's models saw 64 of the 237 and 384 of the 2,997 photos, most of them several times."
+        ),
+    ]
+    if needs_mp16:
+        text = "Numbers of a stand-in say nothing about photos: they tell methods that learn from methods that do not."
+        blocks.append(Paragraph(text, is_warning=True))
+    return blocks
+
+
+def _describe_seeds(seeds: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> list[Block]:
+    """One line a model: the mean error of each seed, and their mean and standard deviation."""
+    rows = [
+        [
+            MODELS[name],
+            *(
+                text
+                for numbers in test_sets.values()
+                for text in (
+                    ", ".join(f"{mean:,.0f}" for mean in numbers["mean_km"]),
+                    f"{numbers['mean_of_mean_km']:,.0f}" + _spread(numbers["standard_deviation_of_mean_km"]),
+                )
+            ),
+        ]
+        for name, test_sets in seeds.items()
+    ]
+    header = ["", *(text for label in TEST_SETS.values() for text in (f"{label}, km, by seed", f"{label}, mean, km"))]
+    return [Heading("Over seeds"), Table(header, rows, "Mean errors of the same run from several seeds.")]
+
+
+def _spread(deviation: float | None) -> str:
+    return "" if deviation is None else f" ± {deviation:,.0f}"
+
+
+def _describe_comparisons(comparisons: Sequence[Mapping[str, Any]], published: Mapping[str, Any]) -> list[Block]:
+    """The thesis's t-test done right, and beside it what its repeats claim."""
+    claims = comparisons[0]["as_the_thesis_tested"]
+    text = (
+        f"The thesis compared its ViT and its MAE by a paired t-test: t = {published['t']}, p = {published['p']:.2g}. "
+        f"Its loader had shown {claims['num_photos']} distinct photos in {claims['num_rows']:,} rows, and a t-test "
+        "counts rows. The last column is that mistake, made again on our errors; the column before it has the same "
+        "photos once each. Even on all photos the t-test takes them for independent, which photos of one author are "
+        "not: the interval and its p, from the bootstrap clustered by author, are the ones to believe. They are about "
+        "two checkpoints; that a sign holds for every seed is what speaks about the methods."
+    )
+    tests = ("t, all photos", f"t, {claims['num_photos']} photos", f"t, {claims['num_rows']:,} rows")
+    header = [f"first minus second, {TEST_SETS[COMPARED_ON]}", "seed", "mean, km", "p, bootstrap", *tests]
+    return [
+        Heading("The paired test, done right"),
+        Paragraph(text),
+        Table(header, [_comparison_row(each) for each in comparisons]),
+    ]
+
+
+def _comparison_row(comparison: Mapping[str, Any]) -> list[str | Cell]:
+    low, high = comparison["intervals_95"]["mean_km"]
+    claims = comparison["as_the_thesis_tested"]
+    part = comparison["models"][0].rpartition("_")[2]
+    return [
+        " – ".join(MODELS[name].partition(",")[0] for name in comparison["models"]) + f", {part} set",
+        comparison["seed"].removeprefix("seed_"),
+        Cell(f"{comparison['difference']['mean_km']:+,.0f}", f"[{low:+,.0f}, {high:+,.0f}]"),
+        f"{comparison['bootstrap']['p']:.2g}",
+        *(
+            Cell(f"{test['t']:+.2f}", f"p {test['p']:.2g}")
+            for test in (comparison["paired_t_test"], claims["without"], claims["with_repeats"])
+        ),
+    ]

@@ -1,0 +1,171 @@
+"""The thesis's tables and figures: published numbers beside measured ones, each with its n and its interval."""
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+pytest.importorskip("cartopy")
+
+from geomae.errors import SourceError
+from geomae.evaluation import (
+    Predictions,
+    TestSet,
+    describe_run,
+    describe_test_set,
+    judge_baselines,
+    judge_predictions,
+    write_evaluation,
+)
+from geomae.geography import draw_uniform
+from geomae.reporting.__main__ import main
+from geomae.reporting.page import Cell
+from geomae.reporting.plots import reconstruction_grid, save_figure
+from geomae.reporting.thesis_tables import MODELS, TEST_SETS, read_published, thesis_tables
+
+ROOT = Path(__file__).resolve().parent.parent
+PUBLISHED = ROOT / "results" / "published.yaml"
+NUM_PHOTOS = {"im2gps": 70, "im2gps3k": 100}
+
+
+def make_test_set(name):
+    truth = draw_uniform(NUM_PHOTOS[name], np.random.default_rng(len(name)))
+    ids = [f"{name}-{number}.jpg" for number in range(len(truth))]
+    return TestSet("data", ids, truth, [f"author {number % 20}" for number in range(len(truth))], f"test_{name}")
+
+
+def make_training(folder, *, with_pictures=False):
+    history = [{"step": 10 * n, "epoch": 0.5 * n, "loss": 9.0 / n, "eval_loss": 10.0 / n} for n in (1, 2, 3)]
+    folder.mkdir(parents=True)
+    (folder / "trainer_state.json").write_text(json.dumps({"log_history": history}))
+    (folder / "run.json").write_text(json.dumps({"command": f"run {folder.name}"}))
+    if with_pictures:
+        photos = np.zeros((2, 3, 8, 8), np.uint8)
+        save_figure(reconstruction_grid(photos, photos, photos), folder / "pictures/reconstruction_step_000030.png")
+
+
+def make_evaluation(folder, name, seed):
+    test_set = make_test_set(name)
+    answers = draw_uniform(len(test_set.ids), np.random.default_rng(seed))
+    metrics, table = judge_predictions(Predictions(test_set.ids, answers), test_set, num_resamples=100)
+    metrics |= {"test_set": describe_test_set(test_set), **describe_run(["run_evaluate_geo.py"])}
+    write_evaluation(folder, metrics, predictions=table)
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """What `make thesis` leaves behind, for two seeds, and the baselines."""
+    folder = tmp_path_factory.mktemp("thesis")
+    for seed in (0, 1):
+        runs = folder / "runs" / f"seed_{seed}"
+        for name in ("pretrain_full", "pretrain_half"):
+            make_training(runs / name, with_pictures=True)
+        for number, name in enumerate(MODELS):
+            make_training(runs / name)
+            for test_set in TEST_SETS:
+                make_evaluation(runs / name / test_set, test_set, 10 * seed + number)
+    for name in TEST_SETS:
+        training = draw_uniform(200, np.random.default_rng(7))
+        results, _ = judge_baselines(make_test_set(name), training, num_repeats=2, num_resamples=100)
+        write_evaluation(folder / "baselines" / name, {"baselines": results})
+    (folder / "train.csv").write_text("id,latitude,longitude\n" + "".join(f"{n},{n % 80},{n}\n" for n in range(100)))
+    return folder
+
+
+def thesis(folders, output_dir, *words):
+    options = {
+        "train_coordinates": TRAIN,
+        "measured_on": "a toy",
+        "baselines": folders / "baselines",
+        "published": PUBLISHED,
+        "output_dir": output_dir,
+    }
+    given = [str(word) for name, value in options.items() for word in (f"--{name}", value)]
+    return main(["thesis", str(folders / "runs"), *given, *words])
+
+
+def test_pages_have_five_tables_the_paired_test_and_every_figure(folders, tmp_path):
+    assert thesis(folders, tmp_path / "out", "--stand_in") == 0
+    written = {path.name for path in (tmp_path / "out").iterdir()}
+    figures = {"figure_1_1_training_coordinates", "figure_1_2_im2gps", "figure_1_2_im2gps3k", "figure_4_2_clusters"}
+    figures |= {"figure_5_1_pretraining_loss", "figure_5_2_reconstructions"}
+    figures |= {"figure_5_3_full_set_loss", "figure_5_4_half_set_loss"}
+    assert written == {"metrics.json", "thesis.md", "thesis.html"} | {f"{name}.png" for name in figures}
+    markdown = (tmp_path / "out" / "thesis.md").read_text()
+    for number in range(1, 6):
+        assert f"Table 5.{number}:" in markdown
+    assert "needs MP-16: make thesis ON=mp16" in markdown
+    assert "stand-in say nothing about photos" in markdown
+    assert "t, 64 photos | t, 128 rows" in markdown
+
+
+def test_on_mp16_no_row_waits_for_mp16(folders, tmp_path):
+    thesis(folders, tmp_path / "out")
+    markdown = (tmp_path / "out" / "thesis.md").read_text()
+    assert "needs MP-16" not in markdown
+    assert "stand-in say nothing" not in markdown
+
+
+def test_recorded_numbers_are_those_of_the_evaluations(folders, tmp_path):
+    thesis(folders, tmp_path / "out", "--stand_in")
+    numbers = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    judged = json.loads((folders / "runs/seed_0/vit_half/im2gps3k/metrics.json").read_text())
+    second = json.loads((folders / "runs/seed_1/vit_half/im2gps3k/metrics.json").read_text())
+    kept = numbers["models"]["vit_half"]["im2gps3k"]
+    assert {key: judged[key] for key in kept} == kept
+    over_seeds = numbers["seeds"]["vit_half"]["im2gps3k"]
+    assert over_seeds["mean_km"] == [judged["mean_km"], second["mean_km"]]
+    deviation = abs(judged["mean_km"] - second["mean_km"]) / math.sqrt(2.0)  # of two values, n - 1
+    assert over_seeds["standard_deviation_of_mean_km"] == pytest.approx(deviation)
+    compared = [(each["models"][0], each["seed"]) for each in numbers["comparisons"]]
+    assert len(compared) == len(set(compared)) == 8
+    first = next(each for each in numbers["comparisons"] if each["models"] == ["vit_half", "mae_half"])
+    other = json.loads((folders / "runs/seed_0/mae_half/im2gps3k/metrics.json").read_text())
+    assert first["difference"]["mean_km"] == pytest.approx(judged["mean_km"] - other["mean_km"])
+    assert (first["as_the_thesis_tested"]["num_photos"], first["as_the_thesis_tested"]["num_rows"]) == (64, 128)
+
+
+def test_every_cell_has_an_interval_or_says_why_not_and_its_n(folders, tmp_path):
+    thesis(folders, tmp_path / "out", "--stand_in")
+    models = json.loads((tmp_path / "out" / "metrics.json").read_text())["models"]
+    baselines = {
+        name: json.loads((folders / "baselines" / name / "metrics.json").read_text())["baselines"] for name in TEST_SETS
+    }
+    tables = thesis_tables(read_published(PUBLISHED), models, baselines, measured_on="a toy", needs_mp16=True)
+    cells = [cell for table in tables for row in table.rows for cell in row if isinstance(cell, Cell)]
+    assert len(cells) > 100
+    for cell in cells:
+        if cell.text == "–":
+            assert cell.note in ("unmeasured", "not published")
+        else:
+            beside, n = cell.note.split(", n ")
+            assert int(n.replace(",", "")) in (64, 384, 237, 2997, *NUM_PHOTOS.values())
+            assert beside == "no interval" or beside[0] in "[±"
+    without = [cell.text for cell in cells if cell.note.startswith("no interval")]
+    means = [9017.88, 8975.40, 5669.71, 5451.12, 5651.33, 5215.02, 5582.45, 5277.12]
+    assert without == [f"{mean:,.0f}" for mean in means]  # published means, and nothing else
+
+
+def test_published_shares_are_the_thesiss_and_their_intervals_wilsons():
+    published = read_published(PUBLISHED)
+    vit = published["thesis"]["rows"]["vit_full"]["im2gps"]
+    share, n, z = 3 / 64, 64, 1.959963984540054  # 4.7 % of 64 photos
+    centre = (share + z**2 / (2 * n)) / (1 + z**2 / n)
+    half = z * math.sqrt(share * (1 - share) / n + z**2 / (4 * n**2)) / (1 + z**2 / n)
+    assert vit["intervals_95"]["accuracy_within_km"]["200"] == pytest.approx([centre - half, centre + half])
+    for name in MODELS:  # every share on Im2GPS is a number of photos out of 64, to the digit that was printed
+        for printed in published["thesis"]["rows"][name]["im2gps"]["accuracy_within_km"].values():
+            assert min(abs(printed - count / 64) for count in range(65)) < 0.0012
+    assert published["thesis"]["t_test"]["t"] == -4.386
+
+
+def test_missing_runs_and_tables_are_named(folders, tmp_path):
+    with pytest.raises(SourceError, match="holds no folder seed_0; `make thesis` makes it"):
+        thesis(tmp_path, tmp_path / "out")
+    bad = tmp_path / "published.yaml"
+    bad.write_text(yaml.safe_dump({"thesis": {"rows": {"vit_full": {"im2gps": {"num_photos": 64}}}}}))
+    with pytest.raises(SourceError, match=r"accuracy_within_km.*give --published results/published.yaml"):
+        read_published(bad)
