@@ -1,13 +1,15 @@
-"""`python -m geomae.reporting report | fill`: a page about runs and evaluations; numbers into Markdown files.
+"""`python -m geomae.reporting report | compare | fill`: pages about runs and evaluations; numbers into Markdown files.
 
 python -m geomae.reporting report --pretrain_run outputs/pretrain --finetune_run outputs/finetune \
     --evaluation outputs/evaluate --output_dir report
+python -m geomae.reporting compare outputs/finetune scratch=outputs/finetune_scratch --output_dir outputs/compare
 python -m geomae.reporting fill README.md [--check]
 """
 
 import argparse
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 from geomae.errors import GeoMAEError
 
@@ -31,8 +33,23 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--tables", default="results/tables.yaml", help="what each NAME shows (default: results/tables.yaml)"
     )
     fill.add_argument("--check", action="store_true", help="change nothing; exit with 1 where a file is stale")
+    _add_compare(commands)
     arguments = parser.parse_args(argv)
-    return _report(arguments) if arguments.command == "report" else _fill(arguments)
+    return {"report": _report, "compare": _compare, "fill": _fill}[arguments.command](arguments)
+
+
+def _add_compare(commands: Any) -> None:
+    compare = commands.add_parser("compare", help="write compare.md, compare.html and their figures about several runs")
+    compare.add_argument(
+        "runs",
+        nargs="+",
+        metavar="RUN",
+        help="PATH or NAME=PATH: a training with the evaluations inside and beside it, or an evaluation",
+    )
+    compare.add_argument("--reference", help="NAME of the run that the others are tested against (default: the first)")
+    compare.add_argument("--num_resamples", type=int, default=10_000, help="of the paired bootstrap (default: 10000)")
+    compare.add_argument("--title", default="Comparison of runs")
+    compare.add_argument("--output_dir", required=True, help="folder of the pages; it is created")
 
 
 def _report(arguments: argparse.Namespace) -> int:
@@ -49,6 +66,20 @@ def _report(arguments: argparse.Namespace) -> int:
         finetune_runs=arguments.finetune_run,
         evaluations=arguments.evaluation,
         training_deg=training_deg,
+        title=arguments.title,
+    )
+    print("\n".join(f"wrote {path}" for path in written))
+    return 0
+
+
+def _compare(arguments: argparse.Namespace) -> int:
+    from geomae.reporting.comparison import read_runs, write_comparison  # matplotlib and cartopy
+
+    written = write_comparison(
+        arguments.output_dir,
+        read_runs(arguments.runs),
+        reference=arguments.reference,
+        num_resamples=arguments.num_resamples,
         title=arguments.title,
     )
     print("\n".join(f"wrote {path}" for path in written))
