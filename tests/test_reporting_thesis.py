@@ -75,16 +75,16 @@ def folders(tmp_path_factory):
     return folder
 
 
-def thesis(folders, output_dir, *words):
+def thesis(folders, output_dir, *words, runs=None):
     options = {
-        "train_coordinates": TRAIN,
+        "train_coordinates": folders / "train.csv",
         "measured_on": "a toy",
         "baselines": folders / "baselines",
         "published": PUBLISHED,
         "output_dir": output_dir,
     }
     given = [str(word) for name, value in options.items() for word in (f"--{name}", value)]
-    return main(["thesis", str(folders / "runs"), *given, *words])
+    return main(["thesis", str(runs or folders / "runs"), *given, *words])
 
 
 def test_pages_have_five_tables_the_paired_test_and_every_figure(folders, tmp_path):
@@ -164,7 +164,7 @@ def test_published_shares_are_the_thesiss_and_their_intervals_wilsons():
 
 def test_missing_runs_and_tables_are_named(folders, tmp_path):
     with pytest.raises(SourceError, match="holds no folder seed_0; `make thesis` makes it"):
-        thesis(tmp_path, tmp_path / "out")
+        thesis(folders, tmp_path / "out", runs=tmp_path)
     bad = tmp_path / "published.yaml"
     bad.write_text(yaml.safe_dump({"thesis": {"rows": {"vit_full": {"im2gps": {"num_photos": 64}}}}}))
     with pytest.raises(SourceError, match=r"accuracy_within_km.*give --published results/published.yaml"):

@@ -77,7 +77,8 @@ def test_a_file_of_predictions_is_judged_without_a_model(tmp_path, test_set, cap
     assert metrics["test_set"]["name"] == "set.csv"
     assert set(metrics["baselines"]) >= {"geometric_median", "random_guess", "uniform_on_sphere"}
     assert {"versions", "commit", "command", "checkpoint", "missing", "intervals_95", "quantiles_km"} <= metrics.keys()
-    assert table.column_names == ["id", "latitude", "longitude", "error_km", "true_latitude", "true_longitude"]
+    names = ["id", "latitude", "longitude", "error_km", "true_latitude", "true_longitude", "author"]
+    assert table.column_names == names
     assert table["id"].to_pylist() == PHOTO_NAMES
     printed = capsys.readouterr().out
     assert "geometric_median" in printed

@@ -6,8 +6,10 @@
 from geomae.evaluation.arguments import EvaluationArguments
 from geomae.evaluation.baselines import BASELINES, judge_baselines
 from geomae.evaluation.bootstrap import bootstrap_intervals
+from geomae.evaluation.comparison import compare_errors, holm_adjusted
 from geomae.evaluation.judge import judge_errors, judge_predictions, match_predictions
 from geomae.evaluation.metrics import THRESHOLDS_KM, compute_metrics, geoscores, summarise_errors
+from geomae.evaluation.paired_predictions import compare_predictions, describe_difference, format_comparison
 from geomae.evaluation.records import (
     describe_run,
     describe_test_set,
@@ -26,13 +28,18 @@ __all__ = [
     "Predictions",
     "TestSet",
     "best_constant",
+    "compare_errors",
     "bootstrap_intervals",
+    "compare_predictions",
     "compute_metrics",
+    "describe_difference",
     "describe_run",
     "describe_test_set",
+    "format_comparison",
     "format_summary",
     "format_table",
     "geoscores",
+    "holm_adjusted",
     "judge_baselines",
     "judge_errors",
     "judge_predictions",

@@ -1,18 +1,25 @@
-"""`python -m geomae.evaluation baselines | show`: judge answers that never saw a photo; print what was judged.
+"""`python -m geomae.evaluation baselines | show | compare`: judge what saw no photo; print or compare what was judged.
 
 python -m geomae.evaluation baselines --test_set im2gps3k_places365.csv --train_coordinates mp16_coordinates_100k.csv \
     --output_dir results/baselines/im2gps3k
 python -m geomae.evaluation show outputs/demo/evaluate
+python -m geomae.evaluation compare outputs/a/im2gps3k outputs/b/im2gps3k
+python -m geomae.evaluation compare a.csv b.csv --test_set im2gps3k_places365.csv --output_dir results/a_and_b
 """
 
 import argparse
+import json
 import sys
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 from geomae.errors import GeoMAEError
 from geomae.evaluation import (
+    compare_predictions,
     describe_run,
     describe_test_set,
+    format_comparison,
     format_summary,
     format_table,
     judge_baselines,
@@ -23,6 +30,7 @@ from geomae.evaluation import (
     shown_path,
     write_evaluation,
 )
+from geomae.files import write_whole
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -47,8 +55,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     baselines.add_argument("--seed", type=int, default=0)
     show = commands.add_parser("show", help="print the table of an evaluation that was made before")
     show.add_argument("evaluation", nargs="+", help="folders of run_evaluate_geo.py, or their metrics.json")
+    _add_compare(commands)
     arguments = parser.parse_args(argv)
-    if arguments.command == "show":
+    words = list(sys.argv[1:] if argv is None else argv)
+    if arguments.command == "compare":
+        _compare(arguments, words)
+    elif arguments.command == "show":
         for folder in arguments.evaluation:
             metrics = read_metrics(folder)
             if "mean_km" in metrics:
@@ -56,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             else:  # of `baselines`: there is no model in it
                 print(format_table(metrics["baselines"]))
     else:
-        _judge_baselines(arguments, list(sys.argv[1:] if argv is None else argv))
+        _judge_baselines(arguments, words)
 
 
 def _judge_baselines(arguments: argparse.Namespace, words: Sequence[str]) -> None:
@@ -85,6 +97,44 @@ def _judge_baselines(arguments: argparse.Namespace, words: Sequence[str]) -> Non
     print(f"{test_set.name}: {len(test_set.ids):,} photos, {len(training_deg):,} training coordinates\n")
     print(format_table(results))
     print(f"\nwrote {shown_path(written[-1])}")
+
+
+def _add_compare(commands: Any) -> None:
+    compare = commands.add_parser("compare", help="paired comparison of two evaluations or files of predictions")
+    for place in ("first", "second"):
+        compare.add_argument(place, help="folder of run_evaluate_geo.py, or CSV or parquet file of predictions")
+    compare.add_argument(
+        "--test_set", help="packed folder, CSV or parquet file: needed for files; gives authors to old folders"
+    )
+    compare.add_argument("--split", default="test", help="split of a packed folder (default: test)")
+    compare.add_argument("--swap_lat_lon", action="store_true", help="read the test set's columns the other way round")
+    compare.add_argument("--output_dir", help="folder for comparison.json; without it, the table is only printed")
+    compare.add_argument("--num_resamples", type=int, default=10_000, help="of the bootstrap (default: 10000)")
+    compare.add_argument("--seed", type=int, default=0)
+
+
+def _compare(arguments: argparse.Namespace, words: Sequence[str]) -> None:
+    """Compare two files of predictions, print the table, and write it where a folder is given."""
+    if arguments.output_dir:
+        refuse_unwritable(arguments.output_dir)
+    test_set = None
+    if arguments.test_set:
+        test_set = read_test_set(arguments.test_set, split=arguments.split, swap_lat_lon=arguments.swap_lat_lon)
+    comparison = compare_predictions(
+        arguments.first,
+        arguments.second,
+        test_set,
+        num_resamples=arguments.num_resamples,
+        seed=arguments.seed,
+    )
+    names = [shown_path(path) for path in (arguments.first, arguments.second)]
+    print(format_comparison(comparison, *names))
+    if arguments.output_dir:
+        folder = Path(arguments.output_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        described = {"names": names, **comparison, **describe_run(["-m", "geomae.evaluation", *words])}
+        write_whole(folder / "comparison.json", json.dumps(described, indent=2, allow_nan=False) + "\n")
+        print(f"\nwrote {folder / 'comparison.json'}")
 
 
 if __name__ == "__main__":

@@ -62,8 +62,8 @@ def judge_predictions(
 
     Returns:
         The metrics of `judge_errors` with `num_missing`, `missing` and, if any is missing, `answered`; and a table
-        `id, latitude, longitude, error_km, true_latitude, true_longitude` in the test set's order, where an
-        unanswered photo has nulls.
+        `id, latitude, longitude, error_km, true_latitude, true_longitude`, and `author` where the test set has
+        authors, in the test set's order, where an unanswered photo has nulls.
 
     Raises:
         PredictionError: as `match_predictions`.
@@ -87,6 +87,8 @@ def judge_predictions(
             "true_longitude": test_set.coordinates_deg[:, 1],
         }
     )
+    if test_set.authors is not None:
+        table = table.append_column("author", pa.array(test_set.authors, pa.string()))
     return metrics, table
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-__all__ = ["CONSTANTS", "best_constant", "format_summary", "format_table"]
+__all__ = ["CONSTANTS", "align_columns", "best_constant", "format_summary", "format_table"]
 
 CONSTANTS = ("geometric_median", "densest_200km")
 
@@ -62,7 +62,7 @@ def format_table(rows: dict[str, dict[str, Any]]) -> str:
         shares = [f"{metrics['accuracy_within_km'][radius]:.1%}" for radius in thresholds]
         numbers = [f"{metrics['mean_km']:,.0f}", _uncertainty(metrics), f"{metrics['median_km']:,.0f}"]
         cells.append([label, *numbers, *shares, f"{metrics['geoscore']:,.0f}"])
-    return "\n".join(_align(cells))
+    return "\n".join(align_columns(cells))
 
 
 def _uncertainty(metrics: dict[str, Any]) -> str:
@@ -74,7 +74,8 @@ def _uncertainty(metrics: dict[str, Any]) -> str:
     return f"± {metrics['spread']['mean_km']:,.0f}" if "spread" in metrics else ""
 
 
-def _align(cells: Sequence[Sequence[str]]) -> list[str]:
+def align_columns(cells: Sequence[Sequence[str]]) -> list[str]:
+    """Rows of text as lines: the first column aligned left, the others right, a rule below the first row."""
     widths = [max(len(row[column]) for row in cells) for column in range(len(cells[0]))]
     lines = []
     for row in cells:

@@ -3,4 +3,4 @@
 Figures need the extra `geomae[report]` (matplotlib, cartopy); `geomae.reporting.readme` does not.
 """
 
-__all__ = ["maps", "page", "plots", "readme", "records", "report", "results_section"]
+__all__ = ["comparison", "maps", "page", "plots", "readme", "records", "report", "results_section"]

@@ -1,13 +1,15 @@
-"""`python -m geomae.reporting report | fill`: a page about runs and evaluations; numbers into Markdown files.
+"""`python -m geomae.reporting report | compare | thesis | fill`: pages about runs; numbers into Markdown files.
 
 python -m geomae.reporting report --pretrain_run outputs/pretrain --finetune_run outputs/finetune \
     --evaluation outputs/evaluate --output_dir report
+python -m geomae.reporting compare outputs/a outputs/b --output_dir report
 python -m geomae.reporting fill README.md [--check]
 """
 
 import argparse
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 from geomae.errors import GeoMAEError
 
@@ -17,7 +19,14 @@ __all__ = ["main"]
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one of the commands; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m geomae.reporting", description=__doc__.splitlines()[0])
-    commands = parser.add_subparsers(dest="command", required=True)
+    commands = parser.add_subparsers(required=True)
+    for add in (_add_report, _add_compare, _add_thesis, _add_fill):
+        add(commands)
+    arguments = parser.parse_args(argv)
+    return int(arguments.run(arguments))
+
+
+def _add_report(commands: Any) -> None:
     report = commands.add_parser("report", help="write report.md, report.html and their figures")
     for name, script in {"pretrain": "run_pretrain_mae.py", "finetune": "run_finetune_geo.py"}.items():
         report.add_argument(f"--{name}_run", nargs="+", action="extend", default=[], help=f"folders of {script}")
@@ -25,24 +34,44 @@ def main(argv: Sequence[str] | None = None) -> int:
     report.add_argument("--train_coordinates", help="packed folder or file with latitude and longitude, for their map")
     report.add_argument("--title", default="GeoMAE report")
     report.add_argument("--output_dir", required=True, help="folder of the report; it is created")
+    report.set_defaults(run=_report)
+
+
+def _add_compare(commands: Any) -> None:
+    compare = commands.add_parser("compare", help="write compare.md, compare.html and their figures about several runs")
+    compare.add_argument(
+        "runs",
+        nargs="+",
+        metavar="RUN",
+        help="PATH or NAME=PATH: a training with the evaluations inside and beside it, or an evaluation",
+    )
+    compare.add_argument("--reference", help="NAME of the run that the others are tested against (default: the first)")
+    compare.add_argument("--num_resamples", type=int, default=10_000, help="of the paired bootstrap (default: 10000)")
+    compare.add_argument("--title", default="Comparison of runs")
+    compare.add_argument("--output_dir", required=True, help="folder of the pages; it is created")
+    compare.set_defaults(run=_compare)
+
+
+def _add_thesis(commands: Any) -> None:
     thesis = commands.add_parser("thesis", help="the thesis's tables and figures beside ours; `make thesis` calls it")
     thesis.add_argument("runs", help="folder of seed_0/..., as `make thesis` makes it")
     thesis.add_argument("--train_coordinates", required=True, help="packed folder or file with latitude and longitude")
     thesis.add_argument("--measured_on", required=True, help="what the runs were trained and tested on, in a few words")
     thesis.add_argument("--stand_in", action="store_true", help="that is no photos: say what still needs MP-16")
     thesis.add_argument("--baselines", default="results/baselines", help="folder of baselines (default: %(default)s)")
-    thesis.add_argument(
-        "--published", default="results/published.yaml", help="published numbers (default: %(default)s)"
-    )
+    thesis.add_argument("--published", default="results/published.yaml", help="by others (default: %(default)s)")
     thesis.add_argument("--output_dir", required=True, help="folder of the pages; it is created")
+    thesis.set_defaults(run=_thesis)
+
+
+def _add_fill(commands: Any) -> None:
     fill = commands.add_parser("fill", help="fill the results between markers of Markdown files")
     fill.add_argument("files", nargs="+", help="Markdown files with <!-- results:NAME --> markers")
     fill.add_argument(
         "--tables", default="results/tables.yaml", help="what each NAME shows (default: results/tables.yaml)"
     )
     fill.add_argument("--check", action="store_true", help="change nothing; exit with 1 where a file is stale")
-    arguments = parser.parse_args(argv)
-    return {"report": _report, "thesis": _thesis, "fill": _fill}[arguments.command](arguments)
+    fill.set_defaults(run=_fill)
 
 
 def _report(arguments: argparse.Namespace) -> int:
@@ -65,9 +94,23 @@ def _report(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _compare(arguments: argparse.Namespace) -> int:
+    from geomae.reporting.comparison import read_runs, write_comparison  # matplotlib and cartopy
+
+    written = write_comparison(
+        arguments.output_dir,
+        read_runs(arguments.runs),
+        reference=arguments.reference,
+        num_resamples=arguments.num_resamples,
+        title=arguments.title,
+    )
+    print("\n".join(f"wrote {path}" for path in written))
+    return 0
+
+
 def _thesis(arguments: argparse.Namespace) -> int:
     from geomae.evaluation import read_training_coordinates
-    from geomae.reporting.thesis import write_thesis
+    from geomae.reporting.thesis import write_thesis  # matplotlib and cartopy
 
     written = write_thesis(
         arguments.runs,
@@ -77,7 +120,7 @@ def _thesis(arguments: argparse.Namespace) -> int:
         needs_mp16=arguments.stand_in,
         baselines_dir=arguments.baselines,
         published_file=arguments.published,
-        argv=sys.argv,
+        argv=["-m", "geomae.reporting", *sys.argv[1:]],
     )
     print("\n".join(f"wrote {path}" for path in written))
     return 0

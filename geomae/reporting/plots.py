@@ -27,6 +27,7 @@ BASELINE_COLOURS = ("#222222", "#666666", "#8c8c8c", "#b0b0b0")
 BASELINE_DASHES = ((0, (6, 2)), (0, (2, 2)), (0, (6, 2, 1, 2)), (0, (1, 1)))
 AXES = {"step": "optimiser step", "epoch": "epoch"}
 MAX_PHOTOS_IN_GRID = 12
+MAX_LINES_INSIDE = 7  # a longer legend covers the curves
 DOTS_PER_INCH = 130
 
 STYLE: dict[Any, Any] = {
@@ -127,19 +128,19 @@ def loss_curves(
     with style():
         figure = Figure(figsize=(8.2, 4.4), layout="constrained")
         axes = figure.add_subplot()
-        for (run, history), colour in zip(histories.items(), _cycle(COLOURS, len(histories)), strict=True):
+        for rank, (run, history) in enumerate(histories.items()):
             for number, (key, name) in enumerate(metrics.items()):
                 points = [(entry[along], entry[key]) for entry in history if key in entry]
                 if not points:
                     continue
                 steps, values = np.array(points, dtype=np.float64).T
-                label = name if len(histories) == 1 else f"{run}: {name}"
+                label = name if len(histories) == 1 else run if len(metrics) == 1 else f"{run}: {name}"
                 is_evaluation = key.startswith("eval_")
                 axes.plot(
                     steps,
                     values,
-                    color=colour if len(histories) > 1 else COLOURS[number % len(COLOURS)],
-                    linestyle="-" if number == 0 else BASELINE_DASHES[(number - 1) % len(BASELINE_DASHES)],
+                    color=_colour(rank if len(histories) > 1 else number),
+                    linestyle=_dashes(number + rank // len(COLOURS)),
                     marker="o" if is_evaluation or len(points) == 1 else None,
                     markersize=4,
                     label=f"{label} ({values[-1]:,.4g} at the end)",
@@ -151,7 +152,7 @@ def loss_curves(
             axes.yaxis.set_minor_formatter(matplotlib.ticker.FuncFormatter(_plain_number))
         axes.yaxis.set_major_formatter(matplotlib.ticker.FuncFormatter(_plain_number))
         if axes.lines:
-            axes.legend(loc="best")
+            _place_legend(figure, axes, inside="best")
     return figure
 
 
@@ -178,8 +179,9 @@ def error_cdf(
             dashes = BASELINE_DASHES[number % len(BASELINE_DASHES)]
             colour = BASELINE_COLOURS[number % len(BASELINE_COLOURS)]
             _draw_cdf(axes, errors, name, color=colour, linestyle=dashes, linewidth=1.5)
-        for (name, errors), colour in zip(models.items(), _cycle(COLOURS, len(models)), strict=True):
-            _draw_cdf(axes, errors, name, color=colour, linewidth=2.4)
+        for rank, (name, errors) in enumerate(models.items()):
+            dashes = _dashes(rank // len(COLOURS))
+            _draw_cdf(axes, errors, name, color=_colour(rank), linestyle=dashes, linewidth=2.4)
         axes.set_xscale("log")
         axes.set(xlim=(1, LARGEST_ERROR_KM), ylim=(0, 100), title=title)
         axes.set(xlabel="great-circle error, km (logarithmic)", ylabel="share of photos within the error, %")
@@ -187,7 +189,7 @@ def error_cdf(
         axes.set_xticks(ticks, [f"{tick:,.0f}" for tick in ticks])
         axes.xaxis.set_minor_locator(matplotlib.ticker.NullLocator())
         axes.grid(visible=False, axis="x")
-        axes.legend(loc="upper left", title="median error")
+        _place_legend(figure, axes, inside="upper left", title="median error")
     return figure
 
 
@@ -198,5 +200,20 @@ def _draw_cdf(axes: Axes, errors: ArrayLike, name: str, **line: Any) -> None:
     axes.step(np.concatenate([[1e-3], error_km]), np.concatenate([[0.0], share]), where="post", label=label, **line)
 
 
-def _cycle(colours: Sequence[str], length: int) -> list[str]:
-    return [colours[number % len(colours)] for number in range(length)]
+def _place_legend(figure: Figure, axes: Axes, *, inside: Any, title: str | None = None) -> None:
+    """Inside the axes while it is short; below them, in two columns, where it would hide the curves."""
+    lines, labels = axes.get_legend_handles_labels()
+    if len(lines) <= MAX_LINES_INSIDE:
+        axes.legend(loc=inside, title=title)
+        return
+    figure.set_figheight(figure.get_figheight() + 0.27 * ((len(lines) + 1) // 2))
+    figure.legend(lines, labels, loc="outside lower left", ncols=2, title=title, alignment="left")
+
+
+def _colour(rank: int) -> str:
+    return COLOURS[rank % len(COLOURS)]
+
+
+def _dashes(number: int) -> Any:
+    """Solid for the first of one colour, then dashes."""
+    return "-" if number == 0 else BASELINE_DASHES[(number - 1) % len(BASELINE_DASHES)]

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from geomae.errors import SourceError
 from geomae.evaluation import read_metrics
+from geomae.evaluation.metrics import LARGEST_ERROR_KM
 
 __all__ = ["EvaluationRecord", "TrainingRecord", "read_evaluation", "read_training", "unique_names"]
 
@@ -47,6 +48,11 @@ class EvaluationRecord:
     def is_answered(self) -> NDArray[np.bool_]:
         """`(n,)` True where a photo has an answer."""
         return np.asarray(self.predictions["error_km"].is_valid().to_numpy())
+
+    @property
+    def error_km(self) -> NDArray[np.float64]:
+        """`(n,)` errors; a photo without an answer has the largest there is."""
+        return np.nan_to_num(self.columns("error_km")[:, 0], nan=LARGEST_ERROR_KM)
 
     def columns(self, *names: str) -> NDArray[np.float64]:
         """`(n, len(names))` float64 columns of the predictions, NaN where a photo has no answer."""

@@ -14,7 +14,7 @@ from geomae.reporting.plots import loss_curves
 from geomae.reporting.records import EvaluationRecord, TrainingRecord, read_evaluation, read_training, unique_names
 from geomae.reporting.results_section import describe_evaluations
 
-__all__ = ["write_report"]
+__all__ = ["describe_provenance", "draw_curves", "write_pages", "write_report"]
 
 Histories = dict[str, list[dict[str, Any]]]
 
@@ -59,9 +59,13 @@ def write_report(
             Heading("Training coordinates"),
             save_picture(figure, folder, "training_coordinates", "Where the training photos were taken."),
         ]
-    blocks += _describe_provenance([*pretrained.values(), *finetuned.values()], evaluated)
+    blocks += describe_provenance([*pretrained.values(), *finetuned.values()], evaluated)
+    return write_pages(blocks, folder, "report", title=title)
 
-    pages = [folder / "report.md", folder / "report.html"]
+
+def write_pages(blocks: Sequence[Block], folder: Path, name: str, *, title: str) -> list[Path]:
+    """Write `<name>.md` and `<name>.html`; returns their paths, and those of the pictures that they show."""
+    pages = [folder / f"{name}.md", folder / f"{name}.html"]
     pages[0].write_text(render_markdown(blocks), encoding="utf-8")
     pages[1].write_text(render_html(blocks, title=title, folder=folder), encoding="utf-8")
     return [*pages, *(folder / block.file for block in blocks if isinstance(block, Picture))]
@@ -93,27 +97,31 @@ def _describe_finetuning(runs: dict[str, TrainingRecord], folder: Path) -> list[
     if not runs:
         return []
     histories = _histories(runs)
-    curves = {
-        "finetuning_loss": ("Loss", "loss", {"loss": "training", "eval_loss": "validation"}),
-        "finetuning_error": (
-            "Great-circle error",
-            "mean error, km",
-            {"great_circle_km": "training", "eval_mean_km": "validation"},
-        ),
-    }
+    loss = {"loss": "training", "eval_loss": "validation"}
+    error = {"great_circle_km": "training", "eval_mean_km": "validation"}
     blocks: list[Block] = [Heading("Fine-tuning")]
-    for file, (title, unit, metrics) in curves.items():
-        if any(key in entry for history in histories.values() for entry in history for key in metrics):
-            figure = loss_curves(histories, metrics, title=title, unit=unit)
-            blocks.append(save_picture(figure, folder, file, f"{title} by optimiser step."))
+    blocks += draw_curves(histories, loss, folder, "finetuning_loss", title="Loss", unit="loss")
+    blocks += draw_curves(
+        histories, error, folder, "finetuning_error", title="Great-circle error", unit="mean error, km"
+    )
     return blocks
+
+
+def draw_curves(
+    histories: Histories, metrics: dict[str, str], folder: Path, file: str, *, title: str, unit: str
+) -> list[Picture]:
+    """`loss_curves` as `<file>.png`; nothing where no run has logged any of the metrics."""
+    if not any(key in entry for history in histories.values() for entry in history for key in metrics):
+        return []
+    figure = loss_curves(histories, metrics, title=title, unit=unit)
+    return [save_picture(figure, folder, file, f"{title} by optimiser step.")]
 
 
 def _histories(runs: dict[str, TrainingRecord]) -> Histories:
     return {name: record.history for name, record in runs.items()}
 
 
-def _describe_provenance(runs: Sequence[TrainingRecord], evaluated: Sequence[EvaluationRecord]) -> list[Block]:
+def describe_provenance(runs: Sequence[TrainingRecord], evaluated: Sequence[EvaluationRecord]) -> list[Block]:
     """The commands, the commits and the versions behind the page."""
     made = [(record.folder, record.run) for record in runs if record.run]
     made += [(record.folder, record.metrics) for record in evaluated]

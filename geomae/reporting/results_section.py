@@ -4,16 +4,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from geomae.evaluation import best_constant
 from geomae.evaluation.metrics import LARGEST_ERROR_KM
 from geomae.reporting.maps import prediction_map
-from geomae.reporting.page import Block, Cell, Heading, Paragraph, Table, save_picture
+from geomae.reporting.page import Block, Cell, Heading, Paragraph, Picture, Table, save_picture
 from geomae.reporting.plots import error_cdf
 from geomae.reporting.records import EvaluationRecord, unique_names
 
-__all__ = ["describe_evaluations", "evaluation_table"]
+__all__ = ["describe_evaluations", "draw_error_cdf", "evaluation_table", "group_by_test_set", "introduce_test_set"]
 
 BASELINE_NAMES = {
     "geometric_median": "constant: geometric median",
@@ -33,34 +31,47 @@ def describe_evaluations(evaluated: Sequence[EvaluationRecord], folder: Path) ->
         evaluated: evaluations of one or more test sets.
         folder: where the figures are written.
     """
+    names = unique_names([record.folder for record in evaluated])
     blocks: list[Block] = []
-    names = dict(zip(map(id, evaluated), unique_names([record.folder for record in evaluated]), strict=True))
-    for number, digest in enumerate(
-        dict.fromkeys(record.metrics["test_set"]["ids_sha256"] for record in evaluated), start=1
-    ):
-        group = {names[id(r)]: r for r in evaluated if r.metrics["test_set"]["ids_sha256"] == digest}
-        first = next(iter(group.values())).metrics
-        test_set = first["test_set"]
-        where = test_set["name"] + (f", split {test_set['split']}" if test_set["split"] else "")
-        bootstrap = first["bootstrap"]
-        brackets = (
-            f"There are no intervals: {bootstrap['reason']};"
-            if "reason" in bootstrap
-            else f"In brackets 95 % intervals from {bootstrap['num_resamples']:,} bootstrap resamples of "
-            f"{bootstrap['num_clusters']:,} {bootstrap['clustered_by']}s;"
-        )
-        blocks += [
-            Heading(f"Results on {where}"),
-            Paragraph(
-                f"{test_set['num_photos']:,} photos, every one counted once. {brackets} "
-                "after ± the standard deviation over runs of a random answer."
-            ),
-            evaluation_table({name: record.metrics for name, record in group.items()}),
-        ]
+    for number, group in enumerate(group_by_test_set(dict(zip(names, evaluated, strict=True))), start=1):
+        blocks += introduce_test_set(group)
         for name, record in group.items():
             blocks += _judge(name, record.metrics)
-        blocks += _draw_evaluations(group, where, folder, number)
+        blocks += [draw_error_cdf(group, folder, number), *_draw_answers(group, folder, number)]
     return blocks
+
+
+def group_by_test_set(evaluated: dict[str, EvaluationRecord]) -> list[dict[str, EvaluationRecord]]:
+    """The evaluations of each test set under their names, in the order in which the sets first appear."""
+    groups: dict[str, dict[str, EvaluationRecord]] = {}
+    for name, record in evaluated.items():
+        groups.setdefault(record.metrics["test_set"]["ids_sha256"], {})[name] = record
+    return list(groups.values())
+
+
+def introduce_test_set(group: dict[str, EvaluationRecord]) -> list[Block]:
+    """What was judged on, how sure the numbers are, and the table of all that was judged there."""
+    first = next(iter(group.values())).metrics
+    bootstrap = first["bootstrap"]
+    brackets = (
+        f"There are no intervals: {bootstrap['reason']};"
+        if "reason" in bootstrap
+        else f"In brackets 95 % intervals from {bootstrap['num_resamples']:,} bootstrap resamples of "
+        f"{bootstrap['num_clusters']:,} {bootstrap['clustered_by']}s;"
+    )
+    return [
+        Heading(f"Results on {_name_test_set(group)}"),
+        Paragraph(
+            f"{first['test_set']['num_photos']:,} photos, every one counted once. {brackets} "
+            "after ± the standard deviation over runs of a random answer."
+        ),
+        evaluation_table({name: record.metrics for name, record in group.items()}),
+    ]
+
+
+def _name_test_set(group: dict[str, EvaluationRecord]) -> str:
+    test_set = next(iter(group.values())).metrics["test_set"]
+    return str(test_set["name"]) + (f", split {test_set['split']}" if test_set["split"] else "")
 
 
 def evaluation_table(models: dict[str, dict[str, Any]]) -> Table:
@@ -138,28 +149,27 @@ def _judge(name: str, metrics: dict[str, Any]) -> list[Block]:
     return blocks
 
 
-def _draw_evaluations(group: dict[str, EvaluationRecord], where: str, folder: Path, number: int) -> list[Block]:
-    """The error CDF of all models of a test set, then a map and examples for each."""
-    errors = {name: np.nan_to_num(r.columns("error_km")[:, 0], nan=LARGEST_ERROR_KM) for name, r in group.items()}
+def draw_error_cdf(group: dict[str, EvaluationRecord], folder: Path, number: int) -> Picture:
+    """The distribution of the errors of all that was judged on a test set, as `error_cdf_<number>.png`."""
+    errors = {name: record.error_km for name, record in group.items()}
     baselines = next((r.baseline_errors for r in group.values() if r.baseline_errors is not None), None)
     columns = {} if baselines is None else {name: baselines[name].to_numpy() for name in baselines.column_names}
     grey = {BASELINE_NAMES[key]: columns[key] for key in BASELINES_IN_CDF if key in columns}
     num_photos = len(next(iter(errors.values())))
-    figure = error_cdf(errors, grey, title=f"{where}: {num_photos:,} photos")
-    blocks: list[Block] = [
-        save_picture(
-            figure,
-            folder,
-            f"error_cdf_{number}",
-            "Share of photos within each error, against answers that saw no photo.",
-        )
-    ]
+    figure = error_cdf(errors, grey, title=f"{_name_test_set(group)}: {num_photos:,} photos")
+    caption = "Share of photos within each error, against answers that saw no photo."
+    return save_picture(figure, folder, f"error_cdf_{number}", caption)
+
+
+def _draw_answers(group: dict[str, EvaluationRecord], folder: Path, number: int) -> list[Block]:
+    """A map and examples for each model."""
+    blocks: list[Block] = []
     for rank, (name, record) in enumerate(group.items(), start=1):
         answered = record.is_answered
         true_deg = record.columns("true_latitude", "true_longitude")[answered]
         predicted_deg = record.columns("latitude", "longitude")[answered]
-        title = f"{name} on {where}: {int(answered.sum()):,} photos"
-        figure = prediction_map(true_deg, predicted_deg, errors[name][answered], title=title)
+        title = f"{name} on {_name_test_set(group)}: {int(answered.sum()):,} photos"
+        figure = prediction_map(true_deg, predicted_deg, record.error_km[answered], title=title)
         caption = f"{name}: truths and predictions, coloured by the error."
         blocks += [
             save_picture(figure, folder, f"prediction_map_{number}_{rank}", caption),
