@@ -4,9 +4,9 @@
 """
 
 from geomae.evaluation.arguments import EvaluationArguments
-from geomae.evaluation.baselines import BASELINES, judge_baselines
-from geomae.evaluation.bootstrap import bootstrap_intervals
-from geomae.evaluation.judge import judge_errors, judge_predictions, match_predictions
+from geomae.evaluation.baselines import describe_baselines, judge_baselines
+from geomae.evaluation.bootstrap import bootstrap_intervals, draw_cluster_counts, resampled_metrics
+from geomae.evaluation.judge import judge_errors, judge_groups, judge_predictions, match_predictions
 from geomae.evaluation.metrics import THRESHOLDS_KM, compute_metrics, geoscores, summarise_errors
 from geomae.evaluation.records import (
     describe_run,
@@ -20,7 +20,6 @@ from geomae.evaluation.summary import best_constant, format_summary, format_tabl
 from geomae.evaluation.tables import Predictions, TestSet, read_predictions, read_test_set, read_training_coordinates
 
 __all__ = [
-    "BASELINES",
     "THRESHOLDS_KM",
     "EvaluationArguments",
     "Predictions",
@@ -28,13 +27,16 @@ __all__ = [
     "best_constant",
     "bootstrap_intervals",
     "compute_metrics",
+    "describe_baselines",
     "describe_run",
     "describe_test_set",
+    "draw_cluster_counts",
     "format_summary",
     "format_table",
     "geoscores",
     "judge_baselines",
     "judge_errors",
+    "judge_groups",
     "judge_predictions",
     "match_predictions",
     "read_metrics",
@@ -42,6 +44,7 @@ __all__ = [
     "read_test_set",
     "read_training_coordinates",
     "refuse_unwritable",
+    "resampled_metrics",
     "shown_path",
     "summarise_errors",
     "write_evaluation",

@@ -17,8 +17,10 @@ Floats = NDArray[np.float64]
 RESAMPLED = ("mean_km", "median_km", "geoscore", "accuracy_within_km", "quantiles_km")
 MIN_RESAMPLES = 100  # with fewer, the ends of a 95 % interval are the extremes of the draws
 
-CHUNK_ELEMENTS = 1_000_000  # clusters x resamples counted at once: 8 MB; of 4,000,000 everything takes a tenth longer
-SLAB_ELEMENTS = 65_536  # of them drawn at once, which the second cache holds: five times faster than a whole chunk
+# Clusters x resamples counted at once, 4 MB, and drawn at once: what the caches hold. With chunks of 32 MB the numbers
+# of YFCC25600 take 1.4 times as long, and draws of a whole chunk five times.
+CHUNK_ELEMENTS = 500_000
+SLAB_ELEMENTS = 65_536
 
 
 def bootstrap_intervals(
@@ -26,6 +28,7 @@ def bootstrap_intervals(
     clusters: Sequence[object] | NDArray[Any] | None = None,
     *,
     thresholds_km: Sequence[float] = THRESHOLDS_KM,
+    quantiles: Sequence[float] = QUANTILES,
     num_resamples: int = 2000,
     confidence: float = 0.95,
     seed: int = 0,
@@ -36,6 +39,7 @@ def bootstrap_intervals(
         error_km: `(n,)` errors, finite.
         clusters: n labels, such as authors, whose photos are drawn together; every photo for itself where None.
         thresholds_km: radii in kilometres.
+        quantiles: shares of photos, from 0 to 1; the median has its interval anyway.
         num_resamples: number of resampled test sets, at least `MIN_RESAMPLES`.
         confidence: share of resamples that the interval covers.
         seed: of the resampling; equal seeds give equal intervals, in whatever order the photos are.
@@ -51,7 +55,12 @@ def bootstrap_intervals(
     Source: Efron (1979) for the percentile interval; Davison and Hinkley (1997), section 3.8, for whole clusters.
     """
     resampled = resampled_metrics(
-        error_km, clusters, thresholds_km=thresholds_km, num_resamples=num_resamples, seed=seed
+        error_km,
+        clusters,
+        thresholds_km=thresholds_km,
+        quantiles=quantiles,
+        num_resamples=num_resamples,
+        seed=seed,
     )
     if resampled is None:
         return None
@@ -71,6 +80,7 @@ def resampled_metrics(
     clusters: Sequence[object] | NDArray[Any] | None = None,
     *,
     thresholds_km: Sequence[float] = THRESHOLDS_KM,
+    quantiles: Sequence[float] = QUANTILES,
     num_resamples: int = 2000,
     seed: int = 0,
 ) -> dict[str, Any] | None:
@@ -90,24 +100,25 @@ def resampled_metrics(
         return None
     columns = [np.ones_like(sorted_km), sorted_km, geoscores(sorted_km), *(sorted_km <= km for km in thresholds_km)]
     sums = np.stack([np.bincount(membership, weights=each, minlength=num_clusters) for each in columns], axis=1)
-    quantiles = _ResampledQuantiles(sorted_km, membership, num_clusters)
+    blocks = _SortedBlocks(sorted_km, membership, num_clusters)
 
     rng = np.random.default_rng(seed)
     per_chunk = max(1, CHUNK_ELEMENTS // num_clusters)
-    averages, orders = [], []
+    shares = sorted({*quantiles, 0.5})
+    averages, quantiles_km = [], []
     for start in range(0, num_resamples, per_chunk):
         counts = draw_cluster_counts(num_clusters, min(per_chunk, num_resamples - start), rng)
         totals = counts @ sums  # (resamples, clusters) -> (resamples, columns)
         averages.append(totals[:, 1:] / totals[:, :1])
-        orders.append(quantiles(counts))
-    mean_km, geoscore, *shares = np.concatenate(averages).T
-    by_share = dict(zip(map(quantile_key, QUANTILES), np.concatenate(orders, axis=1), strict=True))
+        quantiles_km.append(blocks.quantiles(shares, counts))
+    mean_km, geoscore, *accuracies = np.concatenate(averages).T
+    by_share = dict(zip(map(quantile_key, shares), np.concatenate(quantiles_km, axis=1), strict=True))
     return {
         "mean_km": mean_km,
         "median_km": by_share[quantile_key(0.5)],
         "geoscore": geoscore,
-        "accuracy_within_km": dict(zip(map(threshold_key, thresholds_km), shares, strict=True)),
-        "quantiles_km": by_share,
+        "accuracy_within_km": dict(zip(map(threshold_key, thresholds_km), accuracies, strict=True)),
+        "quantiles_km": {quantile_key(share): by_share[quantile_key(share)] for share in quantiles},
     }
 
 
@@ -136,10 +147,10 @@ def _sort_by_error(
     return error_km[order], membership[order], len(names)
 
 
-class _ResampledQuantiles:
-    """Quantiles of repeated photos without a look at each: only at the block of sorted photos that holds one.
+class _SortedBlocks:
+    """n sorted photos in sqrt(n) blocks: quantiles of a resample look only into the blocks that hold them.
 
-    Of n sorted photos the sqrt(n) blocks are counted in every resample, by one product of matrices.
+    How many photos of each block are in every resample is one product of matrices.
     """
 
     def __init__(self, sorted_km: Floats, membership: NDArray[np.intp], num_clusters: int) -> None:
@@ -151,12 +162,12 @@ class _ResampledQuantiles:
         padding = (0, shape[0] * self.block_size - num_photos)  # behind the last photo, where no rank is
         self.sorted_km, self.membership = np.pad(sorted_km, padding), np.pad(membership, padding)
 
-    def __call__(self, counts: Floats) -> Floats:
-        """`(resamples, clusters)` counts -> `(shares of QUANTILES, resamples)` kilometres."""
+    def quantiles(self, shares: Sequence[float], counts: Floats) -> Floats:
+        """`(resamples, clusters)` counts -> `(shares, resamples)` kilometres."""
         ends = np.cumsum(self.num_in_block @ counts.T, axis=0)  # (blocks, resamples) photos up to each block's end
         last = ends[-1] - 1.0
         quantiles = []
-        for share in QUANTILES:
+        for share in shares:
             position = share * last
             lower = np.floor(position)
             below, above = (self._at(rank, counts, ends) for rank in (lower, np.minimum(lower + 1.0, last)))
