@@ -50,9 +50,9 @@ def draw_thesis_figures(
         picture = coordinate_map(coordinates_deg, title=title)
         caption = f"Figure 1.2: where the photos of {name} were taken."
         pictures.append(save_picture(picture, folder, f"figure_1_2_{name.lower()}", caption))
-    means_deg, deviations_deg = fit_clusters(training_deg, NUM_CLUSTERS, np.random.default_rng(0))
-    title = f"The random guess's {len(means_deg)} clusters of {len(training_deg):,} training coordinates"
-    picture = cluster_map(training_deg, means_deg, deviations_deg, title=title)
+    clusters = fit_clusters(training_deg, NUM_CLUSTERS, np.random.default_rng(0))
+    title = f"The random guess's {len(clusters.means_deg)} clusters of {len(training_deg):,} training coordinates"
+    picture = cluster_map(training_deg, clusters.means_deg, clusters.deviations_deg, title=title)
     caption = "Figure 4.2: k-means clusters, with the mean and one standard deviation that the random guess draws from."
     pictures.append(save_picture(picture, folder, "figure_4_2_clusters", caption))
     return [*pictures, *_draw_losses(runs, folder), *_copy_reconstructions(runs["pretrain_full"], folder)]
