@@ -43,7 +43,8 @@ def make_run(folder, losses, *, checkpoint="", pictures=(), great_circle=False):
 
 def make_evaluation(folder, num_answered=40, seed=1, test_seed=9, authors=None):
     truth = draw_uniform(40, np.random.default_rng(test_seed))
-    test_set = TestSet("set.csv", [EVIL_ID, *(f"{test_seed}-{number}.jpg" for number in range(39))], truth, authors)
+    ids = [EVIL_ID, *(f"{test_seed}-{number}.jpg" for number in range(39))]
+    test_set = TestSet("set.csv", ids, truth, authors, scenes=["urban"] * 30 + ["indoor"] * 10)
     answers = draw_uniform(40, np.random.default_rng(seed))
     metrics, table = judge_predictions(
         Predictions(test_set.ids[:num_answered], answers[:num_answered]), test_set, num_resamples=100
@@ -111,6 +112,18 @@ def test_a_test_set_of_a_single_author_is_reported_without_intervals(tmp_path):
     text = (tmp_path / "report" / "report.md").read_text()
     assert "There are no intervals: no interval can be drawn from a single author" in text
     assert "km (no interval), " in text
+
+
+def test_every_model_is_shown_by_scene_and_by_continent(tmp_path):
+    metrics = {name: make_evaluation(tmp_path / name, seed=ord(name)) for name in "ab"}
+    report(tmp_path, "--evaluation", *(tmp_path / name for name in "ab"))
+    text = (tmp_path / "report" / "report.md").read_text()
+    by_scene = text.split("By scene")[1].split("By continent")[0]
+    for name in "ab":
+        for scene, num_photos in (("urban", 30), ("indoor", 10)):
+            mean_km = metrics[name]["by"]["scene"][scene]["mean_km"]
+            assert f"| {scene}: {name} | {num_photos} | {mean_km:,.0f}" in by_scene
+    assert f"| unknown: a | {metrics['a']['by']['continent']['unknown']['num_photos']} |" in text
 
 
 def test_training_coordinates_get_their_map(tmp_path):
