@@ -7,6 +7,7 @@ from geomae.evaluation.arguments import EvaluationArguments
 from geomae.evaluation.baselines import BASELINES, judge_baselines
 from geomae.evaluation.bootstrap import bootstrap_intervals
 from geomae.evaluation.judge import judge_errors, judge_predictions, match_predictions
+from geomae.evaluation.known_test_sets import KNOWN_TEST_SETS, find_known_list
 from geomae.evaluation.metrics import THRESHOLDS_KM, compute_metrics, geoscores, summarise_errors
 from geomae.evaluation.records import (
     describe_run,
@@ -16,11 +17,20 @@ from geomae.evaluation.records import (
     shown_path,
     write_evaluation,
 )
+from geomae.evaluation.shared_photos import flickr_number, shared_photos
 from geomae.evaluation.summary import best_constant, format_summary, format_table
-from geomae.evaluation.tables import Predictions, TestSet, read_predictions, read_test_set, read_training_coordinates
+from geomae.evaluation.tables import (
+    Predictions,
+    TestSet,
+    read_predictions,
+    read_test_set,
+    read_training_coordinates,
+    read_training_ids,
+)
 
 __all__ = [
     "BASELINES",
+    "KNOWN_TEST_SETS",
     "THRESHOLDS_KM",
     "EvaluationArguments",
     "Predictions",
@@ -30,6 +40,8 @@ __all__ = [
     "compute_metrics",
     "describe_run",
     "describe_test_set",
+    "find_known_list",
+    "flickr_number",
     "format_summary",
     "format_table",
     "geoscores",
@@ -41,7 +53,9 @@ __all__ = [
     "read_predictions",
     "read_test_set",
     "read_training_coordinates",
+    "read_training_ids",
     "refuse_unwritable",
+    "shared_photos",
     "shown_path",
     "summarise_errors",
     "write_evaluation",

@@ -8,6 +8,7 @@ import numpy as np
 
 from geomae.evaluation import best_constant
 from geomae.evaluation.metrics import LARGEST_ERROR_KM
+from geomae.evaluation.summary import describe_shared_photos, with_ten_crop_rows
 from geomae.reporting.maps import prediction_map
 from geomae.reporting.page import Block, Cell, Heading, Paragraph, Table, save_picture
 from geomae.reporting.plots import error_cdf
@@ -57,6 +58,10 @@ def describe_evaluations(evaluated: Sequence[EvaluationRecord], folder: Path) ->
             ),
             evaluation_table({name: record.metrics for name, record in group.items()}),
         ]
+        shared = dict.fromkeys(
+            s for record in group.values() for s in describe_shared_photos(record.metrics["test_set"])
+        )
+        blocks += [Paragraph(sentence, is_warning=sentence.startswith("ATTENTION")) for sentence in shared]
         for name, record in group.items():
             blocks += _judge(name, record.metrics)
         blocks += _draw_evaluations(group, where, folder, number)
@@ -64,13 +69,16 @@ def describe_evaluations(evaluated: Sequence[EvaluationRecord], folder: Path) ->
 
 
 def evaluation_table(models: dict[str, dict[str, Any]]) -> Table:
-    """Models above the baselines of the same test set; the best of each column is marked.
+    """Models, each with its row from ten crops, above the baselines of the test set; the best of a column is marked.
 
     Args:
         models: name -> content of its `metrics.json`.
     """
     baselines = max((metrics.get("baselines", {}) for metrics in models.values()), key=len)
-    rows = {**models, **{BASELINE_NAMES.get(name, name): metrics for name, metrics in baselines.items()}}
+    rows = {
+        **with_ten_crop_rows(models),
+        **{BASELINE_NAMES.get(name, name): metrics for name, metrics in baselines.items()},
+    }
     radii = list(next(iter(rows.values()))["accuracy_within_km"])
     header = ["", "mean, km", "median, km", *(f"≤ {radius} km, %" for radius in radii), "GeoScore"]
     keys = [("mean_km",), ("median_km",), *(("accuracy_within_km", radius) for radius in radii), ("geoscore",)]
