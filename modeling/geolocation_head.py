@@ -125,7 +125,9 @@ class TanhHead(GeolocationHead):
 
     def to_points(self, outputs: Tensor) -> Tensor:
         """Squash the two outputs into degrees, then into unit vectors."""
-        return to_unit_vectors(torch.tanh(outputs) * outputs.new_tensor((90.0, 180.0)))
+        latitude, longitude = torch.tanh(outputs).unbind(-1)
+        # not times a tensor of both: to make one on a GPU waits for everything that the GPU has yet to do
+        return to_unit_vectors(torch.stack((90.0 * latitude, 180.0 * longitude), dim=-1))
 
 
 class SphereHead(GeolocationHead):
