@@ -59,7 +59,7 @@ def test_memory_is_judged_from_the_second_epoch_on(report: Any) -> None:
 
 
 def test_evaluation_speed_compares_an_evaluation_with_its_model(tmp_path: Path) -> None:
-    command = [sys.executable, "benchmarks/evaluation_speed.py", "--only", "small", "--photos", "40", "--rounds", "1"]
+    command = [sys.executable, "benchmarks/evaluation_speed.py", "--only", "small", "--photos", "5", "--rounds", "1"]
     command += ["--batch_size", "16", "--num_workers", "0", "--output", str(tmp_path / "result.json")]
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
     result = json.loads((tmp_path / "result.json").read_text())

@@ -4,6 +4,7 @@ import logging
 import os
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,6 +15,7 @@ import torch
 
 from geomae.errors import DamagedPhotoError, SourceError, TooManyDamagedPhotosError
 from geomae.evaluation.predict import predict_coordinates
+from modeling import GeoMAEConfig, GeoMAEForGeolocation
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -181,3 +183,27 @@ def test_two_processes_give_every_photo_once_with_the_digits_of_one(tmp_path):
     results = {path.stem: path.read_text() for path in tmp_path.glob("rank_*.txt")}
     assert sorted(results) == ["rank_0_True", "rank_1_False"], done.stdout + done.stderr
     assert set(results.values()) == {describe_thirteen_photos()}
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("head_type", ["tanh", "sphere"])
+def test_no_batch_waits_for_the_gpu(tiny_sizes, head_type):
+    """As many synchronising calls for twelve batches as for three: the answers are fetched once, at the end."""
+    model = GeoMAEForGeolocation(GeoMAEConfig(**{**tiny_sizes, "head_type": head_type}))
+
+    def collate_large(samples):
+        batch = collate(samples)
+        return {**batch, "pixel_values": batch["pixel_values"].repeat_interleave(8, 2).repeat_interleave(8, 3)}
+
+    def count_waits(num_photos):
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            torch.cuda.set_sync_debug_mode("warn")
+            try:
+                predict_coordinates(model, photos(num_photos), collate_large, batch_size=4, bf16=True, device="cuda")
+            finally:
+                torch.cuda.set_sync_debug_mode("default")
+        return sum("synchronizing" in str(warning.message) for warning in caught)
+
+    count_waits(12)  # the model moves to the GPU, libraries are loaded
+    assert 0 < count_waits(12) == count_waits(48)
