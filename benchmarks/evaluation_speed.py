@@ -42,7 +42,6 @@ from machine import find_cpu_model
 from modeling import GeoBaselineConfig, GeoBaselineForGeolocation, GeoMAEConfig, GeoMAEForGeolocation
 
 NUM_FILES = 256  # different photos
-_SETTINGS = ("photos", "batch_size", "num_workers", "rounds", "size")
 SETTINGS = ("photos", "batch_size", "num_workers", "rounds", "size")
 NUM_READY = 4  # batches that the bare model sees in turn
 SMALL = {"hidden_size": 128, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 512}

@@ -61,7 +61,7 @@ def describe_evaluations(evaluated: Sequence[EvaluationRecord], folder: Path) ->
         shared = dict.fromkeys(
             s for record in group.values() for s in describe_shared_photos(record.metrics["test_set"])
         )
-        blocks += [Paragraph(sentence, is_warning=sentence.startswith("ATTENTION")) for sentence in shared]
+        blocks += [Paragraph(s.removeprefix("ATTENTION: "), is_warning=s.startswith("ATTENTION: ")) for s in shared]
         for name, record in group.items():
             blocks += _judge(name, record.metrics)
         blocks += _draw_evaluations(group, where, folder, number)
