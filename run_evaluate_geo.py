@@ -1,7 +1,7 @@
 """Judge a geolocator, or anybody's predictions, on a test set: predictions.parquet -> metrics.json -> a table.
 
     python run_evaluate_geo.py configs/evaluate/demo.yaml
-    python run_evaluate_geo.py --predictions predictions.csv --test_set im2gps3k_places365.csv \
+    python run_evaluate_geo.py --predictions predictions.csv --test_set im2gps3k \
         --train_coordinates mp16_coordinates_100k.csv --output_dir outputs/judged
 
 The first runs a checkpoint on photos, also under `accelerate launch`. The second needs neither a model nor photos.
@@ -23,6 +23,7 @@ from geomae.evaluation import (
     read_predictions,
     read_test_set,
     read_training_coordinates,
+    read_training_ids,
     shown_path,
     write_evaluation,
 )
@@ -32,8 +33,9 @@ from geomae.training.config_file import parse_config
 def main(argv: Sequence[str]) -> None:
     """Read, predict where a checkpoint is given, judge, compare, write, print."""
     (arguments,) = parse_config((EvaluationArguments,), argv)
-    training_deg = None
+    training_deg = training_ids = None
     if arguments.train_coordinates:
+        training_ids = read_training_ids(arguments.train_coordinates)
         training_deg = read_training_coordinates(arguments.train_coordinates, swap_lat_lon=arguments.swap_train_lat_lon)
 
     if arguments.checkpoint:
@@ -57,7 +59,7 @@ def main(argv: Sequence[str]) -> None:
         predictions = predict_coordinates(
             model,
             photos,
-            PhotoCollator(model.config.image_size, augment=False, labelled=False),
+            PhotoCollator(model.config.image_size, augment=False, labelled=False, ten_crop=arguments.ten_crop),
             batch_size=arguments.per_device_eval_batch_size,
             num_workers=arguments.dataloader_num_workers,
             bf16=arguments.bf16,
@@ -70,16 +72,20 @@ def main(argv: Sequence[str]) -> None:
         predictions = read_predictions(arguments.predictions)
 
     how = {name: getattr(arguments, name) for name in ("thresholds_km", "num_resamples", "seed")}
-    metrics, judged = judge_predictions(predictions, test_set, **how)
-    metrics["baselines"], baseline_errors = judge_baselines(test_set, training_deg, **how)
+    tables = {}
+    metrics, tables["predictions"] = judge_predictions(predictions, test_set, **how)
+    if predictions.ten_crop is not None:
+        judged = judge_predictions(predictions.ten_crop, test_set, **how)
+        metrics["ten_crop"], tables["predictions_ten_crop"] = judged
+    metrics["baselines"], tables["baselines"] = judge_baselines(test_set, training_deg, **how)
     for key in ("checkpoint", "predictions", "train_coordinates"):
         metrics[key] = shown_path(getattr(arguments, key)) if getattr(arguments, key) else None
     if arguments.checkpoint:
         batch_size = arguments.per_device_eval_batch_size
         metrics["options"] = {"crop": "center", "bf16": arguments.bf16, "batch_size": batch_size}
-    metrics["test_set"] = describe_test_set(test_set)
+    metrics["test_set"] = describe_test_set(test_set, training_ids)
     metrics |= describe_run(sys.argv[:1] + list(argv))
-    written = write_evaluation(arguments.output_dir, metrics, predictions=judged, baselines=baseline_errors)
+    written = write_evaluation(arguments.output_dir, metrics, **tables)
 
     print(format_summary(metrics, label=shown_path(arguments.checkpoint or arguments.predictions)))
     print("\n".join(["", *(f"wrote {path}" for path in written)]))

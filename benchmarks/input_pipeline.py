@@ -31,11 +31,12 @@ import torch
 from geomae.errors import ConfigError, GeoMAEError
 from geomae.files import write_whole
 from geomae.provenance import find_commit, find_versions
-from loading.measure import Measurement, find_cpu_model, measure, memory_over_epochs
+from loading.measure import Measurement, measure, memory_over_epochs
 from loading.peers import missing_modules, peer_pipelines
 from loading.photo_set import PhotoSet, make_photo_set
 from loading.pipelines import LoaderOptions, Pipeline, ours, own_pipelines
 from loading.report import cores_needed, judge_memory, judge_targets, medians_and_ratios, to_markdown
+from machine import find_cpu_model
 
 _PACKAGES = (
     *("torch", "torchvision", "numpy", "pillow", "simplejpeg", "opencv-python-headless", "pyarrow", "datasets"),

@@ -109,7 +109,9 @@ def check_coordinates(
     if not np.isfinite(np.stack([latitude[off_earth], longitude[off_earth]])).all():
         message += " Remove the rows whose coordinates are missing or not finite."
     elif not find_off_earth(longitude, latitude).any():
-        message += f" Are the columns swapped? Pass {swap_flag} to read them the other way round."
+        message += (
+            f" Are the columns swapped? Pass {swap_flag} to read them the other way round; leave it out if it is there."
+        )
     raise CoordinateError(message)
 
 

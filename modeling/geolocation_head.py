@@ -33,6 +33,9 @@ class GeolocationOutput(ModelOutput):
     error_km: Tensor | None = None
     """`(B,)`: great-circle distance from prediction to truth, km; detached; only where `coordinates_deg` was given."""
 
+    logits: Tensor | None = None
+    """`(B, num_outputs)`: what a classifier's `coordinates_deg` is decoded from; None where the head is a regressor."""
+
 
 class GeolocationHead(nn.Module):
     """Fully connected layers with ReLU between them, then a point on the sphere; trained by its distance in km.
@@ -47,6 +50,8 @@ class GeolocationHead(nn.Module):
     """
 
     num_outputs: int
+    is_classifier = False
+    """Whether the last layer's outputs are logits, which the answer then holds and several crops are averaged in."""
 
     def __init__(self, in_features: int, hidden_sizes: Sequence[int], dropout: float) -> None:
         super().__init__()
@@ -68,12 +73,36 @@ class GeolocationHead(nn.Module):
             coordinates_deg: `(B, 2)` true latitude and longitude, degrees.
         """
         with outside_autocast(features.device.type):
-            points = self.to_points(self.layers(features.float()))  # (B, in_features) -> (B, 3)
-            answer = to_degrees(points.detach())
+            outputs = self.layers(features.float())  # (B, in_features) -> (B, num_outputs)
+            points = self.to_points(outputs)  # (B, num_outputs) -> (B, 3)
+            answer, logits = to_degrees(points.detach()), outputs if self.is_classifier else None
             if coordinates_deg is None:
-                return GeolocationOutput(coordinates_deg=answer)
+                return GeolocationOutput(coordinates_deg=answer, logits=logits)
             error_km = great_circle_km(points, to_unit_vectors(coordinates_deg.float()))
-            return GeolocationOutput(loss=error_km.mean(), coordinates_deg=answer, error_km=error_km.detach())
+            return GeolocationOutput(error_km.mean(), answer, error_km.detach(), logits)
+
+    @torch.no_grad()
+    def combine_crops(self, outputs: Sequence[GeolocationOutput]) -> GeolocationOutput:
+        """One answer from those to several crops of the same photos.
+
+        A classifier averages its logits and decodes their mean. A regressor averages its points as unit vectors; where
+        they cancel out, as antipodes do, their mean points nowhere, and the first crop's answer stands.
+
+        Args:
+            outputs: one for each crop, the central one first; each of B photos in the same order.
+
+        Returns:
+            `coordinates_deg` `(B, 2)`, and `logits` where the head is a classifier.
+        """
+        with outside_autocast(outputs[0].coordinates_deg.device.type):
+            logits = [output.logits for output in outputs if output.logits is not None]
+            if logits:
+                mean_logits = torch.stack(logits).mean(dim=0)  # (crops, B, K) -> (B, K)
+                return GeolocationOutput(coordinates_deg=to_degrees(self.to_points(mean_logits)), logits=mean_logits)
+            points = torch.stack([to_unit_vectors(output.coordinates_deg) for output in outputs])  # (crops, B, 3)
+            mean = points.mean(dim=0)  # its length is 1 where all agree; float32 leaves 1e-7 of what cancels out
+            is_lost = torch.linalg.vector_norm(mean, dim=-1, keepdim=True) < 1e-6
+            return GeolocationOutput(coordinates_deg=to_degrees(torch.where(is_lost, points[0], mean)))
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "GeolocationHead":
         """Follow `.to()`, `.cuda()` and `.bfloat16()` to the device, but not out of float32."""
@@ -96,7 +125,9 @@ class TanhHead(GeolocationHead):
 
     def to_points(self, outputs: Tensor) -> Tensor:
         """Squash the two outputs into degrees, then into unit vectors."""
-        return to_unit_vectors(torch.tanh(outputs) * outputs.new_tensor((90.0, 180.0)))
+        latitude, longitude = torch.tanh(outputs).unbind(-1)
+        # not times a tensor of both: to make one on a GPU waits for everything that the GPU has yet to do
+        return to_unit_vectors(torch.stack((90.0 * latitude, 180.0 * longitude), dim=-1))
 
 
 class SphereHead(GeolocationHead):

@@ -1,5 +1,6 @@
 """The baselines: any timm backbone under a geolocation head, plugged into transformers."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import timm
@@ -64,6 +65,10 @@ class GeoBaselineForGeolocation(GeoPreTrainedModel):
         """
         pixels = self.pixel_normalizer(pixel_values).to(next(self.backbone.parameters()).dtype)
         return self.head(self.backbone(pixels), coordinates_deg)  # (B, C, H, W) -> (B, head_hidden_size)
+
+    def combine_crops(self, outputs: Sequence[GeolocationOutput]) -> GeolocationOutput:
+        """One answer from those to several crops of the same photos, as the head combines them."""
+        return self.head.combine_crops(outputs)
 
     def _keep_timm_initialization(self) -> None:
         """Mark what timm has initialised: transformers would redraw every convolution from N(0, 0.02)."""

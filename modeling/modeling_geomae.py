@@ -4,7 +4,7 @@ Read in this order: `GeoMAEModel` (photos -> tokens of the visible patches), `Ge
 ones), `GeoMAEForPreTraining` (the loss between them), `GeoMAEForGeolocation` (photos -> coordinates).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -386,6 +386,10 @@ class GeoMAEForGeolocation(GeoMAEPreTrainedModel):
             coordinates_deg: `(B, 2)` true latitude and longitude, degrees; gives `loss` and `error_km`.
         """
         return self.head(self.geomae(pixel_values).pooler_output, coordinates_deg)
+
+    def combine_crops(self, outputs: Sequence[GeolocationOutput]) -> GeolocationOutput:
+        """One answer from those to several crops of the same photos, as the head combines them."""
+        return self.head.combine_crops(outputs)
 
     @property
     def backbone(self) -> VisionTransformer:

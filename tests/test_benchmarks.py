@@ -56,3 +56,25 @@ def test_memory_is_judged_from_the_second_epoch_on(report: Any) -> None:
     growing = report.judge_memory([epochs(peak, 1, 1) for peak in (100, 100, 106)])
     assert (flat["is_met"], growing["is_met"]) == (True, False)
     assert growing["growth_of_peak"] == pytest.approx(0.06)
+
+
+def test_evaluation_speed_compares_an_evaluation_with_its_model(tmp_path: Path) -> None:
+    command = [sys.executable, "benchmarks/evaluation_speed.py", "--only", "small", "--photos", "5", "--rounds", "1"]
+    command += ["--batch_size", "16", "--num_workers", "0", "--output", str(tmp_path / "result.json")]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    result = json.loads((tmp_path / "result.json").read_text())
+    (case,) = result["cases"].values()
+    ((whole_s, bare_s),) = case["seconds_by_round"]
+    assert case["num_photos"] == 40
+    assert case["photos_per_s"] == pytest.approx(40 / whole_s)
+    assert case["share_outside_model"] == pytest.approx(1 - bare_s / whole_s)
+    assert "| GeoMAE, 4 layers" in (tmp_path / "result.md").read_text()
+
+
+def test_share_outside_the_model_is_taken_within_each_round(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    speed = importlib.import_module("evaluation_speed")
+    summary = speed.summarise_rounds([(2.0, 1.0), (10.0, 9.0), (4.0, 3.0)], 100)
+    assert summary["share_outside_model"] == 0.25
+    assert summary["photos_per_s"] == 25  # 100 by the median of 2, 10 and 4 seconds
+    assert summary["bare_photos_per_s"] == pytest.approx(100 / 3)

@@ -16,7 +16,7 @@ import run_evaluate_geo
 import run_finetune_geo
 import run_pretrain_mae
 from geomae.data.photos import evaluation_short_side
-from geomae.evaluation import EvaluationArguments
+from geomae.evaluation import KNOWN_TEST_SETS, EvaluationArguments
 from geomae.training import (
     DataArguments,
     FinetuneArguments,
@@ -113,9 +113,10 @@ def test_evaluation_is_one_of_a_checkpoint_into_a_folder_of_its_own(
 ) -> None:
     monkeypatch.chdir(tmp_path)  # what the file names is looked for, and made here
     written = yaml.safe_load(path.read_text())
-    if "photos" in written:
-        Path(written["photos"]).mkdir(parents=True)
-        Path(written["test_set"]).write_text("IMG_ID,LAT,LON\n")
+    if (name := written["test_set"]) in KNOWN_TEST_SETS:
+        assert path.stem == name
+        Path("data", name, "photos").mkdir(parents=True)
+        Path("data", name, f"{name}_places365.csv").write_text("IMG_ID,LAT,LON\n")
     else:
         pack(Path(written["test_set"]), **{written["split"]: 4})
     (arguments,) = parse_config([EvaluationArguments], [str(path)])

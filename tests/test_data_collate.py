@@ -178,3 +178,41 @@ def test_photo_that_its_source_could_not_read_is_damaged() -> None:
     unread = sample(1, image={"bytes": None, "path": "a.tar"}, read_error="cannot be read: a.tar ends within it")
     with pytest.raises(DamagedPhotoError, match=r"a\.tar ends within it"):
         PhotoCollator(48, augment=False).prepare(unread)
+
+
+def test_ten_crops_come_crop_by_crop_and_begin_with_the_batch_of_central_ones() -> None:
+    samples = [sample(number) for number in range(3)]
+    central = PhotoCollator(48, augment=False)(samples)
+    batch = PhotoCollator(48, augment=False, ten_crop=True)(samples)
+    assert batch["pixel_values"].shape == (30, 3, 48, 48)
+    assert batch["pixel_values"].is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(batch["pixel_values"][:3], central["pixel_values"])
+    mirrored = batch["pixel_values"][15:]
+    assert torch.equal(mirrored, batch["pixel_values"][:15].flip(-1))
+    assert (batch["ids"], batch["num_bad"]) == (central["ids"], 0)
+    assert torch.equal(batch["coordinates_deg"], central["coordinates_deg"])
+
+
+def test_a_damaged_photo_takes_all_of_its_ten_crops_away() -> None:
+    damaged = sample(1, image={"bytes": b"\xff\xd8 broken", "path": None})
+    collator = PhotoCollator(48, augment=False, ten_crop=True)
+    batch, without = collator([sample(0), damaged, sample(2)]), collator([sample(0), sample(2)])
+    assert (batch["ids"], batch["num_bad"]) == (["photo-0", "photo-2"], 1)
+    assert torch.equal(batch["pixel_values"], without["pixel_values"])
+
+
+def test_a_photo_is_decoded_once_for_its_ten_crops(monkeypatch: pytest.MonkeyPatch) -> None:
+    decoded = []
+
+    def decode(data: bytes, *, min_short_side: int) -> np.ndarray:
+        decoded.append(min_short_side)
+        return np.zeros((60, 90, 3), np.uint8)
+
+    monkeypatch.setattr("geomae.data.collate.decode_photo", decode)
+    PhotoCollator(48, augment=False, ten_crop=True)([sample(0), sample(1)])
+    assert decoded == [55, 55]  # 48 x 256 / 224: what the central crop asks for
+
+
+def test_ten_crops_of_augmented_photos_are_refused() -> None:
+    with pytest.raises(ConfigError, match="ten_crop is for evaluations"):
+        PhotoCollator(48, augment=True, ten_crop=True)

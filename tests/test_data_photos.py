@@ -17,6 +17,7 @@ from geomae.data.photos import (
     read_orientation,
     resize_short_side,
     strip_metadata,
+    ten_crops,
 )
 from geomae.errors import DamagedPhotoError
 
@@ -256,6 +257,25 @@ def test_crops_have_the_size_of_the_model_whatever_the_photo(shape: tuple[int, i
     crop = random_resized_crop(photo, 48, (0.66, 1.0), rng)
     assert crop.shape == (48, 48, 3)
     assert (crop == 77).all()
+
+
+@pytest.mark.parametrize("shape", [(256, 384, 3), (400, 256, 3), (256, 256, 3)])
+def test_ten_crops_are_torchvisions_and_begin_with_the_central_one(shape: tuple[int, ...]) -> None:
+    transforms = pytest.importorskip("torchvision.transforms")
+    photo = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)  # its short side is that of the protocol
+    crops = ten_crops(photo, 224)
+    expected = [np.asarray(crop) for crop in transforms.TenCrop(224)(Image.fromarray(photo))]
+    assert {crop.tobytes() for crop in crops} == {crop.tobytes() for crop in expected}
+    assert len(crops) == 10
+    assert np.array_equal(crops[0], center_crop(photo, 224))
+
+
+def test_ten_crops_are_cut_from_the_photo_as_the_central_one_resizes_it() -> None:
+    photo = quadrant_photo(512, 1024)
+    central, *corners = ten_crops(photo, 224)[:5]
+    assert_shows_quadrants(central)
+    for corner, colour in zip(corners, QUADRANTS.reshape(4, 3), strict=True):
+        assert np.array_equal(corner[112, 112], colour)
 
 
 def test_random_crop_covers_the_share_it_was_asked_for() -> None:

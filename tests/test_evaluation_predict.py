@@ -4,6 +4,7 @@ import logging
 import os
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,6 +15,7 @@ import torch
 
 from geomae.errors import DamagedPhotoError, SourceError, TooManyDamagedPhotosError
 from geomae.evaluation.predict import predict_coordinates
+from modeling import GeoMAEConfig, GeoMAEForGeolocation
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -99,7 +101,41 @@ def test_bf16_runs_the_model_under_autocast():
     assert model.seen_dtypes == [torch.bfloat16]
 
 
-class Mixes(Averages):
+class ManyCrops(Averages):
+    """Combines crops as unit vectors are not: by their largest answer, which tells that every crop is there."""
+
+    def __init__(self):
+        super().__init__()
+        self.batch_sizes = []
+
+    def forward(self, pixel_values):
+        self.batch_sizes.append(len(pixel_values))
+        return super().forward(pixel_values)
+
+    def combine_crops(self, outputs):
+        return SimpleNamespace(coordinates_deg=torch.stack([output.coordinates_deg for output in outputs]).amax(dim=0))
+
+
+def collate_ten_crops(samples):
+    batch = collate(samples)
+    brighter = [batch["pixel_values"] + crop for crop in range(10)]
+    return {**batch, "pixel_values": torch.cat(brighter)}
+
+
+@pytest.mark.parametrize("damaged", [[], [3], [8, 9, 10]])
+def test_ten_crops_give_the_answer_of_the_first_and_that_of_all(damaged):
+    dataset, model = photos(11, damaged=damaged), ManyCrops()
+    options = {"batch_size": 4, "max_damaged_share": 0.5}
+    predictions = predict_coordinates(model, dataset, collate_ten_crops, **options)
+    central = predict_coordinates(Averages(), dataset, collate, **options)
+    assert predictions.ids == predictions.ten_crop.ids == central.ids
+    assert predictions.coordinates_deg.tolist() == central.coordinates_deg.tolist()
+    assert predictions.ten_crop.coordinates_deg.tolist() == (central.coordinates_deg + 9).tolist()
+    assert max(model.batch_sizes) == 4  # a crop of each photo at a time: the batch that fits without the others fits
+    assert central.ten_crop is None
+
+
+class Mixes(ManyCrops):
     """Rounds: its digits would depend on the neighbours in a batch, if anything did."""
 
     def __init__(self):
@@ -112,8 +148,9 @@ class Mixes(Averages):
 
 
 def describe_thirteen_photos():
-    predictions = predict_coordinates(Mixes(), photos(13, damaged=[5]), collate, batch_size=3)
-    return f"{predictions.ids} {predictions.coordinates_deg.tolist()}"
+    predictions = predict_coordinates(Mixes(), photos(13, damaged=[5]), collate_ten_crops, batch_size=3)
+    answers = [predictions.coordinates_deg.tolist(), predictions.ten_crop.coordinates_deg.tolist()]
+    return f"{predictions.ids} {answers}"
 
 
 ONE_OF_TWO = """
@@ -146,3 +183,27 @@ def test_two_processes_give_every_photo_once_with_the_digits_of_one(tmp_path):
     results = {path.stem: path.read_text() for path in tmp_path.glob("rank_*.txt")}
     assert sorted(results) == ["rank_0_True", "rank_1_False"], done.stdout + done.stderr
     assert set(results.values()) == {describe_thirteen_photos()}
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("head_type", ["tanh", "sphere"])
+def test_no_batch_waits_for_the_gpu(tiny_sizes, head_type):
+    """As many synchronising calls for twelve batches as for three: the answers are fetched once, at the end."""
+    model = GeoMAEForGeolocation(GeoMAEConfig(**{**tiny_sizes, "head_type": head_type}))
+
+    def collate_large(samples):
+        batch = collate(samples)
+        return {**batch, "pixel_values": batch["pixel_values"].repeat_interleave(8, 2).repeat_interleave(8, 3)}
+
+    def count_waits(num_photos):
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            torch.cuda.set_sync_debug_mode("warn")
+            try:
+                predict_coordinates(model, photos(num_photos), collate_large, batch_size=4, bf16=True, device="cuda")
+            finally:
+                torch.cuda.set_sync_debug_mode("default")
+        return sum("synchronizing" in str(warning.message) for warning in caught)
+
+    count_waits(12)  # the model moves to the GPU, libraries are loaded
+    assert 0 < count_waits(12) == count_waits(48)

@@ -77,3 +77,21 @@ def test_a_single_author_is_shown_without_an_interval():
     title, *rows = format_summary(metrics, "my model").splitlines()
     assert title == "set.csv: 50 photos; no interval can be drawn from a single author"
     assert "no interval" in next(row for row in rows if row.startswith("my model"))
+
+
+def test_summary_is_loud_about_photos_that_the_model_was_trained_on(judged):
+    assert "training photos" not in format_summary(judged, "x")
+    judged["test_set"] |= {"num_in_training": 0, "in_training": [], "shared_with": {"im2gps": []}}
+    assert "training photos" not in format_summary(judged, "x")
+    judged["test_set"] |= {"num_in_training": 4, "in_training": ["a.jpg", "b.jpg", "c.jpg", "d.jpg"]}
+    judged["test_set"]["shared_with"] = {"im2gps": ["e.jpg", "f.jpg"], "yfcc25600": []}
+    *_, loud, shared = format_summary(judged, "x").splitlines()
+    assert loud.startswith("ATTENTION: 4 of 50 photos are among the training photos")
+    assert "such as a.jpg, b.jpg, c.jpg:" in loud
+    assert shared == "2 of its photos are also in im2gps, such as e.jpg, f.jpg."
+
+
+def test_an_evaluation_of_an_earlier_version_is_still_shown(judged):
+    for key in ("known_as", "shared_with", "num_in_training", "in_training"):
+        del judged["test_set"][key]
+    assert "50 photos" in format_summary(judged, "x")

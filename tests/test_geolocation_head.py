@@ -6,7 +6,15 @@ import pytest
 import torch
 from torch import nn
 
-from modeling import HEADS, GeolocationHead, SphereHead, TanhHead
+from modeling import (
+    HEADS,
+    GeolocationHead,
+    GeolocationOutput,
+    SphereHead,
+    TanhHead,
+    great_circle_km,
+    to_unit_vectors,
+)
 
 CORNERS = torch.tensor(
     [[0, 0], [90, 0], [-90, 0], [0, 180], [0, -180], [45, 179.999], [-45, -179.999], [89.999, 12.0], [0.0, 90.0]]
@@ -125,3 +133,81 @@ def test_dropout_works_in_training_only() -> None:
     assert not torch.equal(head(features).coordinates_deg, head(features).coordinates_deg)
     head.eval()
     assert torch.equal(head(features).coordinates_deg, head(features).coordinates_deg)
+
+
+# ---- several crops of a photo
+
+
+def answers_of(*coordinates_deg: list[list[float]]) -> list[GeolocationOutput]:
+    return [GeolocationOutput(coordinates_deg=torch.tensor(crop)) for crop in coordinates_deg]
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_crops_of_one_answer_keep_it(name: str) -> None:
+    places = [[48.85, 2.35], [-90.0, 0.0], [0.0, 180.0]]
+    combined = head_of(name).combine_crops(answers_of(*[places] * 10))
+    assert (
+        great_circle_km(to_unit_vectors(combined.coordinates_deg), to_unit_vectors(torch.tensor(places))).max() < 0.01
+    )
+    assert combined.logits is None
+
+
+@pytest.mark.parametrize(
+    ("crops", "expected_deg"),
+    [
+        ([[0.0, 0.0], [0.0, 90.0]], [0, 45]),  # half-way along the equator
+        ([[10.0, 179.0], [10.0, -179.0]], [10.0015, 180]),  # across the date line, not through Greenwich
+        ([[80.0, 0.0], [80.0, 180.0]], [90, None]),  # over the pole
+        ([[0.0, 0.0], [0.0, 90.0], [90.0, 0.0]], [math.degrees(math.atan(1 / math.sqrt(2))), 45]),
+    ],
+)
+def test_regressors_average_points_on_the_sphere(crops: list[list[float]], expected_deg: list[float | None]) -> None:
+    answer = head_of("sphere").combine_crops(answers_of(*[[crop] for crop in crops])).coordinates_deg
+    latitude, longitude = answer[0].tolist()
+    assert latitude == pytest.approx(expected_deg[0], abs=1e-3)
+    assert expected_deg[1] is None or abs(longitude) == pytest.approx(expected_deg[1], abs=1e-3)
+
+
+def test_the_mean_does_not_depend_on_the_order_of_the_crops() -> None:
+    crops = answers_of(*(torch.rand(10, 3, 2) * 160 - 80).tolist())
+    head = head_of("sphere")
+    forward, backward = head.combine_crops(crops).coordinates_deg, head.combine_crops(crops[::-1]).coordinates_deg
+    assert torch.allclose(forward, backward, atol=1e-4)
+
+
+@pytest.mark.parametrize("centre", [[0.0, 0.0], [35.0, 139.0], [90.0, 0.0], [-33.0, -180.0]])
+def test_crops_that_cancel_out_leave_the_central_answer(centre: list[float]) -> None:
+    opposite = [-centre[0], centre[1] - 180 if centre[1] > 0 else centre[1] + 180]
+    answer = head_of("sphere").combine_crops(answers_of([centre], [opposite])).coordinates_deg
+    place = great_circle_km(to_unit_vectors(answer), to_unit_vectors(torch.tensor([centre])))
+    assert place.item() < 0.01
+
+
+class CellHead(GeolocationHead):
+    """A classifier in one method: the centre of the likeliest of three cells."""
+
+    num_outputs = 3
+    is_classifier = True
+    centres_deg = ((0.0, 0.0), (50.0, 10.0), (-30.0, 150.0))
+
+    def to_points(self, outputs: torch.Tensor) -> torch.Tensor:
+        return to_unit_vectors(torch.tensor(self.centres_deg)[outputs.argmax(dim=-1)])
+
+
+def test_a_classifier_answers_with_its_logits() -> None:
+    head, features = CellHead(6, [4], 0.0), torch.randn(5, 6)
+    answer = head(features)
+    assert torch.equal(answer.logits, head.layers(features))
+    expected = torch.tensor(head.centres_deg)[answer.logits.argmax(dim=-1)]
+    assert torch.allclose(answer.coordinates_deg, expected, atol=1e-4)
+    assert torch.equal(head(features, torch.zeros(5, 2))["logits"], answer.logits)
+
+
+def test_a_classifier_averages_logits_and_not_places() -> None:
+    logits = torch.tensor(
+        [[[3.0, 2.0, 0.0]], [[0.0, 2.0, 3.0]]]
+    )  # two crops: each prefers another, the mean the second
+    crops = [GeolocationOutput(coordinates_deg=torch.zeros(1, 2), logits=crop) for crop in logits]
+    combined = CellHead(6, [4], 0.0).combine_crops(crops)
+    assert combined.coordinates_deg[0].tolist() == pytest.approx([50, 10], abs=1e-4)
+    assert combined.logits.tolist() == [[1.5, 2.0, 1.5]]

@@ -4,7 +4,7 @@ import pytest
 import timm
 import torch
 
-from modeling import GeoBaselineConfig, GeoBaselineForGeolocation
+from modeling import GeoBaselineConfig, GeoBaselineForGeolocation, to_degrees, to_unit_vectors
 
 SMALL = {"backbone": "resnet10t", "image_size": 32, "head_hidden_sizes": [8]}
 SMALL_VIT = {
@@ -134,3 +134,13 @@ def test_half_precision_loading_leaves_the_head_in_float32(tmp_path) -> None:
     assert {p.dtype for p in model.head.parameters()} == {torch.float32}
     assert {p.dtype for p in model.backbone.parameters()} == {torch.bfloat16}
     assert model(torch.zeros(1, 3, 32, 32, dtype=torch.uint8)).coordinates_deg.dtype == torch.float32
+
+
+def test_several_crops_of_a_photo_get_one_answer() -> None:
+    model = GeoBaselineForGeolocation(GeoBaselineConfig(**SMALL, head_type="sphere")).eval()
+    photos = torch.randint(0, 256, (3, 3, 32, 32), dtype=torch.uint8)
+    answer, mirrored = model(photos), model(photos.flip(-1))
+    combined = model.combine_crops([answer, mirrored, mirrored]).coordinates_deg
+    assert torch.allclose(model.combine_crops([answer] * 3).coordinates_deg, answer.coordinates_deg, atol=1e-3)
+    mean = to_unit_vectors(answer.coordinates_deg) + 2 * to_unit_vectors(mirrored.coordinates_deg)
+    assert torch.allclose(combined, to_degrees(mean), atol=1e-3)

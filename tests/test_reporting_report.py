@@ -166,3 +166,14 @@ def test_runs_with_the_same_folder_name_are_told_apart(tmp_path):
     assert unique_names([tmp_path / "a" / "run", tmp_path / "b" / "run"]) == ["a/run", "b/run"]
     assert unique_names([tmp_path / "first", tmp_path / "second"]) == ["first", "second"]
     assert len(set(unique_names([tmp_path / "x", tmp_path / "x"]))) == 2
+
+
+def test_photos_that_a_model_was_trained_on_are_a_warning_said_once(tmp_path):
+    for name in ("a", "b"):
+        metrics = make_evaluation(tmp_path / name)
+        metrics["test_set"] |= {"num_in_training": 3, "in_training": ["1.jpg"], "shared_with": {"im2gps": ["2.jpg"]}}
+        (tmp_path / name / "metrics.json").write_text(json.dumps(metrics))
+    report(tmp_path, "--evaluation", tmp_path / "a", tmp_path / "b")
+    text = (tmp_path / "report" / "report.md").read_text()
+    assert text.count("**Attention.** 3 of 40 photos are among the training photos") == 1
+    assert text.count("1 of its photos are also in im2gps") == 1

@@ -1,6 +1,5 @@
 """Photos per second of a pipeline, by the clock on the wall and by the processor time of its workers."""
 
-import os
 import time
 from collections.abc import Generator
 from contextlib import closing
@@ -10,7 +9,7 @@ import psutil
 
 from loading.pipelines import Pipeline
 
-__all__ = ["MemoryOfEpoch", "Measurement", "find_cpu_model", "measure", "memory_over_epochs"]
+__all__ = ["MemoryOfEpoch", "Measurement", "measure", "memory_over_epochs"]
 
 
 @dataclass(frozen=True)
@@ -98,13 +97,3 @@ def memory_over_epochs(batches: Generator[int], *, num_epochs: int, batches_per_
 def _unique_bytes(process: psutil.Process) -> int:
     maps = [each for each in process.memory_maps() if not each.path.endswith(".parquet")]
     return sum(each.private_clean + each.private_dirty for each in maps)
-
-
-def find_cpu_model() -> str:
-    """What Linux calls the processor."""
-    try:
-        with open("/proc/cpuinfo") as file:
-            names = [line.split(":", 1)[1].strip() for line in file if line.startswith("model name")]
-    except OSError:
-        names = []
-    return names[0] if names else f"unknown, {os.cpu_count()} cores"

@@ -1,6 +1,7 @@
 """A list of undecoded samples -> one batch of uint8 pixels. Runs in the workers of the DataLoader."""
 
 import hashlib
+import itertools
 import logging
 import math
 import random
@@ -12,7 +13,7 @@ import cv2
 import numpy as np
 import torch
 
-from geomae.data.photos import center_crop, decode_photo, evaluation_short_side, random_resized_crop
+from geomae.data.photos import center_crop, decode_photo, evaluation_short_side, random_resized_crop, ten_crops
 from geomae.data.shared_batches import BatchMemory, small_tensor
 from geomae.errors import ConfigError, CoordinateError, DamagedPhotoError
 
@@ -26,7 +27,8 @@ class PhotoCollator:
 
     Called with B samples `{image: {bytes, path}, latitude, longitude, id, augmentation_seed}`, or with what `prepare`
     has made of them in a stream, it returns
-    - `pixel_values` (B, 3, image_size, image_size) uint8, 0 to 255, in channels_last memory order;
+    - `pixel_values` (B, 3, image_size, image_size) uint8, 0 to 255, in channels_last memory order; with `ten_crop`
+      (10 B, ...), crop by crop: the first B are what they are without it;
     - `coordinates_deg` (B, 2) float32 latitude and longitude, where `labelled`;
     - `ids`, B strings;
     - `num_bad`, an int: photos left out of this batch, or passed over by the stream on the way to it;
@@ -44,6 +46,7 @@ class PhotoCollator:
         num_patches: int | None = None,
         labelled: bool = True,
         crops_per_photo: int = 1,
+        ten_crop: bool = False,
     ) -> None:
         """Check the options; nothing is read yet.
 
@@ -56,9 +59,11 @@ class PhotoCollator:
                 validation loss of the masked autoencoder can be repeated.
             labelled: whether coordinates are needed.
             crops_per_photo: random crops made of each photo that is decoded: where decoding is what training waits for.
+            ten_crop: for an evaluation, the ten crops of `ten_crops` in place of the central one.
 
         Raises:
-            ConfigError: the crop scale is not an interval within 0 to 1, or a number is not positive.
+            ConfigError: the crop scale is not an interval within 0 to 1, a number is not positive, or `ten_crop` meets
+                `augment`, which makes crops of its own.
         """
         low, high = crop_scale
         if not 0 < low <= high <= 1:
@@ -67,7 +72,9 @@ class PhotoCollator:
             raise ConfigError(
                 f"image_size={image_size}, crops_per_photo={crops_per_photo}: expected at least 1 pixel and 1 crop."
             )
-        self.crops_per_photo = crops_per_photo
+        if ten_crop and augment:
+            raise ConfigError("ten_crop is for evaluations, whose photos are not augmented: leave out one of both.")
+        self.crops_per_photo, self.ten_crop = crops_per_photo, ten_crop
         self.image_size, self.augment, self.flip = image_size, augment, flip
         self.crop_scale = (low, high)
         self.num_patches, self.labelled = num_patches, labelled
@@ -110,6 +117,8 @@ class PhotoCollator:
         known: dict[str, Any] = {"id": str(sample["id"])}
         if self.labelled:
             known["coordinates_deg"] = _coordinates(sample)
+        if self.ten_crop:
+            return [{**known, "crop": ten_crops(photo, self.image_size)}]
         if not self.augment:
             return [{**known, "crop": center_crop(photo, self.image_size)}] * self.crops_per_photo
         rng = random.Random(_augmentation_seed(sample))
@@ -132,7 +141,10 @@ class PhotoCollator:
         self._memory = BatchMemory(batch_size, self.image_size, num_workers, places_per_worker=prefetch_factor + 1)
 
     def _stack(self, kept: Sequence[Mapping[str, Any]], *, num_samples: int) -> dict[str, Any]:
-        batch: dict[str, Any] = {"pixel_values": self._memory.finish([sample["crop"] for sample in kept])}
+        crops = [sample["crop"] for sample in kept]
+        if self.ten_crop:
+            crops = list(itertools.chain.from_iterable(zip(*crops, strict=True)))  # B photos of 10 -> 10 crops of B
+        batch: dict[str, Any] = {"pixel_values": self._memory.finish(crops)}
         batch["ids"] = [sample["id"] for sample in kept]
         if "position" in kept[-1]:  # from a stream, which has passed over what is damaged
             batch["num_bad"] = sum(sample["num_bad"] for sample in kept)

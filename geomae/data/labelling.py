@@ -74,6 +74,7 @@ def label_by_table(
     absent = np.setdiff1d(np.arange(len(ids)), rows[rows >= 0])
     labelled = _with_columns(index.take(order), table.take(rows[order]))
     if options.for_test:
+        bad.add_all([names[photo] for photo in np.flatnonzero(rows < 0).tolist()], _STRANGER)
         return _append_missing(labelled, table.take(absent)) if len(absent) else labelled
     absent = _count_spoilt(spoilt, ids, absent, bad)
     if not options.partial:

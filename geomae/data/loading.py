@@ -68,8 +68,9 @@ def load_photos(
         csv_file=named, swap_lat_lon=swap_lat_lon, unlabelled=not labelled, split=split, for_test=True
     )
     index = open_source(path, options)
-    if index.bad:  # of photos without a table: one that a table names stays, and counts as missing
-        logger.warning("%d photos of %s are left out: %s", len(index.bad), path, index.bad.describe())
+    if index.bad:  # a photo that a table names is not among these: it stays, and counts as missing
+        counts, first = index.bad.describe(), index.bad.listed[0].file
+        logger.warning("%d photos of %s are left out: %s; the first is %s", len(index.bad), path, counts, first)
     return _to_dataset(index, split)
 
 

@@ -27,6 +27,7 @@ __all__ = [
     "read_orientation",
     "resize_short_side",
     "strip_metadata",
+    "ten_crops",
 ]
 
 MAX_PIXELS = 100_000_000  # a decompression bomb of more is refused from its header, before any memory is taken
@@ -289,10 +290,33 @@ def center_crop(photo: np.ndarray, image_size: int) -> np.ndarray:
     Returns:
         `(image_size, image_size, 3)` uint8.
     """
+    return _central_square(resize_short_side(photo, evaluation_short_side(image_size)), image_size)
+
+
+def _central_square(photo: np.ndarray, size: int) -> np.ndarray:
+    top, left = (photo.shape[0] - size) // 2, (photo.shape[1] - size) // 2
+    return photo[top : top + size, left : left + size]
+
+
+def ten_crops(photo: np.ndarray, image_size: int) -> list[np.ndarray]:
+    """The crops of the field's second evaluation protocol: the central square, those in the corners, and their mirrors.
+
+    Args:
+        photo: `(H, W, 3)` uint8.
+        image_size: pixels of a side.
+
+    Returns:
+        10 views `(image_size, image_size, 3)` uint8 of the photo as `center_crop` resizes it: the one of `center_crop`,
+        top left, top right, bottom left, bottom right, then these five mirrored left to right.
+
+    Source: Krizhevsky, Sutskever and Hinton (2012), "ImageNet classification with deep convolutional neural networks",
+    section 4.1; torchvision's `TenCrop` makes the same ten in another order.
+    """
     resized = resize_short_side(photo, evaluation_short_side(image_size))
-    top = (resized.shape[0] - image_size) // 2
-    left = (resized.shape[1] - image_size) // 2
-    return resized[top : top + image_size, left : left + image_size]
+    top, bottom = slice(None, image_size), slice(-image_size, None)
+    corners = [resized[rows, columns] for rows in (top, bottom) for columns in (top, bottom)]
+    crops = [_central_square(resized, image_size), *corners]
+    return [*crops, *(crop[:, ::-1] for crop in crops)]
 
 
 def random_resized_crop(

@@ -8,6 +8,7 @@ from geomae.evaluation.baselines import describe_baselines, judge_baselines
 from geomae.evaluation.bootstrap import bootstrap_intervals, draw_cluster_counts, resampled_metrics
 from geomae.evaluation.comparison import compare_errors, holm_adjusted
 from geomae.evaluation.judge import judge_errors, judge_groups, judge_predictions, match_predictions
+from geomae.evaluation.known_test_sets import KNOWN_TEST_SETS, find_known_list
 from geomae.evaluation.metrics import THRESHOLDS_KM, compute_metrics, geoscores, summarise_errors
 from geomae.evaluation.paired_predictions import compare_predictions, describe_difference, format_comparison
 from geomae.evaluation.records import (
@@ -18,10 +19,19 @@ from geomae.evaluation.records import (
     shown_path,
     write_evaluation,
 )
+from geomae.evaluation.shared_photos import flickr_number, shared_photos
 from geomae.evaluation.summary import best_constant, format_summary, format_table
-from geomae.evaluation.tables import Predictions, TestSet, read_predictions, read_test_set, read_training_coordinates
+from geomae.evaluation.tables import (
+    Predictions,
+    TestSet,
+    read_predictions,
+    read_test_set,
+    read_training_coordinates,
+    read_training_ids,
+)
 
 __all__ = [
+    "KNOWN_TEST_SETS",
     "THRESHOLDS_KM",
     "EvaluationArguments",
     "Predictions",
@@ -36,6 +46,8 @@ __all__ = [
     "describe_run",
     "describe_test_set",
     "draw_cluster_counts",
+    "find_known_list",
+    "flickr_number",
     "format_comparison",
     "format_summary",
     "format_table",
@@ -50,8 +62,10 @@ __all__ = [
     "read_predictions",
     "read_test_set",
     "read_training_coordinates",
+    "read_training_ids",
     "refuse_unwritable",
     "resampled_metrics",
+    "shared_photos",
     "shown_path",
     "summarise_errors",
     "write_evaluation",

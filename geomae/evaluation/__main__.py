@@ -1,6 +1,6 @@
 """`python -m geomae.evaluation baselines | show | compare`: judge what saw no photo; print or compare what was judged.
 
-python -m geomae.evaluation baselines --test_set im2gps3k_places365.csv --train_coordinates mp16_coordinates_100k.csv \
+python -m geomae.evaluation baselines --test_set im2gps3k --train_coordinates mp16_coordinates_100k.csv \
     --output_dir results/baselines/im2gps3k
 python -m geomae.evaluation show outputs/demo/evaluate
 python -m geomae.evaluation compare outputs/a/im2gps3k outputs/b/im2gps3k
@@ -16,10 +16,12 @@ from typing import Any
 
 from geomae.errors import GeoMAEError
 from geomae.evaluation import (
+    KNOWN_TEST_SETS,
     THRESHOLDS_KM,
     compare_predictions,
     describe_run,
     describe_test_set,
+    find_known_list,
     format_comparison,
     format_summary,
     format_table,
@@ -27,11 +29,13 @@ from geomae.evaluation import (
     read_metrics,
     read_test_set,
     read_training_coordinates,
+    read_training_ids,
     refuse_unwritable,
     shown_path,
     write_evaluation,
 )
 from geomae.evaluation.baselines import NUM_CLUSTERS
+from geomae.evaluation.summary import describe_shared_photos
 from geomae.files import write_whole
 
 
@@ -59,7 +63,10 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _add_options(baselines: argparse.ArgumentParser) -> None:
-    baselines.add_argument("--test_set", required=True, help="packed folder, CSV or parquet file")
+    baselines.add_argument(
+        "--test_set", required=True, help=f"{', '.join(KNOWN_TEST_SETS)}, packed folder, CSV or parquet file"
+    )
+    baselines.add_argument("--test_sets_dir", default="data", help="where a test set given by its name lies")
     baselines.add_argument("--split", default="test", help="split of a packed folder (default: test)")
     baselines.add_argument(
         "--train_coordinates", required=True, help="packed folder or file with latitude and longitude"
@@ -89,7 +96,8 @@ def _add_options(baselines: argparse.ArgumentParser) -> None:
 def _judge_baselines(arguments: argparse.Namespace, words: Sequence[str]) -> None:
     """Fit the baselines on training coordinates, judge them, write and print the result."""
     refuse_unwritable(arguments.output_dir)
-    test_set = read_test_set(arguments.test_set, split=arguments.split, swap_lat_lon=arguments.swap_lat_lon)
+    test_set_file = find_known_list(arguments.test_set, arguments.test_sets_dir)
+    test_set = read_test_set(test_set_file, split=arguments.split, swap_lat_lon=arguments.swap_lat_lon)
     training_deg = read_training_coordinates(arguments.train_coordinates, swap_lat_lon=arguments.swap_train_lat_lon)
     options = ("thresholds_km", "num_clusters", "num_repeats", "num_resamples", "seed")
     results, _ = judge_baselines(
@@ -100,7 +108,7 @@ def _judge_baselines(arguments: argparse.Namespace, words: Sequence[str]) -> Non
     record = {
         "num_photos": len(test_set.ids),
         "baselines": results,
-        "test_set": describe_test_set(test_set),
+        "test_set": describe_test_set(test_set, read_training_ids(arguments.train_coordinates)),
         "train_coordinates": {
             "name": shown_path(arguments.train_coordinates).rsplit("/", 1)[-1],
             "num": len(training_deg),
@@ -109,7 +117,7 @@ def _judge_baselines(arguments: argparse.Namespace, words: Sequence[str]) -> Non
     }
     written = write_evaluation(arguments.output_dir, record)
     print(f"{test_set.name}: {len(test_set.ids):,} photos, {len(training_deg):,} training coordinates\n")
-    print(format_table(results))
+    print("\n".join([format_table(results), *describe_shared_photos(record["test_set"])]))
     print(f"\nwrote {shown_path(written[-1])}")
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from geomae.errors import ConfigError, SourceError
 from geomae.evaluation.bootstrap import MIN_RESAMPLES
+from geomae.evaluation.known_test_sets import KNOWN_TEST_SETS, find_known_list, find_known_photos
 from geomae.evaluation.metrics import THRESHOLDS_KM, check_thresholds
 from geomae.evaluation.records import refuse_other_evaluation, refuse_unwritable
 
@@ -18,8 +19,14 @@ class EvaluationArguments:
     test_set: str | None = field(
         default=None,
         metadata={
-            "help": "What to judge by: a packed folder (see split), or a CSV or parquet file with an id, latitude and "
-            "longitude, such as im2gps3k_places365.csv. An author column makes the intervals clustered by author."
+            "help": f"What to judge by: {', '.join(KNOWN_TEST_SETS)}; a packed folder (see split); or a CSV or parquet "
+            "file with an id, latitude and longitude. An author column makes the intervals clustered by author."
+        },
+    )
+    test_sets_dir: str = field(
+        default="data",
+        metadata={
+            "help": "Where a test set given by its name lies: NAME/NAME_places365.csv, and its photos in NAME/photos."
         },
     )
     output_dir: str | None = field(
@@ -40,7 +47,7 @@ class EvaluationArguments:
         default=None,
         metadata={
             "help": "Folder of the photos: needed where test_set is a CSV file and checkpoint is given; ids are paths "
-            "in it."
+            "in it. For a test set given by its name, the one beside its list."
         },
     )
     train_coordinates: str | None = field(
@@ -63,6 +70,14 @@ class EvaluationArguments:
     )
     bf16: bool = field(
         default=False, metadata={"help": "Run the backbone in bfloat16; heads and distances stay in full precision."}
+    )
+    ten_crop: bool = field(
+        default=False,
+        metadata={
+            "help": "Beside the central crop, which stays the headline, judge the combined answer of ten crops of each "
+            "photo (centre, corners, mirror images): ten times the work; a row of its own, and "
+            "predictions_ten_crop.parquet."
+        },
     )
     max_damaged_share: float = field(
         default=0.1,
@@ -94,6 +109,8 @@ class EvaluationArguments:
             raise ConfigError(
                 "photos belong to a checkpoint; predictions are judged without them: leave one of both out"
             )
+        if self.predictions and self.ten_crop:
+            raise ConfigError("ten_crop needs a checkpoint that looks at photos; predictions are judged as they are")
         if self.per_device_eval_batch_size < 1 or self.dataloader_num_workers < 0:
             raise ConfigError(
                 "per_device_eval_batch_size must be at least 1 and dataloader_num_workers at least 0; got "
@@ -108,12 +125,20 @@ class EvaluationArguments:
             )
         if self.seed < 0:
             raise ConfigError(f"seed must be at least 0; got {self.seed}")
+        self._find_by_name()
         refuse_unwritable(str(self.output_dir))
         refuse_other_evaluation(
             str(self.output_dir), judged=self.checkpoint or self.predictions, test_set=str(self.test_set)
         )
         if self.checkpoint:
             self._check_photos(Path(str(self.test_set)))
+
+    def _find_by_name(self) -> None:
+        """Put paths in the place of a known test set's name."""
+        named = str(self.test_set)
+        self.test_set = find_known_list(named, self.test_sets_dir)
+        if self.checkpoint and not self.photos and self.test_set != named:
+            self.photos = find_known_photos(named, self.test_sets_dir)
 
     def _check_photos(self, test_set: Path) -> None:
         """A model needs photos: inside a packed folder, beside the one CSV in their folder, or below `photos`."""

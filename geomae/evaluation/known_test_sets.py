@@ -1,4 +1,4 @@
-"""The field's test sets by their photos, so that a part of one is never judged under the name of the whole.
+"""The field's test sets by their photos: found by name, never judged in part under the name of the whole.
 
 Source: the files `NAME_places365.csv` in github.com/ShramanPramanick/Transformer_Based_Geo-localization at 0964b7d,
 their column `IMG_ID`; `results/baselines/NAME/metrics.json` records the same digests. The sets are of Hays and Efros
@@ -7,25 +7,113 @@ their column `IMG_ID`; `results/baselines/NAME/metrics.json` records the same di
 
 import re
 from dataclasses import dataclass
+from pathlib import Path
 
 from geomae.errors import SourceError
 
-__all__ = ["KNOWN_TEST_SETS", "KnownTestSet", "refuse_another_set"]
+__all__ = [
+    "KNOWN_TEST_SETS",
+    "SHARED_PHOTOS",
+    "KnownTestSet",
+    "find_known_list",
+    "find_known_photos",
+    "refuse_another_set",
+    "recognise",
+]
+
+_LISTS = (
+    "https://raw.githubusercontent.com/ShramanPramanick/Transformer_Based_Geo-localization/"
+    "0964b7d107a1f010bd0614d1390a0238960692bb/resources/"
+)
 
 
 @dataclass(frozen=True)
 class KnownTestSet:
-    """What tells a published list of photos from every other."""
+    """What tells a published list of photos from every other, and where its photos are to be had."""
 
     num_photos: int
     ids_sha256: str  # of the sorted ids, joined by line breaks
+    photos_from: str
 
 
 KNOWN_TEST_SETS = {
-    "im2gps": KnownTestSet(237, "718327c8eb88f37b631bad68a1d118464cdf0bfef10a1db481930ef2026ba98e"),
-    "im2gps3k": KnownTestSet(2997, "d9d0bf8e752b4ed89db8e04e261ed724a6c609e5c7c428c27baed5578aa30379"),
-    "yfcc25600": KnownTestSet(25_600, "07174024f2821fb3aadd0dc95cb94961c7622eec3761eb96e1e8596966460eef"),
+    "im2gps": KnownTestSet(
+        237,
+        "718327c8eb88f37b631bad68a1d118464cdf0bfef10a1db481930ef2026ba98e",
+        "unpack http://graphics.cs.cmu.edu/projects/im2gps/gps_query_imgs.zip there.",
+    ),
+    "im2gps3k": KnownTestSet(
+        2997,
+        "d9d0bf8e752b4ed89db8e04e261ed724a6c609e5c7c428c27baed5578aa30379",
+        "unpack im2gps3ktest.zip there, which github.com/lugiavn/revisiting-im2gps links to "
+        "(http://www.mediafire.com/file/7ht7sn78q27o9we/im2gps3ktest.zip). It holds 3,000 files, of which 2,997 have "
+        "labels: the other 3 are left out.",
+    ),
+    "yfcc25600": KnownTestSet(
+        25_600,
+        "07174024f2821fb3aadd0dc95cb94961c7622eec3761eb96e1e8596966460eef",
+        "download there, with img2dataset (docs/data.md), what is left of "
+        "https://github.com/TIBHannover/GeoEstimation/releases/download/pytorch/yfcc25600_urls.csv; photos that Flickr "
+        "has no more count as misses.",
+    ),
 }
+
+SHARED_PHOTOS = {
+    frozenset(("im2gps", "im2gps3k")): (170747608, 508033358, 513453328, 534657711, 872841181, 1356370638),
+}
+"""Flickr numbers of the photos that two of the sets have in common; all other pairs have none (by the lists above)."""
+
+
+def find_known_list(test_set: str, test_sets_dir: str | Path) -> str:
+    """The list of a known test set that is given by its name; anything else, and a path that exists, as it is.
+
+    Args:
+        test_set: a path, or a key of `KNOWN_TEST_SETS`.
+        test_sets_dir: holds `NAME/NAME_places365.csv` or `NAME_places365.csv`.
+
+    Raises:
+        SourceError: the list is not there; the message says where it is to be had and where it belongs.
+    """
+    if test_set not in KNOWN_TEST_SETS or Path(test_set).exists():
+        return test_set
+    folder, file = Path(test_sets_dir), f"{test_set}_places365.csv"
+    found = next((path for path in (folder / test_set / file, folder / file) if path.is_file()), None)
+    if found is None:
+        raise SourceError(
+            f"the list of the test set {test_set} is neither {folder / test_set / file} nor {folder / file}.\n"
+            f"{_where_from(test_set, folder)}"
+        )
+    return str(found)
+
+
+def find_known_photos(name: str, test_sets_dir: str | Path) -> str:
+    """The folder `NAME/photos` of a known test set's photos.
+
+    Raises:
+        SourceError: it is not there; the message says where the photos are to be had and where they belong.
+    """
+    photos = Path(test_sets_dir) / name / "photos"
+    if not photos.is_dir():
+        raise SourceError(f"there is no folder {photos}.\n{_where_from(name, Path(test_sets_dir))}")
+    return str(photos)
+
+
+def _where_from(name: str, folder: Path) -> str:
+    known, file = KNOWN_TEST_SETS[name], f"{name}_places365.csv"
+    return (
+        f"  The list of its {known.num_photos:,} photos with coordinates and authors:\n"
+        f"    curl -fL --create-dirs -o {folder / name / file} {_LISTS}{file}\n"
+        f"  The photos, which only a checkpoint needs, in {folder / name / 'photos'}: {known.photos_from}\n"
+        f"  Then: python run_evaluate_geo.py configs/evaluate/{name}.yaml --checkpoint outputs/NAME "
+        f"--output_dir outputs/NAME/{name}\n"
+        "  In another folder: --test_sets_dir FOLDER."
+    )
+
+
+def recognise(*, num_photos: int, ids_sha256: str) -> str | None:
+    """The known test set that these photos are, whatever their file is called."""
+    found = (name for name, known in KNOWN_TEST_SETS.items() if (num_photos, ids_sha256) == _fingerprint(known))
+    return next(found, None)
 
 
 def refuse_another_set(name: str, *, num_photos: int, ids_sha256: str) -> None:
@@ -41,9 +129,11 @@ def refuse_another_set(name: str, *, num_photos: int, ids_sha256: str) -> None:
     """
     match = re.match(rf"(?:test_)?({'|'.join(KNOWN_TEST_SETS)})(?![a-z0-9])", name.lower())
     known = KNOWN_TEST_SETS[match[1]] if match else None
-    if match is None or known is None or (num_photos, ids_sha256) == (known.num_photos, known.ids_sha256):
+    if match is None or known is None or (num_photos, ids_sha256) == _fingerprint(known):
         return
-    if num_photos != known.num_photos:
+    if other := recognise(num_photos=num_photos, ids_sha256=ids_sha256):
+        found = f"its {num_photos:,} photos are those of {other}"
+    elif num_photos != known.num_photos:
         found = f"it holds {num_photos:,} photos where {match[1]} has {known.num_photos:,}"
     else:
         found = (
@@ -55,3 +145,7 @@ def refuse_another_set(name: str, *, num_photos: int, ids_sha256: str) -> None:
         f"  Take the whole list {match[1]}_places365.csv: with --photos, photos that are damaged or absent count as "
         "misses.\n  To judge a part or another list on purpose, rename the file (or the split): it needs its own name."
     )
+
+
+def _fingerprint(known: KnownTestSet) -> tuple[int, str]:
+    return known.num_photos, known.ids_sha256

@@ -55,10 +55,14 @@ def predict_coordinates(
     Batches are cut from the data set in order and whole batches are dealt to the processes, so that a photo is computed
     beside the same neighbours however many processes there are, and its digits do not depend on their number.
 
+    A collator that makes several crops of each photo gets two answers: that of the first crop, with the digits that it
+    has alone, since every crop has a forward pass of its own; and that of all crops, as the model combines them.
+
     Args:
-        model: its `forward(pixel_values)` returns `coordinates_deg` `(B, 2)`.
+        model: its `forward(pixel_values)` returns `coordinates_deg` `(B, 2)`; its `combine_crops` makes one of several.
         dataset: map-style, with unique ids in its column `id`.
-        collator: samples -> `pixel_values` `(B, 3, H, W)` and `ids`; it leaves damaged photos out.
+        collator: samples -> `pixel_values` `(B, 3, H, W)`, or `(10 B, 3, H, W)` crop by crop, and B `ids`; it leaves
+            damaged photos out.
         batch_size: photos in a forward pass.
         num_workers: decoding processes for each device.
         bf16: run under bfloat16 autocast.
@@ -67,6 +71,7 @@ def predict_coordinates(
 
     Returns:
         Ids in the data set's order, without the damaged photos, and `(n, 2)` float64 degrees; on every process alike.
+        `ten_crop` has the answers from all crops, where the collator makes several.
 
     Raises:
         SourceError: the data set is empty or repeats an id.
@@ -95,15 +100,22 @@ def predict_coordinates(
 def _predict_batches(
     model: PreTrainedModel, loader: DataLoader[Any], device: torch.device, *, bf16: bool, shows_progress: bool
 ) -> tuple[list[str], list[Tensor]]:
-    """This process's ids and predictions `(B, 2)`; these stay on the device, so that no batch waits for a copy."""
+    """This process's ids and predictions, `(B, 2)` or, of the first crop and of all, `(B, 4)`.
+
+    These stay on the device, so that no batch waits for a copy.
+    """
     ids: list[str] = []
     batches: list[Tensor] = []
     for batch in tqdm(loader, desc="Predicting", unit="batch", disable=not shows_progress):
         if not batch["ids"]:
             continue
+        pixel_values = batch["pixel_values"].to(device, non_blocking=True)
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16):
-            output = model(pixel_values=batch["pixel_values"].to(device, non_blocking=True))
-        batches.append(output.coordinates_deg.double())
+            outputs = [model(pixel_values=crops) for crops in pixel_values.split(len(batch["ids"]))]
+        answers = outputs[:1]
+        if len(outputs) > 1:
+            answers.append(model.combine_crops(outputs))  # type: ignore[operator]  # of our models; torch thinks of a tensor
+        batches.append(torch.cat([answer.coordinates_deg for answer in answers], dim=1).double())
         ids.extend(map(str, batch["ids"]))
     return ids, batches
 
@@ -125,4 +137,7 @@ def _in_order(rows: Sequence[tuple[str, list[float]]], all_ids: list[str], max_d
             "allows; the log names each with its reason"
         )
     ids = [name for name in all_ids if name in answers]
-    return Predictions(ids, np.array([answers[name] for name in ids], dtype=np.float64).reshape(-1, 2))
+    width = len(rows[0][1]) if rows else 2
+    degrees = np.array([answers[name] for name in ids], dtype=np.float64).reshape(-1, width)
+    ten_crop = Predictions(ids, degrees[:, 2:]) if width > 2 else None
+    return Predictions(ids, degrees[:, :2], ten_crop)

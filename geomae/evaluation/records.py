@@ -12,6 +12,8 @@ import pyarrow as pa
 import pyarrow.parquet
 
 from geomae.errors import ConfigError, SourceError
+from geomae.evaluation.known_test_sets import KNOWN_TEST_SETS, SHARED_PHOTOS, recognise
+from geomae.evaluation.shared_photos import flickr_number, photos_in_training
 from geomae.evaluation.tables import TestSet
 from geomae.files import write_whole
 from geomae.provenance import find_commit, find_versions
@@ -26,6 +28,7 @@ __all__ = [
     "write_evaluation",
 ]
 
+TABLES = ("predictions", "predictions_ten_crop", "baselines")
 PACKAGES = ("numpy", "scipy", "pyarrow", "torch", "transformers", "datasets", "accelerate", "timm")
 
 
@@ -42,13 +45,39 @@ def describe_run(argv: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def describe_test_set(test_set: TestSet) -> dict[str, Any]:
-    """Which photos were judged: the file's name, and a digest of the sorted ids that tells other copies apart."""
+def describe_test_set(test_set: TestSet, training_ids: pa.ChunkedArray | None = None) -> dict[str, Any]:
+    """Which photos were judged, and which of them stand elsewhere too.
+
+    Args:
+        test_set: the photos.
+        training_ids: ids of the training photos, where they are known.
+
+    Returns:
+        `name` of the file and `split`, `num_photos`, and `ids_sha256`, a digest of the sorted ids that tells other
+        copies apart; `known_as`, the known test set that it is; `shared_with`, for each other known test set the ids
+        of the photos that are in both; `num_in_training` and the first five such ids, `in_training`: None where that
+        cannot be told, since a list has no Flickr numbers.
+    """
+    known_as = recognise(num_photos=len(test_set.ids), ids_sha256=test_set.ids_sha256)
+    in_training = None if training_ids is None else photos_in_training(test_set.ids, training_ids)
     return {
         "name": test_set.name,
         "split": test_set.split,
         "num_photos": len(test_set.ids),
         "ids_sha256": test_set.ids_sha256,
+        "known_as": known_as,
+        "shared_with": _shared_with(test_set.ids, known_as) if known_as else {},
+        "num_in_training": None if in_training is None else len(in_training),
+        "in_training": None if in_training is None else in_training[:5],
+    }
+
+
+def _shared_with(ids: Sequence[str], known_as: str) -> dict[str, list[str]]:
+    numbers = {other: SHARED_PHOTOS.get(frozenset((known_as, other)), ()) for other in KNOWN_TEST_SETS}
+    return {
+        other: [name for name in ids if flickr_number(name) in shared]
+        for other, shared in numbers.items()
+        if other != known_as
     }
 
 
@@ -108,8 +137,8 @@ def write_evaluation(output_dir: str | Path, metrics: dict[str, Any], **tables: 
         tables: name -> table.
 
     Returns:
-        The paths written, `metrics.json` last and whole, and an older one removed first, so that its presence says
-        the evaluation is complete.
+        The paths written, `metrics.json` last and whole; an older evaluation is removed first, so that the presence
+        of `metrics.json` says that this one is complete.
     """
     folder = Path(output_dir)
     folder.mkdir(parents=True, exist_ok=True)
@@ -118,7 +147,8 @@ def write_evaluation(output_dir: str | Path, metrics: dict[str, Any], **tables: 
     text = re.sub(r"\[\n[-+.\deE,\s]+\]", _on_one_line, text)
     text = re.sub(r'\{\n(?:\s+"[^"\n]*": [-+.\deE]+,?\n)+\s+\}', _on_one_line, text)
     file = folder / "metrics.json"
-    file.unlink(missing_ok=True)
+    for old in (file, *(folder / f"{name}.parquet" for name in TABLES)):
+        old.unlink(missing_ok=True)
     written = []
     for name, table in tables.items():
         pa.parquet.write_table(table, folder / f"{name}.parquet")

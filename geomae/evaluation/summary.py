@@ -3,7 +3,14 @@
 from collections.abc import Sequence
 from typing import Any
 
-__all__ = ["align_columns", "best_constant", "format_summary", "format_table"]
+__all__ = [
+    "align_columns",
+    "best_constant",
+    "describe_shared_photos",
+    "format_summary",
+    "format_table",
+    "with_ten_crop_rows",
+]
 
 
 def best_constant(metrics: dict[str, Any]) -> tuple[str, dict[str, Any]] | None:
@@ -32,7 +39,7 @@ def format_summary(metrics: dict[str, Any], label: str) -> str:
     lines = [
         f"{title}: {metrics['num_photos']:,} photos; {intervals}",
         "",
-        format_table({label: metrics, **metrics["baselines"]}),
+        format_table({**with_ten_crop_rows({label: metrics}), **metrics["baselines"]}),
         "",
     ]
     if groups := _label_groups(metrics.get("by", {})):
@@ -51,7 +58,35 @@ def format_summary(metrics: dict[str, Any], label: str) -> str:
             f"ATTENTION: {metrics['num_missing']:,} of {metrics['num_photos']:,} photos have no answer and count as "
             f"misses of 20,015 km: {shown}. The answered ones alone: mean {metrics['answered']['mean_km']:,.0f} km."
         )
-    return "\n".join(lines)
+    return "\n".join([*lines, *describe_shared_photos(test_set)])
+
+
+def with_ten_crop_rows(rows: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Rows of metrics, and behind each that has one its row from ten crops, under the same name."""
+    expanded = {}
+    for name, metrics in rows.items():
+        expanded[name] = metrics
+        if "ten_crop" in metrics:
+            expanded[f"{name}, ten crops"] = metrics["ten_crop"]
+    return expanded
+
+
+def describe_shared_photos(test_set: dict[str, Any]) -> list[str]:
+    """Sentences about photos that are in other known test sets too, or among the training photos: loud, as these are.
+
+    Args:
+        test_set: the entry of `metrics.json`; older ones, which say nothing of it, give nothing.
+    """
+    sentences = []
+    if num_in_training := test_set.get("num_in_training"):
+        sentences.append(
+            f"ATTENTION: {num_in_training:,} of {test_set['num_photos']:,} photos are among the training photos (by "
+            f"their Flickr numbers), such as {', '.join(test_set['in_training'][:3])}: their places may be remembered."
+        )
+    for other, ids in test_set.get("shared_with", {}).items():
+        if ids:
+            sentences.append(f"{len(ids):,} of its photos are also in {other}, such as {', '.join(ids[:3])}.")
+    return sentences
 
 
 def _label_groups(by: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:

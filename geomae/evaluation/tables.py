@@ -23,7 +23,14 @@ from geomae.evaluation.metrics import check_predictions
 from geomae.geography import check_coordinates
 from geomae.populated_places import UNKNOWN
 
-__all__ = ["Predictions", "TestSet", "read_predictions", "read_test_set", "read_training_coordinates"]
+__all__ = [
+    "Predictions",
+    "TestSet",
+    "read_predictions",
+    "read_test_set",
+    "read_training_coordinates",
+    "read_training_ids",
+]
 
 
 @dataclass(frozen=True)
@@ -89,6 +96,7 @@ class Predictions:
 
     ids: list[str]  # n unique names
     coordinates_deg: NDArray[np.float64]  # (n, 2) latitude and longitude
+    ten_crop: "Predictions | None" = None  # the same photos' answers from ten crops each, where they were asked for
 
 
 def read_test_set(path: str | Path, *, split: str = "test", swap_lat_lon: bool = False) -> TestSet:
@@ -163,6 +171,20 @@ def read_training_coordinates(
         swap_flag="--swap_train_lat_lon",
     )
     return coordinates_deg
+
+
+def read_training_ids(path: str | Path, *, split: str = "train") -> pa.ChunkedArray | None:
+    """The ids of the photos whose coordinates `read_training_coordinates` reads; None where the file has no ids.
+
+    Raises:
+        SourceError: the path, the split or one of its shards is missing.
+    """
+    files = _find_files(Path(path), split, SourceError)
+    with _broken_files_named(files[0], SourceError):
+        column = find_column("id", _read_header(files[0]))
+    if column is None:
+        return None
+    return pa.concat_tables([_read_file(file, {"id": column}, SourceError) for file in files])["id"]
 
 
 def _digest(ids: Sequence[str]) -> str:

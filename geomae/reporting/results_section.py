@@ -7,6 +7,7 @@ from typing import Any
 
 from geomae.evaluation import best_constant
 from geomae.evaluation.metrics import LARGEST_ERROR_KM
+from geomae.evaluation.summary import describe_shared_photos, with_ten_crop_rows
 from geomae.reporting.maps import prediction_map
 from geomae.reporting.page import Block, Cell, Heading, Paragraph, Picture, Table, save_picture
 from geomae.reporting.plots import error_cdf
@@ -67,6 +68,7 @@ def introduce_test_set(group: dict[str, EvaluationRecord]) -> list[Block]:
         else f"In brackets 95 % intervals from {bootstrap['num_resamples']:,} bootstrap resamples of "
         f"{bootstrap['num_clusters']:,} {bootstrap['clustered_by']}s;"
     )
+    shared = dict.fromkeys(s for record in group.values() for s in describe_shared_photos(record.metrics["test_set"]))
     return [
         Heading(f"Results on {_name_test_set(group)}"),
         Paragraph(
@@ -74,6 +76,7 @@ def introduce_test_set(group: dict[str, EvaluationRecord]) -> list[Block]:
             "after ± the standard deviation over runs of a random answer."
         ),
         evaluation_table({name: record.metrics for name, record in group.items()}),
+        *(Paragraph(s.removeprefix("ATTENTION: "), is_warning=s.startswith("ATTENTION: ")) for s in shared),
     ]
 
 
@@ -83,13 +86,16 @@ def _name_test_set(group: dict[str, EvaluationRecord]) -> str:
 
 
 def evaluation_table(models: dict[str, dict[str, Any]]) -> Table:
-    """Models above the baselines of the same test set; the best of each column is marked.
+    """Models, each with its row from ten crops, above the baselines of the test set; the best of a column is marked.
 
     Args:
         models: name -> content of its `metrics.json`.
     """
     baselines = max((metrics.get("baselines", {}) for metrics in models.values()), key=len)
-    rows = {**models, **{baseline_name(name): metrics for name, metrics in baselines.items()}}
+    rows = {
+        **with_ten_crop_rows(models),
+        **{baseline_name(name): metrics for name, metrics in baselines.items()},
+    }
     radii = list(next(iter(rows.values()))["accuracy_within_km"])
     header, keys = _columns(radii)
     errors = ("mean_km", "median_km")  # of these the least is the best, of the others the greatest
