@@ -12,7 +12,7 @@ from geomae.evaluation.metrics import LARGEST_ERROR_KM, check_predictions, summa
 from geomae.evaluation.tables import Predictions, TestSet, nearest_ids
 from geomae.geography import great_circle_km
 
-__all__ = ["judge_errors", "judge_predictions", "match_predictions"]
+__all__ = ["judge_errors", "judge_predictions", "judge_with_ten_crop", "match_predictions"]
 
 
 def match_predictions(predictions: Predictions, test_set: TestSet) -> NDArray[np.float64]:
@@ -88,6 +88,22 @@ def judge_predictions(
         }
     )
     return metrics, table
+
+
+def judge_with_ten_crop(
+    predictions: Predictions, test_set: TestSet, *, num_resamples: int = 2000, seed: int = 0
+) -> tuple[dict[str, Any], dict[str, pa.Table]]:
+    """`judge_predictions`, and where there are answers from ten crops, all of it once more for those.
+
+    Returns:
+        The metrics, those of ten crops under `ten_crop`; and the tables `predictions` and `predictions_ten_crop`.
+    """
+    tables = {}
+    metrics, tables["predictions"] = judge_predictions(predictions, test_set, num_resamples=num_resamples, seed=seed)
+    if predictions.ten_crop is not None:
+        judged = judge_predictions(predictions.ten_crop, test_set, num_resamples=num_resamples, seed=seed)
+        metrics["ten_crop"], tables["predictions_ten_crop"] = judged
+    return metrics, tables
 
 
 def judge_errors(
