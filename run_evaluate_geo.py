@@ -19,7 +19,7 @@ from geomae.evaluation import (
     describe_test_set,
     format_summary,
     judge_baselines,
-    judge_predictions,
+    judge_with_ten_crop,
     read_predictions,
     read_test_set,
     read_training_coordinates,
@@ -72,18 +72,9 @@ def main(argv: Sequence[str]) -> None:
         predictions = read_predictions(arguments.predictions)
 
     how = {name: getattr(arguments, name) for name in ("thresholds_km", "num_resamples", "seed")}
-    tables = {}
-    metrics, tables["predictions"] = judge_predictions(predictions, test_set, **how)
-    if predictions.ten_crop is not None:
-        judged = judge_predictions(predictions.ten_crop, test_set, **how)
-        metrics["ten_crop"], tables["predictions_ten_crop"] = judged
+    metrics, tables = judge_with_ten_crop(predictions, test_set, **how)
     metrics["baselines"], tables["baselines"] = judge_baselines(test_set, training_deg, **how)
-    for key in ("checkpoint", "predictions", "train_coordinates"):
-        metrics[key] = shown_path(getattr(arguments, key)) if getattr(arguments, key) else None
-    if arguments.checkpoint:
-        batch_size = arguments.per_device_eval_batch_size
-        metrics["options"] = {"crop": "center", "bf16": arguments.bf16, "batch_size": batch_size}
-    metrics["test_set"] = describe_test_set(test_set, training_ids)
+    metrics |= {**arguments.describe(), "test_set": describe_test_set(test_set, training_ids)}
     metrics |= describe_run(sys.argv[:1] + list(argv))
     written = write_evaluation(arguments.output_dir, metrics, **tables)
 

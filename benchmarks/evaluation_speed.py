@@ -212,9 +212,11 @@ def to_markdown(record: dict[str, Any]) -> str:
         "",
         f"Photos in files, JPEGs of {width}x{height} and {record['mean_kilobytes']:.1f} KB in "
         f"the mean, in batches of {settings['batch_size']}, with {settings['num_workers']} DataLoader worker(s). "
-        f"{machine['device']}, {where}, load {machine['load_average']:.1f} before. Medians of {settings['rounds']} "
+        f"{machine['device']}, {where}, load {machine['load_average']:.1f} at its end. Medians of {settings['rounds']} "
         "interleaved rounds. The whole is `predict_coordinates`, from the start of the workers to the gathered "
-        "answers; the model alone gets batches that are ready on its device.",
+        "answers; the model alone gets batches that are ready on its device. Where that is the CPU, worker and model "
+        "share the cores with each other and with whatever else runs: a share below 0 says that the model alone met "
+        "more of it.",
         "",
         "| model | photos | whole, photos/s | model alone, photos/s | outside the model, % | its rounds, % |",
         "| --- | ---: | ---: | ---: | ---: | ---: |",

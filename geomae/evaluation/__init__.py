@@ -7,7 +7,14 @@ from geomae.evaluation.arguments import EvaluationArguments
 from geomae.evaluation.baselines import describe_baselines, judge_baselines
 from geomae.evaluation.bootstrap import bootstrap_intervals, draw_cluster_counts, resampled_metrics
 from geomae.evaluation.comparison import compare_errors, holm_adjusted
-from geomae.evaluation.judge import judge_errors, judge_groups, judge_predictions, match_predictions
+from geomae.evaluation.flickr import flickr_number, shared_photos
+from geomae.evaluation.judge import (
+    judge_errors,
+    judge_groups,
+    judge_predictions,
+    judge_with_ten_crop,
+    match_predictions,
+)
 from geomae.evaluation.known_test_sets import KNOWN_TEST_SETS, find_known_list
 from geomae.evaluation.metrics import THRESHOLDS_KM, compute_metrics, geoscores, summarise_errors
 from geomae.evaluation.paired_predictions import compare_predictions, describe_difference, format_comparison
@@ -19,7 +26,6 @@ from geomae.evaluation.records import (
     shown_path,
     write_evaluation,
 )
-from geomae.evaluation.shared_photos import flickr_number, shared_photos
 from geomae.evaluation.summary import best_constant, format_summary, format_table
 from geomae.evaluation.tables import (
     Predictions,
@@ -57,6 +63,7 @@ __all__ = [
     "judge_errors",
     "judge_groups",
     "judge_predictions",
+    "judge_with_ten_crop",
     "match_predictions",
     "read_metrics",
     "read_predictions",

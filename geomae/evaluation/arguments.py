@@ -2,12 +2,13 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from geomae.errors import ConfigError, SourceError
 from geomae.evaluation.bootstrap import MIN_RESAMPLES
 from geomae.evaluation.known_test_sets import KNOWN_TEST_SETS, find_known_list, find_known_photos
 from geomae.evaluation.metrics import THRESHOLDS_KM, check_thresholds
-from geomae.evaluation.records import refuse_other_evaluation, refuse_unwritable
+from geomae.evaluation.records import refuse_other_evaluation, refuse_unwritable, shown_path
 
 __all__ = ["EvaluationArguments"]
 
@@ -132,6 +133,16 @@ class EvaluationArguments:
         )
         if self.checkpoint:
             self._check_photos(Path(str(self.test_set)))
+
+    def describe(self) -> dict[str, Any]:
+        """What `metrics.json` says of it: what was judged, and how the model looked at the photos."""
+        described: dict[str, Any] = {
+            name: shown_path(path) if (path := getattr(self, name)) else None
+            for name in ("checkpoint", "predictions", "train_coordinates")
+        }
+        if self.checkpoint:
+            described["options"] = {"crop": "center", "bf16": self.bf16, "batch_size": self.per_device_eval_batch_size}
+        return described
 
     def _find_by_name(self) -> None:
         """Put paths in the place of a known test set's name."""

@@ -14,7 +14,7 @@ from geomae.evaluation.metrics import LARGEST_ERROR_KM, THRESHOLDS_KM, check_pre
 from geomae.evaluation.tables import Predictions, TestSet, nearest_ids
 from geomae.geography import great_circle_km
 
-__all__ = ["judge_errors", "judge_groups", "judge_predictions", "match_predictions"]
+__all__ = ["judge_errors", "judge_groups", "judge_predictions", "judge_with_ten_crop", "match_predictions"]
 
 # What a group's entry holds of the numbers and of their intervals; the rest follows from predictions.parquet.
 KEPT_OF_GROUPS = ("num_photos", "mean_km", "median_km", "geoscore", "accuracy_within_km")
@@ -106,6 +106,27 @@ def judge_predictions(
     if test_set.authors is not None:
         table = table.append_column("author", pa.array(test_set.authors, pa.string()))
     return metrics, table
+
+
+def judge_with_ten_crop(
+    predictions: Predictions,
+    test_set: TestSet,
+    *,
+    thresholds_km: Sequence[float] = THRESHOLDS_KM,
+    num_resamples: int = 2000,
+    seed: int = 0,
+) -> tuple[dict[str, Any], dict[str, pa.Table]]:
+    """`judge_predictions`, and where there are answers from ten crops, all of it once more for those.
+
+    Returns:
+        The metrics, those of ten crops under `ten_crop`; and the tables `predictions` and `predictions_ten_crop`.
+    """
+    how: dict[str, Any] = {"thresholds_km": thresholds_km, "num_resamples": num_resamples, "seed": seed}
+    tables = {}
+    metrics, tables["predictions"] = judge_predictions(predictions, test_set, **how)
+    if predictions.ten_crop is not None:
+        metrics["ten_crop"], tables["predictions_ten_crop"] = judge_predictions(predictions.ten_crop, test_set, **how)
+    return metrics, tables
 
 
 def judge_errors(

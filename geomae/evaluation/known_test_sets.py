@@ -52,9 +52,9 @@ KNOWN_TEST_SETS = {
     "yfcc25600": KnownTestSet(
         25_600,
         "07174024f2821fb3aadd0dc95cb94961c7622eec3761eb96e1e8596966460eef",
-        "download there, with img2dataset (docs/data.md), what is left of "
-        "https://github.com/TIBHannover/GeoEstimation/releases/download/pytorch/yfcc25600_urls.csv; photos that Flickr "
-        "has no more count as misses.",
+        "download there, with img2dataset (docs/data.md), what Flickr still has of "
+        "https://github.com/TIBHannover/GeoEstimation/releases/download/pytorch/yfcc25600_urls.csv (a repository that "
+        "withdrew its code in 2026); the other photos count as misses.",
     ),
 }
 
@@ -104,9 +104,9 @@ def _where_from(name: str, folder: Path) -> str:
         f"  The list of its {known.num_photos:,} photos with coordinates and authors:\n"
         f"    curl -fL --create-dirs -o {folder / name / file} {_LISTS}{file}\n"
         f"  The photos, which only a checkpoint needs, in {folder / name / 'photos'}: {known.photos_from}\n"
-        f"  Then: python run_evaluate_geo.py configs/evaluate/{name}.yaml --checkpoint outputs/NAME "
-        f"--output_dir outputs/NAME/{name}\n"
-        "  In another folder: --test_sets_dir FOLDER."
+        "  Then run the same command again. A checkpoint is judged by: python run_evaluate_geo.py "
+        f"configs/evaluate/{name}.yaml --checkpoint outputs/NAME --output_dir outputs/NAME/{name}\n"
+        f"  Where they lie elsewhere than in {folder}: --test_sets_dir FOLDER."
     )
 
 

@@ -12,8 +12,8 @@ import pyarrow as pa
 import pyarrow.parquet
 
 from geomae.errors import ConfigError, SourceError
+from geomae.evaluation.flickr import flickr_number, photos_in_training
 from geomae.evaluation.known_test_sets import KNOWN_TEST_SETS, SHARED_PHOTOS, recognise
-from geomae.evaluation.shared_photos import flickr_number, photos_in_training
 from geomae.evaluation.tables import TestSet
 from geomae.files import write_whole
 from geomae.provenance import find_commit, find_versions

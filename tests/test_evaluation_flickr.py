@@ -14,8 +14,8 @@ from geomae.evaluation import (
     read_training_ids,
     shared_photos,
 )
+from geomae.evaluation.flickr import flickr_numbers, photos_in_training
 from geomae.evaluation.known_test_sets import KNOWN_TEST_SETS, SHARED_PHOTOS
-from geomae.evaluation.shared_photos import flickr_numbers, photos_in_training
 
 FORMS = {
     "1000269685_e60e9cdfb4_1125_78841376@N00.jpg": 1000269685,

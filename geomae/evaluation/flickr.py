@@ -56,4 +56,6 @@ def photos_in_training(ids: Sequence[str], training_ids: Sequence[str] | pa.Chun
 
 
 def _shared(ids: Sequence[str], numbers: NDArray[np.int64], other_numbers: NDArray[np.int64]) -> list[str]:
-    return [ids[row] for row in np.flatnonzero((numbers >= 0) & np.isin(numbers, other_numbers)).tolist()]
+    # np.isin sorts both: 7.6 s for the 4.7 million photos of MP-16
+    is_shared = pc.is_in(pa.array(numbers), value_set=pa.array(other_numbers)).to_numpy(zero_copy_only=False)
+    return [ids[row] for row in np.flatnonzero((numbers >= 0) & is_shared).tolist()]
