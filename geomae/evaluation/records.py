@@ -14,7 +14,7 @@ import pyarrow.parquet
 from geomae.errors import ConfigError, SourceError
 from geomae.evaluation.tables import TestSet
 from geomae.files import write_whole
-from geomae.provenance import find_commit, find_versions
+from geomae.provenance import find_commit, find_versions, shown_path
 
 __all__ = [
     "describe_run",
@@ -50,17 +50,6 @@ def describe_test_set(test_set: TestSet) -> dict[str, Any]:
         "num_photos": len(test_set.ids),
         "ids_sha256": test_set.ids_sha256,
     }
-
-
-def shown_path(path: str | Path) -> str:
-    """A path that means something on another machine: relative below the working directory, else the file's name."""
-    path = Path(path)
-    if not path.is_absolute():
-        return path.as_posix()
-    try:
-        return path.relative_to(Path.cwd()).as_posix()
-    except ValueError:
-        return path.name
 
 
 def refuse_unwritable(output_dir: str | Path) -> None:

@@ -1,9 +1,10 @@
-"""`python -m geomae.reporting report | compare | fill`: pages about runs and evaluations; numbers into Markdown files.
+"""`python -m geomae.reporting report | compare | fill | wandb`: pages about runs; numbers into Markdown and W&B.
 
 python -m geomae.reporting report --pretrain_run outputs/pretrain --finetune_run outputs/finetune \
     --evaluation outputs/evaluate --output_dir report
 python -m geomae.reporting compare outputs/finetune scratch=outputs/finetune_scratch --output_dir outputs/compare
 python -m geomae.reporting fill README.md [--check]
+python -m geomae.reporting wandb outputs/evaluate
 """
 
 import argparse
@@ -34,8 +35,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     fill.add_argument("--check", action="store_true", help="change nothing; exit with 1 where a file is stale")
     _add_compare(commands)
+    wandb = commands.add_parser("wandb", help="send an evaluation to W&B that was made without it")
+    wandb.add_argument("evaluation", help="folder of run_evaluate_geo.py")
+    wandb.add_argument("--checkpoint", help="folder of the training, where metrics.json does not lead to it")
+    wandb.add_argument("--run_name", help="default: the folder's path below outputs/")
+    wandb.add_argument("--run_group", help="default: the group of the training")
+    wandb.add_argument("--run_tags", nargs="+", default=[])
     arguments = parser.parse_args(argv)
-    return {"report": _report, "compare": _compare, "fill": _fill}[arguments.command](arguments)
+    commanded = {"report": _report, "compare": _compare, "fill": _fill, "wandb": _send_to_wandb}
+    return commanded[arguments.command](arguments)
 
 
 def _add_compare(commands: Any) -> None:
@@ -84,6 +92,19 @@ def _compare(arguments: argparse.Namespace) -> int:
     )
     print("\n".join(f"wrote {path}" for path in written))
     return 0
+
+
+def _send_to_wandb(arguments: argparse.Namespace) -> int:
+    from geomae.reporting.wandb_run import log_evaluation  # matplotlib and cartopy
+
+    is_sent = log_evaluation(
+        arguments.evaluation,
+        checkpoint=arguments.checkpoint,
+        name=arguments.run_name,
+        group=arguments.run_group,
+        tags=arguments.run_tags,
+    )
+    return 0 if is_sent else 1
 
 
 def _fill(arguments: argparse.Namespace) -> int:

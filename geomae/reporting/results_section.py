@@ -11,7 +11,14 @@ from geomae.reporting.page import Block, Cell, Heading, Paragraph, Picture, Tabl
 from geomae.reporting.plots import error_cdf
 from geomae.reporting.records import EvaluationRecord, unique_names
 
-__all__ = ["describe_evaluations", "draw_error_cdf", "evaluation_table", "group_by_test_set", "introduce_test_set"]
+__all__ = [
+    "describe_evaluations",
+    "draw_error_cdf",
+    "draw_prediction_map",
+    "evaluation_table",
+    "group_by_test_set",
+    "introduce_test_set",
+]
 
 BASELINE_NAMES = {
     "geometric_median": "constant: geometric median",
@@ -165,17 +172,21 @@ def _draw_answers(group: dict[str, EvaluationRecord], folder: Path, number: int)
     """A map and examples for each model."""
     blocks: list[Block] = []
     for rank, (name, record) in enumerate(group.items(), start=1):
-        answered = record.is_answered
-        true_deg = record.columns("true_latitude", "true_longitude")[answered]
-        predicted_deg = record.columns("latitude", "longitude")[answered]
-        title = f"{name} on {_name_test_set(group)}: {int(answered.sum()):,} photos"
-        figure = prediction_map(true_deg, predicted_deg, record.error_km[answered], title=title)
-        caption = f"{name}: truths and predictions, coloured by the error."
         blocks += [
-            save_picture(figure, folder, f"prediction_map_{number}_{rank}", caption),
+            draw_prediction_map(name, record, folder, f"prediction_map_{number}_{rank}"),
             _show_examples(name, record),
         ]
     return blocks
+
+
+def draw_prediction_map(name: str, record: EvaluationRecord, folder: Path, file: str) -> Picture:
+    """Truths and answers of the answered photos, as `<file>.png`."""
+    answered = record.is_answered
+    true_deg = record.columns("true_latitude", "true_longitude")[answered]
+    predicted_deg = record.columns("latitude", "longitude")[answered]
+    title = f"{name} on {_name_test_set({name: record})}: {int(answered.sum()):,} photos"
+    figure = prediction_map(true_deg, predicted_deg, record.error_km[answered], title=title)
+    return save_picture(figure, folder, file, f"{name}: truths and predictions, coloured by the error.")
 
 
 def _show_examples(name: str, record: EvaluationRecord) -> Table:
