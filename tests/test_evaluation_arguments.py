@@ -88,5 +88,5 @@ def test_reporting_is_to_wandb_or_to_nobody():
     assert parse_config([EvaluationArguments], words)[0].report_to == "none"
     for place in ("none", "wandb"):
         assert parse_config([EvaluationArguments], [*words, "--report_to", place])[0].report_to == place
-    with pytest.raises(ConfigError, match="report_to .* it must be 'none' or 'wandb'"):
+    with pytest.raises(ConfigError, match=r"report_to .* it must be 'none' or 'wandb'"):
         parse_config([EvaluationArguments], [*words, "--report_to", "tensorboard"])
