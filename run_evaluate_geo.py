@@ -69,9 +69,9 @@ def main(argv: Sequence[str]) -> None:
         test_set = read_test_set(arguments.test_set, split=arguments.split, swap_lat_lon=arguments.swap_lat_lon)
         predictions = read_predictions(arguments.predictions)
 
-    resampling = {"num_resamples": arguments.num_resamples, "seed": arguments.seed}
-    metrics, judged = judge_predictions(predictions, test_set, **resampling)
-    metrics["baselines"], baseline_errors = judge_baselines(test_set, training_deg, **resampling)
+    how = {name: getattr(arguments, name) for name in ("thresholds_km", "num_resamples", "seed")}
+    metrics, judged = judge_predictions(predictions, test_set, **how)
+    metrics["baselines"], baseline_errors = judge_baselines(test_set, training_deg, **how)
     for key in ("checkpoint", "predictions", "train_coordinates"):
         metrics[key] = shown_path(getattr(arguments, key)) if getattr(arguments, key) else None
     if arguments.checkpoint:

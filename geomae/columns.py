@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-__all__ = ["COLUMN_ALIASES", "find_column"]
+__all__ = ["COLUMN_ALIASES", "SCENES", "find_column", "name_scene"]
 
 # Our name -> the names looked for, in this order, without regard to case. A table with a file and a number names its
 # photos by the file: only that finds them in a folder, and the packed photos then have the ids that the table has.
@@ -15,6 +15,7 @@ COLUMN_ALIASES = {
     "scene": ("scene", "s3_label"),
     "country": ("country",),
 }
+SCENES = ("indoor", "natural", "urban")  # what the numbers of S3_Label mean
 
 
 def find_column(name: str, available: Sequence[str]) -> str | None:
@@ -26,3 +27,8 @@ def find_column(name: str, available: Sequence[str]) -> str | None:
     """
     spelled = {column.strip().lower(): column for column in reversed(available)}
     return next((spelled[alias] for alias in COLUMN_ALIASES[name] if alias in spelled), None)
+
+
+def name_scene(value: str) -> str:
+    """`indoor`, `natural` or `urban` for the numbers of S3_Label; anything else stays."""
+    return SCENES[int(value)] if value in ("0", "1", "2") else value

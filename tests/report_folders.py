@@ -38,7 +38,8 @@ def make_run(folder, losses, *, checkpoint="", pictures=(), great_circle=False, 
 
 def make_evaluation(folder, num_answered=40, seed=1, test_seed=9, authors=None, checkpoint=None):
     truth = draw_uniform(40, np.random.default_rng(test_seed))
-    test_set = TestSet("set.csv", [EVIL_ID, *(f"{test_seed}-{number}.jpg" for number in range(39))], truth, authors)
+    ids = [EVIL_ID, *(f"{test_seed}-{number}.jpg" for number in range(39))]
+    test_set = TestSet("set.csv", ids, truth, authors, scenes=["urban"] * 30 + ["indoor"] * 10)
     answers = draw_uniform(40, np.random.default_rng(seed))
     metrics, table = judge_predictions(
         Predictions(test_set.ids[:num_answered], answers[:num_answered]), test_set, num_resamples=100

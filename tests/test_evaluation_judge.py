@@ -1,20 +1,29 @@
 """Predictions against a test set: every photo exactly once."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
 from geomae.errors import PredictionError
-from geomae.evaluation import Predictions, TestSet, judge_errors, judge_predictions, match_predictions
+from geomae.evaluation import (
+    Predictions,
+    TestSet,
+    judge_errors,
+    judge_groups,
+    judge_predictions,
+    match_predictions,
+)
 from geomae.geography import EARTH_RADIUS_KM, draw_uniform
 
 HALF_WAY_ROUND = np.pi * EARTH_RADIUS_KM
+TRUTH = draw_uniform(40, np.random.default_rng(0))
 
 
 @pytest.fixture
 def test_set():
-    rng = np.random.default_rng(0)
     ids = [f"{number:02d}.jpg" for number in range(40)]
-    return TestSet("set.csv", ids, draw_uniform(40, rng), [f"author {number % 7}" for number in range(40)])
+    return TestSet("set.csv", ids, TRUTH, [f"author {number % 7}" for number in range(40)])
 
 
 def answers(test_set, rows):
@@ -27,6 +36,67 @@ def test_shuffled_predictions_give_equal_numbers(test_set):
     shuffled = judge_predictions(answers(test_set, np.random.default_rng(5).permutation(40)), test_set)
     assert in_order[0] == shuffled[0]
     assert in_order[1].equals(shuffled[1])
+
+
+def test_shuffled_predictions_and_a_shuffled_test_set_give_equal_numbers(test_set):
+    predictions = answers(test_set, range(38))
+    order = np.random.default_rng(6).permutation(40)
+    scenes = [f"scene {number % 3}" for number in range(40)]
+    in_order = dataclasses.replace(test_set, scenes=scenes)
+    shuffled = TestSet(
+        "set.csv",
+        [test_set.ids[row] for row in order],
+        test_set.coordinates_deg[order],
+        [test_set.authors[row] for row in order],
+        scenes=[scenes[row] for row in order],
+    )
+    reversed_answers = Predictions(predictions.ids[::-1], predictions.coordinates_deg[::-1])
+    first, second = judge_predictions(predictions, in_order)[0], judge_predictions(reversed_answers, shuffled)[0]
+    assert sorted(second.pop("missing")) == first.pop("missing") == ["38.jpg", "39.jpg"]
+    assert first == second
+    without_authors = [
+        judge_errors(np.arange(40.0)[rows], TestSet("x", [test_set.ids[r] for r in rows], TRUTH[rows]))
+        for rows in (np.arange(40), order)
+    ]
+    assert without_authors[0] == without_authors[1]
+
+
+def test_radii_on_request_reach_every_number(test_set):
+    metrics, _ = judge_predictions(answers(test_set, range(39)), test_set, thresholds_km=(0.5, 6000))
+    places = [metrics, metrics["answered"], metrics["intervals_95"], *metrics["by"]["continent"].values()]
+    for numbers in places:
+        assert list(numbers["accuracy_within_km"]) == ["0.5", "6000"]
+
+
+def test_a_group_is_judged_as_a_test_set_of_its_own(test_set):
+    error_km = np.random.default_rng(2).exponential(3000, 40)
+    scenes = ["urban"] * 25 + ["indoor"] * 15
+    by = judge_groups(error_km, dataclasses.replace(test_set, scenes=scenes), num_resamples=200, seed=4)
+    indoor = TestSet("x", test_set.ids[25:], test_set.coordinates_deg[25:], test_set.authors[25:])
+    alone = judge_errors(error_km[25:], indoor, num_resamples=200, seed=4)
+    assert list(by["scene"]) == ["urban", "indoor"]  # most photos first
+    group = by["scene"]["indoor"]
+    for key in ("num_photos", "mean_km", "median_km", "geoscore", "accuracy_within_km"):
+        assert group[key] == alone[key]
+        if key in group["intervals_95"]:
+            assert group["intervals_95"][key] == alone["intervals_95"][key]
+    assert list(group["intervals_95"]) == ["mean_km", "median_km", "geoscore", "accuracy_within_km"]
+    assert group["bootstrap"] == {"num_clusters": 7}
+
+
+def test_groups_of_every_kind_hold_every_photo(test_set):
+    by = judge_groups(np.arange(40.0), dataclasses.replace(test_set, scenes=["urban"] * 40), num_resamples=100)
+    assert list(by) == ["scene", "continent", "country", "author"]
+    for kind in ("scene", "continent", "country"):
+        assert sum(numbers["num_photos"] for numbers in by[kind].values()) == 40
+
+
+def test_a_group_of_a_single_author_has_no_interval_and_says_why(test_set):
+    scenes = ["urban"] * 39 + ["indoor"]
+    by = judge_groups(np.arange(40.0), dataclasses.replace(test_set, scenes=scenes), num_resamples=100)
+    assert by["scene"]["indoor"]["intervals_95"] is None
+    reason = "no interval can be drawn from a single author"
+    assert by["scene"]["indoor"]["bootstrap"] == {"num_clusters": 1, "reason": reason}
 
 
 def test_each_answer_meets_the_truth_of_its_own_photo(test_set):

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from geomae.errors import PredictionError
+from geomae.errors import ConfigError, PredictionError
 from geomae.evaluation import compute_metrics, geoscores, summarise_errors
 from geomae.geography import EARTH_RADIUS_KM
 
@@ -42,6 +42,53 @@ def test_geoscore_has_the_published_constant():
 
 def test_thresholds_can_be_any_radii():
     assert summarise_errors([0.4, 30.0], thresholds_km=(0.5, 50))["num_within_km"] == {"0.5": 1, "50": 2}
+
+
+@pytest.mark.parametrize(
+    ("thresholds_km", "message"),
+    [
+        ((25, -1), "at least 0, such as 1 25 200 750 2500; -1 is not one"),
+        ((np.nan,), "nan is not one"),
+        ((1, np.inf), "inf is not one"),
+        ((25, 200, 25.0), "25 stands twice"),
+        ((), "none was given"),
+    ],
+)
+def test_what_cannot_be_radii_is_refused_by_name(thresholds_km, message):
+    with pytest.raises(ConfigError, match=f"thresholds_km must be different radii.*{message}"):
+        summarise_errors([5.0], thresholds_km=thresholds_km)
+
+
+def test_metrics_are_the_same_to_the_last_digit_in_any_order():
+    error_km = np.random.default_rng(0).exponential(3000, 5000)
+    assert summarise_errors(error_km) == summarise_errors(error_km[::-1])
+
+
+@pytest.mark.parametrize(
+    ("predicted_deg", "true_deg", "published_km"),
+    [
+        ((0.0, 0.0), (0.0, 180.0), np.pi * EARTH_RADIUS_KM),  # antipodes, three times
+        ((90.0, 12.0), (-90.0, -50.0), np.pi * EARTH_RADIUS_KM),
+        ((40.4, -3.7), (-40.4, 176.3), np.pi * EARTH_RADIUS_KM),
+        ((0.0, 179.5), (0.0, -179.5), np.pi * EARTH_RADIUS_KM / 180),  # a degree, across the date line
+        ((-17.0, 180.0), (-17.0, -180.0), 0.0),
+        ((90.0, 0.0), (90.0, 77.0), 0.0),  # one pole has every longitude
+        ((90.0, 0.0), (0.0, 77.0), np.pi * EARTH_RADIUS_KM / 2),
+        # Nashville to Los Angeles airport, of rosettacode.org/wiki/Haversine_formula, for a sphere of 6,371 km
+        ((36.12, -86.67), (33.94, -118.40), 2886.44444283798 * EARTH_RADIUS_KM / 6371),
+        # Land's End to John o' Groats, of movable-type.co.uk/scripts/latlong.html, for a sphere of 6,371 km
+        (
+            (50 + 3 / 60 + 59 / 3600, -5 - 42 / 60 - 53 / 3600),
+            (58 + 38 / 60 + 38 / 3600, -3 - 4 / 60 - 12 / 3600),
+            968.9,
+        ),
+    ],
+)
+def test_known_distances_are_the_errors_and_hits_at_their_own_radius(predicted_deg, true_deg, published_km):
+    metrics = compute_metrics([predicted_deg], [true_deg])
+    assert metrics["mean_km"] == metrics["median_km"] == pytest.approx(published_km, rel=1e-4, abs=1e-9)
+    at_its_own = compute_metrics([predicted_deg], [true_deg], thresholds_km=(metrics["mean_km"],))
+    assert list(at_its_own["num_within_km"].values()) == [1]
 
 
 def test_the_published_constant_has_its_published_numbers_on_the_real_lists(shared_data):

@@ -34,6 +34,8 @@ def test_written_metrics_read_back_as_they_were(tmp_path):
     metrics = {
         "mean_km": 1 / 3,
         "intervals_95": {"mean_km": [0.1, 0.5]},
+        "accuracy_within_km": {"1": 0.25, "2500": 1e-07},
+        "texts": {"1": "a", "b": "{ c: 1 }"},
         "missing": ["a, b", "[ c ]", 'd"e'],
         "none": [],
     }
@@ -41,6 +43,7 @@ def test_written_metrics_read_back_as_they_were(tmp_path):
     assert [path.name for path in written] == ["predictions.parquet", "metrics.json"]
     assert read_metrics(tmp_path / "out") == read_metrics(written[-1]) == metrics
     assert '"mean_km": [0.1, 0.5]' in written[-1].read_text()
+    assert '"accuracy_within_km": {"1": 0.25, "2500": 1e-07}' in written[-1].read_text()
 
 
 def test_metrics_that_are_not_numbers_are_never_written(tmp_path):

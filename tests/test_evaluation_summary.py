@@ -14,11 +14,14 @@ from geomae.evaluation import (
 )
 from geomae.geography import draw_uniform
 
+CONSTANTS_OF_EACH_RADIUS = [f"densest_{radius}km" for radius in (1, 25, 200, 750, 2500)]
+
 
 @pytest.fixture
 def judged():
     truth = draw_uniform(50, np.random.default_rng(9))
-    test_set = TestSet("set.csv", [f"{number}.jpg" for number in range(50)], truth)
+    scenes = ["urban"] * 30 + ["indoor"] * 20
+    test_set = TestSet("set.csv", [f"{number}.jpg" for number in range(50)], truth, scenes=scenes)
     metrics, _ = judge_predictions(Predictions(test_set.ids[:48], truth[:48]), test_set, num_resamples=100)
     metrics["baselines"], _ = judge_baselines(test_set, truth + 0.001, num_repeats=2, num_resamples=100)
     metrics["test_set"] = describe_test_set(test_set)
@@ -27,9 +30,18 @@ def judged():
 
 def test_summary_sets_the_model_above_every_baseline(judged):
     lines = format_summary(judged, "my model").splitlines()
-    names = [line.split()[0] for line in lines[4:10]]
+    end = lines.index("", 2)
+    names = [line.split()[0] for line in lines[4:end]]
     assert names == ["my", *judged["baselines"]]
-    assert len({len(line) for line in lines[2:10]}) == 1  # aligned
+    assert len({len(line) for line in lines[2:end]}) == 1  # aligned
+
+
+def test_summary_shows_scenes_and_continents_with_their_photos_below_the_baselines(judged):
+    assert judged["by"]["scene"]["urban"]["num_photos"] == 30
+    lines = format_summary(judged, "my model").splitlines()
+    below = lines[lines.index("", 2) + 1 :]
+    assert [line.split("  ")[0] for line in below[2:4]] == ["scene urban (30)", "scene indoor (20)"]
+    assert sum(line.startswith("continent ") for line in below) == len(judged["by"]["continent"])
 
 
 def test_summary_names_the_photos_without_an_answer(judged):
@@ -40,10 +52,15 @@ def test_summary_names_the_photos_without_an_answer(judged):
 def test_summary_states_the_gain_over_the_best_constant(judged):
     name, numbers = best_constant(judged)
     assert numbers["mean_km"] == min(
-        judged["baselines"][key]["mean_km"] for key in ("geometric_median", "densest_200km")
+        judged["baselines"][key]["mean_km"] for key in ("geometric_median", *CONSTANTS_OF_EACH_RADIUS)
     )
     share = 1 - 2 / 50 * 20015.1 / numbers["mean_km"]  # 48 perfect answers and 2 misses
     assert f"{share:.0%} below that of the best constant ({name}" in format_summary(judged, "x")
+
+
+def test_the_best_constant_may_be_the_densest_point_of_any_radius(judged):
+    judged["baselines"]["densest_25km"]["mean_km"] = 1.0
+    assert best_constant(judged)[0] == "densest_25km"
 
 
 def test_without_constants_there_is_no_best_one(judged):

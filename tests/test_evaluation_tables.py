@@ -1,5 +1,6 @@
 """Reading test sets, predictions and training coordinates."""
 
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -35,6 +36,27 @@ def test_places365_columns_are_read_with_their_authors(tmp_path):
     test_set = read_test_set(file)
     assert (test_set.name, test_set.ids, test_set.authors) == ("set.csv", ["a/1.jpg", "b@N00.jpg"], ["ann", "bob"])
     assert test_set.coordinates_deg.tolist() == [[48.5, 2.25], [-33.0, 151.0]]
+
+
+def test_scenes_and_countries_are_read_where_the_table_has_them(tmp_path):
+    rows = "1.jpg,ann,48.5,2.25,2,1,1,0,0,1\n2.jpg,ann,48.5,2.25,0,1,1,0,0,1\n3.jpg,bob,-33,151,,1,1,0,1,0\n"
+    assert read_test_set(write(tmp_path / "set.csv", PLACES365 + rows)).scenes == ["urban", "indoor", "unknown"]
+    assert read_test_set(write(tmp_path / "set.csv", PLACES365 + rows)).countries is None
+    named = "id,latitude,longitude,scene,country\n1,1,2,natural,Ghana\n2,1,2,natural,\n"
+    test_set = read_test_set(write(tmp_path / "named.csv", named))
+    assert (test_set.scenes, test_set.countries) == (["natural", "natural"], ["Ghana", "unknown"])
+
+
+def test_scenes_of_a_packed_folder_may_be_names_or_numbers(tmp_path):
+    columns = {"id": ["a", "b"], "latitude": [1.0, 2.0], "longitude": [3.0, 4.0]}
+    for scene in (["urban", None], [2, None]):
+        test_set = read_test_set(pack(tmp_path, "test", **columns, scene=scene))
+        assert test_set.scenes == ["urban", "unknown"]
+
+
+def test_the_real_lists_have_their_known_scenes(shared_data):
+    scenes = Counter(read_test_set(shared_data / "geotags" / "im2gps3k_places365.csv").scenes)
+    assert scenes == {"urban": 1607, "natural": 845, "indoor": 545}  # as the thesis counts them
 
 
 @pytest.mark.parametrize(

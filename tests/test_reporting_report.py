@@ -73,6 +73,18 @@ def test_a_test_set_of_a_single_author_is_reported_without_intervals(tmp_path):
     assert "km (no interval), " in text
 
 
+def test_every_model_is_shown_by_scene_and_by_continent(tmp_path):
+    metrics = {name: make_evaluation(tmp_path / name, seed=ord(name)) for name in "ab"}
+    report(tmp_path, "--evaluation", *(tmp_path / name for name in "ab"))
+    text = (tmp_path / "report" / "report.md").read_text()
+    by_scene = text.split("By scene")[1].split("By continent")[0]
+    for name in "ab":
+        for scene, num_photos in (("urban", 30), ("indoor", 10)):
+            mean_km = metrics[name]["by"]["scene"][scene]["mean_km"]
+            assert f"| {scene}: {name} | {num_photos} | {mean_km:,.0f}" in by_scene
+    assert f"| unknown: a | {metrics['a']['by']['continent']['unknown']['num_photos']} |" in text
+
+
 def test_training_coordinates_get_their_map(tmp_path):
     (tmp_path / "train.csv").write_text("LAT,LON\n10,20\n11,21\n")
     make_evaluation(tmp_path / "evaluate")

@@ -112,6 +112,39 @@ def test_a_yaml_file_says_the_same_as_the_command_line(tmp_path, test_set):
     assert metrics["bootstrap"] == {"clustered_by": "author", "num_clusters": 3, "num_resamples": 100, "seed": 3}
 
 
+def test_radii_can_be_asked_for_in_the_file_and_on_the_command_line(tmp_path, test_set):
+    predictions = write_predictions(tmp_path / "p.csv", PHOTO_NAMES, TRUTH)
+    (tmp_path / "train.csv").write_text("LAT,LON\n0,0\n0,10\n5,5\n")
+    (tmp_path / "config.yaml").write_text("thresholds_km: [10, 0.5]\n")
+    words = ["--predictions", predictions, "--test_set", test_set, "--train_coordinates", tmp_path / "train.csv"]
+    from_file, _ = run(tmp_path, tmp_path / "config.yaml", *words)
+    from_words, _ = run(tmp_path, *words, "--thresholds_km", "10", "0.5")
+    for metrics in (from_file, from_words):
+        assert metrics["num_within_km"] == {"10": 7, "0.5": 7}
+        assert [name for name in metrics["baselines"] if "densest" in name] == ["densest_10km", "densest_0.5km"]
+        assert list(metrics["baselines"]["random_guess"]["accuracy_within_km"]) == ["10", "0.5"]
+    with pytest.raises(ConfigError, match=r"thresholds_km must be different radii .* nan is not one"):
+        run(tmp_path, *words, "--thresholds_km", "nan")
+
+
+def test_numbers_by_group_are_written_and_printed(tmp_path, capsys):
+    lines = [
+        f"{name},a{number},{lat},{lon},{number % 3}"
+        for number, (name, (lat, lon)) in enumerate(zip(PHOTO_NAMES, TRUTH, strict=True))
+    ]
+    (tmp_path / "set.csv").write_text("\n".join(["IMG_ID,AUTHOR,LAT,LON,S3_Label", *lines, ""]))
+    predictions = write_predictions(tmp_path / "p.csv", PHOTO_NAMES, TRUTH)
+    metrics, _ = run(tmp_path, "--predictions", predictions, "--test_set", tmp_path / "set.csv")
+    assert {group: entry["num_photos"] for group, entry in metrics["by"]["scene"].items()} == {
+        "indoor": 3,
+        "natural": 2,
+        "urban": 2,
+    }
+    printed = capsys.readouterr().out
+    assert "scene indoor (3)" in printed
+    assert "continent Africa" in printed
+
+
 def test_an_unknown_key_names_its_nearest_neighbour(tmp_path):
     with pytest.raises(ConfigError, match=r"unknown key --prediction .*did you mean --predictions"):
         main(["--prediction", "x.csv"])
@@ -224,7 +257,7 @@ def test_a_test_set_that_cannot_be_judged_is_refused_before_the_model_is_loaded(
         run(tmp_path, "--checkpoint", "absent", "--test_set", named_after_another, "--photos", photos)
 
 
-@pytest.mark.parametrize("option", ["num_repeats", "num_resamples"])
+@pytest.mark.parametrize("option", ["num_repeats", "num_resamples", "num_clusters"])
 def test_baselines_without_runs_or_resamples_end_in_one_sentence(tmp_path, test_set, option):
     (tmp_path / "train.csv").write_text("LAT,LON\n0,0\n0,10\n5,5\n")
     words = {"test_set": test_set, "train_coordinates": tmp_path / "train.csv", "output_dir": tmp_path / "out"}
@@ -263,12 +296,16 @@ def test_a_users_mistake_ends_in_one_sentence_and_no_traceback(tmp_path):
 def test_baselines_alone_are_recorded_by_a_command(tmp_path, test_set, capsys):
     (tmp_path / "train.csv").write_text("LAT,LON\n0,0\n0,10\n5,5\n")
     words = {"test_set": test_set, "train_coordinates": tmp_path / "train.csv", "output_dir": tmp_path / "out"}
-    words |= {"num_repeats": 2, "num_resamples": 100}
-    evaluation_main.main(["baselines", *(word for key, value in words.items() for word in (f"--{key}", str(value)))])
+    words |= {"num_repeats": 2, "num_resamples": 100, "num_clusters": 1}
+    options = [word for key, value in words.items() for word in (f"--{key}", str(value))]
+    evaluation_main.main(["baselines", *options, "--thresholds_km", "300", "4000"])
     record = json.loads((tmp_path / "out" / "metrics.json").read_text())
     assert record["num_photos"] == 7
     assert record["train_coordinates"] == {"name": "train.csv", "num": 3}
     assert record["baselines"]["random_training_photo"]["num_runs"] == 2
+    assert list(record["baselines"]["densest_4000km"]["accuracy_within_km"]) == ["300", "4000"]
+    one_cluster = (record["baselines"][name]["mean_km"] for name in ("random_guess", "random_guess_by_size"))
+    assert len({round(mean_km / 10_000) for mean_km in one_cluster}) == 1
     assert "geometric_median" in capsys.readouterr().out
 
 

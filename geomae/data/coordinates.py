@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from geomae.columns import COLUMN_ALIASES, find_column
+from geomae.columns import COLUMN_ALIASES, find_column, name_scene
 from geomae.data.damage import BadTally
 from geomae.data.filesystems import is_url, open_file, path_exists, public_text
 from geomae.errors import CoordinateError, SourceError
@@ -21,7 +21,6 @@ from geomae.geography import check_coordinates, find_off_earth
 
 __all__ = [
     "PHOTO_SUFFIXES",
-    "SCENES",
     "CoordinateTable",
     "join_rows",
     "load_table",
@@ -36,7 +35,6 @@ logger = logging.getLogger(__name__)
 PHOTO_SUFFIXES = frozenset(
     {".jpg", ".jpeg", ".jpe", ".png", ".webp", ".tif", ".tiff", ".bmp", ".gif", ".avif", ".heic", ".heif", ".ppm"}
 )
-SCENES = ("indoor", "natural", "urban")  # what the numbers of S3_Label mean
 
 _SWAPPED_SHARE = 0.01  # more rows that only swapping brings to Earth are no typing errors
 _NAMES_OF_IDS = ("path", "name")  # where none of the usual names stands
@@ -184,11 +182,6 @@ def _optional(table: pd.DataFrame) -> dict[str, list[str]]:
             texts = [name_scene(text) for text in texts] if name == "scene" else texts
             optional[name] = [texts[code] for code in codes.tolist()]
     return optional
-
-
-def name_scene(value: str) -> str:
-    """`indoor`, `natural` or `urban` for the numbers of S3_Label; anything else stays."""
-    return SCENES[int(value)] if value in ("0", "1", "2") else value
 
 
 def _load_mapping(path: str) -> CoordinateTable:

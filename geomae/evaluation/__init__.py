@@ -4,10 +4,10 @@
 """
 
 from geomae.evaluation.arguments import EvaluationArguments
-from geomae.evaluation.baselines import BASELINES, judge_baselines
-from geomae.evaluation.bootstrap import bootstrap_intervals
+from geomae.evaluation.baselines import describe_baselines, judge_baselines
+from geomae.evaluation.bootstrap import bootstrap_intervals, draw_cluster_counts, resampled_metrics
 from geomae.evaluation.comparison import compare_errors, holm_adjusted
-from geomae.evaluation.judge import judge_errors, judge_predictions, match_predictions
+from geomae.evaluation.judge import judge_errors, judge_groups, judge_predictions, match_predictions
 from geomae.evaluation.metrics import THRESHOLDS_KM, compute_metrics, geoscores, summarise_errors
 from geomae.evaluation.paired_predictions import compare_predictions, describe_difference, format_comparison
 from geomae.evaluation.records import (
@@ -22,7 +22,6 @@ from geomae.evaluation.summary import best_constant, format_summary, format_tabl
 from geomae.evaluation.tables import Predictions, TestSet, read_predictions, read_test_set, read_training_coordinates
 
 __all__ = [
-    "BASELINES",
     "THRESHOLDS_KM",
     "EvaluationArguments",
     "Predictions",
@@ -32,9 +31,11 @@ __all__ = [
     "bootstrap_intervals",
     "compare_predictions",
     "compute_metrics",
+    "describe_baselines",
     "describe_difference",
     "describe_run",
     "describe_test_set",
+    "draw_cluster_counts",
     "format_comparison",
     "format_summary",
     "format_table",
@@ -42,6 +43,7 @@ __all__ = [
     "holm_adjusted",
     "judge_baselines",
     "judge_errors",
+    "judge_groups",
     "judge_predictions",
     "match_predictions",
     "read_metrics",
@@ -49,6 +51,7 @@ __all__ = [
     "read_test_set",
     "read_training_coordinates",
     "refuse_unwritable",
+    "resampled_metrics",
     "shown_path",
     "summarise_errors",
     "write_evaluation",

@@ -16,6 +16,7 @@ from typing import Any
 
 from geomae.errors import GeoMAEError
 from geomae.evaluation import (
+    THRESHOLDS_KM,
     compare_predictions,
     describe_run,
     describe_test_set,
@@ -30,6 +31,7 @@ from geomae.evaluation import (
     shown_path,
     write_evaluation,
 )
+from geomae.evaluation.baselines import NUM_CLUSTERS
 from geomae.files import write_whole
 
 
@@ -37,22 +39,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run one of the commands."""
     parser = argparse.ArgumentParser(prog="python -m geomae.evaluation", description=__doc__.splitlines()[0])
     commands = parser.add_subparsers(dest="command", required=True)
-    baselines = commands.add_parser("baselines", help="judge constants and random guesses on a test set")
-    baselines.add_argument("--test_set", required=True, help="packed folder, CSV or parquet file")
-    baselines.add_argument("--split", default="test", help="split of a packed folder (default: test)")
-    baselines.add_argument(
-        "--train_coordinates", required=True, help="packed folder or file with latitude and longitude"
-    )
-    baselines.add_argument("--output_dir", required=True, help="folder for metrics.json; it is created")
-    baselines.add_argument("--num_repeats", type=int, default=20, help="runs of each random baseline (default: 20)")
-    baselines.add_argument(
-        "--num_resamples", type=int, default=2000, help="resamples behind the intervals (default: 2000)"
-    )
-    baselines.add_argument(
-        "--swap_lat_lon", action="store_true", help="read the test set's columns the other way round"
-    )
-    baselines.add_argument("--swap_train_lat_lon", action="store_true", help="the same for the training coordinates")
-    baselines.add_argument("--seed", type=int, default=0)
+    _add_options(commands.add_parser("baselines", help="judge constants and random guesses on a test set"))
     show = commands.add_parser("show", help="print the table of an evaluation that was made before")
     show.add_argument("evaluation", nargs="+", help="folders of run_evaluate_geo.py, or their metrics.json")
     _add_compare(commands)
@@ -71,17 +58,44 @@ def main(argv: Sequence[str] | None = None) -> None:
         _judge_baselines(arguments, words)
 
 
+def _add_options(baselines: argparse.ArgumentParser) -> None:
+    baselines.add_argument("--test_set", required=True, help="packed folder, CSV or parquet file")
+    baselines.add_argument("--split", default="test", help="split of a packed folder (default: test)")
+    baselines.add_argument(
+        "--train_coordinates", required=True, help="packed folder or file with latitude and longitude"
+    )
+    baselines.add_argument("--output_dir", required=True, help="folder for metrics.json; it is created")
+    baselines.add_argument(
+        "--thresholds_km",
+        type=float,
+        nargs="+",
+        default=list(THRESHOLDS_KM),
+        help="radii in km of the accuracies and of the densest points (default: 1 25 200 750 2500)",
+    )
+    baselines.add_argument(
+        "--num_clusters", type=int, default=NUM_CLUSTERS, help="of the random guesses (default: %(default)s)"
+    )
+    baselines.add_argument("--num_repeats", type=int, default=20, help="runs of each random baseline (default: 20)")
+    baselines.add_argument(
+        "--num_resamples", type=int, default=2000, help="resamples behind the intervals (default: 2000)"
+    )
+    baselines.add_argument(
+        "--swap_lat_lon", action="store_true", help="read the test set's columns the other way round"
+    )
+    baselines.add_argument("--swap_train_lat_lon", action="store_true", help="the same for the training coordinates")
+    baselines.add_argument("--seed", type=int, default=0)
+
+
 def _judge_baselines(arguments: argparse.Namespace, words: Sequence[str]) -> None:
     """Fit the baselines on training coordinates, judge them, write and print the result."""
     refuse_unwritable(arguments.output_dir)
     test_set = read_test_set(arguments.test_set, split=arguments.split, swap_lat_lon=arguments.swap_lat_lon)
     training_deg = read_training_coordinates(arguments.train_coordinates, swap_lat_lon=arguments.swap_train_lat_lon)
+    options = ("thresholds_km", "num_clusters", "num_repeats", "num_resamples", "seed")
     results, _ = judge_baselines(
         test_set,
         training_deg,
-        num_repeats=arguments.num_repeats,
-        num_resamples=arguments.num_resamples,
-        seed=arguments.seed,
+        **{name: getattr(arguments, name) for name in options},
     )
     record = {
         "num_photos": len(test_set.ids),

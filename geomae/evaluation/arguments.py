@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from geomae.errors import ConfigError, SourceError
 from geomae.evaluation.bootstrap import MIN_RESAMPLES
+from geomae.evaluation.metrics import THRESHOLDS_KM, check_thresholds
 from geomae.evaluation.records import refuse_other_evaluation, refuse_unwritable
 from geomae.tracking import refuse_bad_tags
 
@@ -71,6 +72,13 @@ class EvaluationArguments:
             "help": "Share of photos, 0 to 1, that may be damaged before the run stops; damaged ones count as misses."
         },
     )
+    thresholds_km: list[float] = field(
+        default_factory=lambda: list(THRESHOLDS_KM),
+        metadata={
+            "help": "Radii in km within which photos are counted, an error equal to a radius as within it; the "
+            "densest-point constants are fitted for the same radii."
+        },
+    )
     num_resamples: int = field(
         default=2000, metadata={"help": "Resamples behind the 95 % intervals, at least 100; 10000 takes seconds."}
     )
@@ -110,6 +118,7 @@ class EvaluationArguments:
             )
         if not 0.0 <= self.max_damaged_share <= 1.0:
             raise ConfigError(f"max_damaged_share is a share from 0 to 1; got {self.max_damaged_share}")
+        check_thresholds(self.thresholds_km)
         if self.num_resamples < MIN_RESAMPLES:
             raise ConfigError(
                 f"num_resamples must be at least {MIN_RESAMPLES} for a 95 % interval; got {self.num_resamples}"

@@ -1,5 +1,6 @@
 """The judge: predictions against a test set, every photo exactly once, beside answers that never saw a photo."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -8,11 +9,15 @@ from numpy.typing import NDArray
 
 from geomae.errors import PredictionError
 from geomae.evaluation.bootstrap import bootstrap_intervals
-from geomae.evaluation.metrics import LARGEST_ERROR_KM, check_predictions, summarise_errors
+from geomae.evaluation.groups import find_groups, summarise_authors
+from geomae.evaluation.metrics import LARGEST_ERROR_KM, THRESHOLDS_KM, check_predictions, summarise_errors
 from geomae.evaluation.tables import Predictions, TestSet, nearest_ids
 from geomae.geography import great_circle_km
 
-__all__ = ["judge_errors", "judge_predictions", "match_predictions"]
+__all__ = ["judge_errors", "judge_groups", "judge_predictions", "match_predictions"]
+
+# What a group's entry holds of the numbers and of their intervals; the rest follows from predictions.parquet.
+KEPT_OF_GROUPS = ("num_photos", "mean_km", "median_km", "geoscore", "accuracy_within_km")
 
 
 def match_predictions(predictions: Predictions, test_set: TestSet) -> NDArray[np.float64]:
@@ -45,7 +50,12 @@ def match_predictions(predictions: Predictions, test_set: TestSet) -> NDArray[np
 
 
 def judge_predictions(
-    predictions: Predictions, test_set: TestSet, *, num_resamples: int = 2000, seed: int = 0
+    predictions: Predictions,
+    test_set: TestSet,
+    *,
+    thresholds_km: Sequence[float] = THRESHOLDS_KM,
+    num_resamples: int = 2000,
+    seed: int = 0,
 ) -> tuple[dict[str, Any], pa.Table]:
     """Every number of one prediction file, and the file itself with its errors.
 
@@ -57,26 +67,32 @@ def judge_predictions(
     Args:
         predictions: unique ids and finite coordinates on Earth.
         test_set: what they are judged by; intervals are clustered by its authors where it has them.
+        thresholds_km: radii in kilometres.
         num_resamples: of the bootstrap.
         seed: of the bootstrap.
 
     Returns:
-        The metrics of `judge_errors` with `num_missing`, `missing` and, if any is missing, `answered`; and a table
+        The metrics of `judge_errors` with `by` (`judge_groups`), `num_missing`, `missing` and, if any is missing,
+        `answered`: the same in whatever order the predictions and the test set's rows are, but for the order of
+        `missing`, which is the test set's. And a table
         `id, latitude, longitude, error_km, true_latitude, true_longitude`, and `author` where the test set has
         authors, in the test set's order, where an unanswered photo has nulls.
 
     Raises:
         PredictionError: as `match_predictions`.
+        ConfigError: there are too few resamples, or a radius cannot be one.
     """
     matched = match_predictions(predictions, test_set)
     is_missing: NDArray[np.bool_] = np.isnan(matched[:, 0])
     error_km = np.full(len(matched), LARGEST_ERROR_KM)
     error_km[~is_missing] = great_circle_km(matched[~is_missing], test_set.coordinates_deg[~is_missing])
-    metrics = judge_errors(error_km, test_set, num_resamples=num_resamples, seed=seed)
+    resampling: dict[str, Any] = {"thresholds_km": thresholds_km, "num_resamples": num_resamples, "seed": seed}
+    metrics = judge_errors(error_km, test_set, **resampling)
+    metrics["by"] = judge_groups(error_km, test_set, **resampling)
     metrics["num_missing"] = int(is_missing.sum())
     metrics["missing"] = [name for name, absent in zip(test_set.ids, is_missing, strict=True) if absent]
     if is_missing.any():
-        metrics["answered"] = summarise_errors(error_km[~is_missing])
+        metrics["answered"] = summarise_errors(error_km[~is_missing], thresholds_km=thresholds_km)
     table = pa.table(
         {
             "id": pa.array(test_set.ids, pa.string()),
@@ -93,7 +109,12 @@ def judge_predictions(
 
 
 def judge_errors(
-    error_km: NDArray[np.float64], test_set: TestSet, *, num_resamples: int = 2000, seed: int = 0
+    error_km: NDArray[np.float64],
+    test_set: TestSet,
+    *,
+    thresholds_km: Sequence[float] = THRESHOLDS_KM,
+    num_resamples: int = 2000,
+    seed: int = 0,
 ) -> dict[str, Any]:
     """The metrics of `summarise_errors` with `intervals_95`, and under `bootstrap` how those were drawn.
 
@@ -102,18 +123,83 @@ def judge_errors(
     Args:
         error_km: `(n,)` errors in the order of the test set.
         test_set: gives the authors by which the intervals are clustered.
+        thresholds_km: radii in kilometres.
         num_resamples: of the bootstrap.
         seed: of the bootstrap.
+
+    Raises:
+        ConfigError: there are too few resamples, or a radius cannot be one.
     """
-    metrics = summarise_errors(error_km)
-    metrics["intervals_95"] = bootstrap_intervals(error_km, test_set.authors, num_resamples=num_resamples, seed=seed)
+    clusters = np.asarray(test_set.authors or test_set.ids)  # by their names: equal draws whatever the rows' order
     unit = "author" if test_set.authors is not None else "photo"
+    return _judge(error_km, clusters, unit, thresholds_km=thresholds_km, num_resamples=num_resamples, seed=seed)
+
+
+def judge_groups(
+    error_km: NDArray[np.float64],
+    test_set: TestSet,
+    *,
+    thresholds_km: Sequence[float] = THRESHOLDS_KM,
+    num_resamples: int = 2000,
+    seed: int = 0,
+) -> dict[str, dict[str, Any]]:
+    """The numbers of each group of photos, as if it were a test set of its own.
+
+    Args:
+        error_km: `(n,)` errors in the order of the test set.
+        test_set: gives places, and perhaps scenes, countries and authors.
+        thresholds_km: radii in kilometres.
+        num_resamples: of the bootstrap, within each group.
+        seed: of the bootstrap.
+
+    Returns:
+        `scene`, `continent`, `country` (`find_groups`): group -> `KEPT_OF_GROUPS` with `intervals_95` of the same and
+        `bootstrap`, groups with most photos first. `author`: `summarise_authors`, where the authors are known.
+    """
+    unit = "author" if test_set.authors is not None else "photo"
+    _, clusters = np.unique(test_set.authors or test_set.ids, return_inverse=True)  # numbers in the names' order
+    by: dict[str, dict[str, Any]] = {}
+    for kind, labels in find_groups(test_set).items():
+        groups, membership, num_photos = np.unique(labels, return_inverse=True, return_counts=True)
+        by[kind] = {}
+        for number in np.argsort(-num_photos, kind="stable"):
+            rows = membership == number
+            judged = _judge(
+                error_km[rows],
+                clusters[rows],
+                unit,
+                thresholds_km=thresholds_km,
+                quantiles=(),
+                num_resamples=num_resamples,
+                seed=seed,
+            )
+            by[kind][str(groups[number])] = _keep_of_group(judged)
+    if test_set.authors is not None:
+        by["author"] = summarise_authors(error_km, test_set.authors)
+    return by
+
+
+def _judge(error_km: NDArray[np.float64], clusters: NDArray[Any], unit: str, **resampling: Any) -> dict[str, Any]:
+    """`judge_errors` of photos in clusters, each of which is an author or a photo."""
+    metrics = summarise_errors(error_km, thresholds_km=resampling["thresholds_km"])
+    metrics["intervals_95"] = bootstrap_intervals(error_km, clusters, **resampling)
     metrics["bootstrap"] = {
         "clustered_by": unit,
-        "num_clusters": len(set(test_set.authors)) if test_set.authors is not None else len(test_set.ids),
-        "num_resamples": num_resamples,
-        "seed": seed,
+        "num_clusters": len(np.unique(clusters)),
+        "num_resamples": resampling["num_resamples"],
+        "seed": resampling["seed"],
     }
     if metrics["intervals_95"] is None:
         metrics["bootstrap"]["reason"] = f"no interval can be drawn from a single {unit}"
     return metrics
+
+
+def _keep_of_group(judged: dict[str, Any]) -> dict[str, Any]:
+    """What differs from group to group and cannot be looked up in the test set's own numbers."""
+    kept = {key: judged[key] for key in KEPT_OF_GROUPS}
+    intervals = judged["intervals_95"]
+    kept["intervals_95"] = intervals and {key: intervals[key] for key in KEPT_OF_GROUPS if key in intervals}
+    kept["bootstrap"] = {
+        key: judged["bootstrap"][key] for key in ("num_clusters", "reason") if key in judged["bootstrap"]
+    }
+    return kept

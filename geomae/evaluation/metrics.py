@@ -6,15 +6,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from geomae.errors import PredictionError
+from geomae.errors import ConfigError, PredictionError
 from geomae.geography import EARTH_RADIUS_KM, find_off_earth, great_circle_km
 
 __all__ = [
     "LARGEST_ERROR_KM",
     "QUANTILES",
     "THRESHOLDS_KM",
+    "check_thresholds",
     "compute_metrics",
     "geoscores",
+    "quantile_key",
     "summarise_errors",
     "threshold_key",
 ]
@@ -29,6 +31,27 @@ GEOSCORE_SCALE_KM = 1492.7  # the constant of the game GeoGuessr, used by PIGEON
 def threshold_key(threshold_km: float) -> str:
     """The name of a radius in `metrics.json`: "200" for 200.0, "0.5" for 0.5."""
     return f"{threshold_km:g}"
+
+
+def quantile_key(share: float) -> str:
+    """The name of a quantile in `metrics.json`: "0.5" for the median."""
+    return f"{share:g}"
+
+
+def check_thresholds(thresholds_km: Sequence[float]) -> None:
+    """Refuses what cannot be radii within which photos are counted.
+
+    Raises:
+        ConfigError: there is none, or one is negative, not finite, or there twice (names the first).
+    """
+    keys = [threshold_key(radius) for radius in thresholds_km]
+    bad = next((key for key in keys if not 0.0 <= float(key) < float("inf")), None)
+    twice = next((key for key in keys if keys.count(key) > 1), None)
+    if not keys or bad is not None or twice is not None:
+        what = f"{bad} is not one" if bad is not None else f"{twice} stands twice" if keys else "none was given"
+        raise ConfigError(
+            f"thresholds_km must be different radii in km, finite and at least 0, such as 1 25 200 750 2500; {what}"
+        )
 
 
 def geoscores(error_km: ArrayLike) -> NDArray[np.float64]:
@@ -48,12 +71,16 @@ def summarise_errors(error_km: ArrayLike, *, thresholds_km: Sequence[float] = TH
 
     Returns:
         `num_photos`, `mean_km`, `median_km`, `geoscore` (mean of `geoscores`), `num_within_km` and
-        `accuracy_within_km` (radius -> count, share from 0 to 1), `quantiles_km` (share -> km).
+        `accuracy_within_km` (radius -> count, share from 0 to 1), `quantiles_km` (share -> km). They are the same to
+        the last digit in whatever order the errors are. The median of an even number of photos lies halfway between
+        the middle two, and every other quantile is interpolated linearly too.
 
     Raises:
         PredictionError: there are no errors, or some are not finite.
+        ConfigError: a radius cannot be one.
     """
-    error_km = np.asarray(error_km, dtype=np.float64)
+    check_thresholds(thresholds_km)
+    error_km = np.sort(np.asarray(error_km, dtype=np.float64))  # a sum depends on its order, in its last digits
     if error_km.size == 0 or not np.isfinite(error_km).all():
         raise PredictionError(
             f"metrics need at least one photo and finite errors; {error_km.size} errors were given, "
@@ -67,7 +94,7 @@ def summarise_errors(error_km: ArrayLike, *, thresholds_km: Sequence[float] = TH
         "geoscore": float(geoscores(error_km).mean()),
         "num_within_km": num_within,
         "accuracy_within_km": {key: count / error_km.size for key, count in num_within.items()},
-        "quantiles_km": {f"{share:g}": float(np.quantile(error_km, share)) for share in QUANTILES},
+        "quantiles_km": {quantile_key(share): float(np.quantile(error_km, share)) for share in QUANTILES},
     }
 
 
@@ -88,6 +115,7 @@ def compute_metrics(
 
     Raises:
         PredictionError: shapes differ, or a prediction is not finite or not on Earth (the first is named).
+        ConfigError: a radius cannot be one.
     """
     predicted_deg = np.asarray(predicted_deg, dtype=np.float64)
     target_deg = np.asarray(target_deg, dtype=np.float64)

@@ -103,8 +103,9 @@ def write_evaluation(output_dir: str | Path, metrics: dict[str, Any], **tables: 
     folder = Path(output_dir)
     folder.mkdir(parents=True, exist_ok=True)
     text = json.dumps(metrics, indent=2, allow_nan=False, ensure_ascii=False)
-    # Pairs of numbers on one line: a line break inside brackets is never part of a text, where it would be escaped.
-    text = re.sub(r"\[\n[-+.\deE,\s]+\]", lambda numbers: re.sub(r"\s+", "", numbers[0]).replace(",", ", "), text)
+    # Lists of numbers, and objects of numbers, on one line: a line break is never part of a text, which escapes it.
+    text = re.sub(r"\[\n[-+.\deE,\s]+\]", _on_one_line, text)
+    text = re.sub(r'\{\n(?:\s+"[^"\n]*": [-+.\deE]+,?\n)+\s+\}', _on_one_line, text)
     file = folder / "metrics.json"
     file.unlink(missing_ok=True)
     written = []
@@ -130,6 +131,11 @@ def read_metrics(path: str | Path) -> dict[str, Any]:
     if not isinstance(metrics, dict):
         raise SourceError(f"{file} holds a {type(metrics).__name__}, not the metrics of an evaluation")
     return metrics
+
+
+def _on_one_line(match: re.Match[str]) -> str:
+    words = [line.strip() for line in match[0].splitlines()]
+    return words[0] + " ".join(words[1:-1]) + words[-1]
 
 
 def _shown_word(word: str) -> str:

