@@ -80,6 +80,10 @@ def main(argv: Sequence[str]) -> None:
 
     print(format_summary(metrics, label=shown_path(arguments.checkpoint or arguments.predictions)))
     print("\n".join(["", *(f"wrote {path}" for path in written)]))
+    if arguments.report_to == "wandb":
+        from geomae.reporting.wandb_run import log_evaluation  # matplotlib and cartopy, for its pictures
+
+        log_evaluation(arguments.output_dir, **arguments.naming)
 
 
 if __name__ == "__main__":

@@ -2,13 +2,15 @@
 
 import platform
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 from geomae import __version__
+from geomae.data.filesystems import public_text
 
-__all__ = ["find_commit", "find_versions"]
+__all__ = ["find_commit", "find_versions", "shown_config", "shown_path"]
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -35,6 +37,32 @@ def find_commit() -> str | None:
     commit = _git("rev-parse", "HEAD")
     changes = _git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!results", ":!*.md")
     return None if commit is None else commit + ("+changes" if changes else "")
+
+
+def shown_path(path: str | Path) -> str:
+    """A path that means something on another machine: relative below the working directory, else the file's name."""
+    path = Path(path)
+    if not path.is_absolute():
+        return path.as_posix()
+    try:
+        return path.relative_to(Path.cwd()).as_posix()
+    except ValueError:
+        return path.name
+
+
+def shown_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A configuration that others may see: without tokens, passwords in URLs, and absolute paths."""
+    return {name: _shown_value(value) for name, value in config.items() if not name.endswith("_token")}
+
+
+def _shown_value(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return shown_config(value)
+    if isinstance(value, list):
+        return [_shown_value(each) for each in value]
+    if isinstance(value, str):
+        return shown_path(value) if value.startswith("/") else public_text(value)
+    return value
 
 
 def _git(*arguments: str) -> str | None:

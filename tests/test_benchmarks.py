@@ -78,3 +78,16 @@ def test_share_outside_the_model_is_taken_within_each_round(monkeypatch: pytest.
     assert summary["share_outside_model"] == 0.25
     assert summary["photos_per_s"] == 25  # 100 by the median of 2, 10 and 4 seconds
     assert summary["bare_photos_per_s"] == pytest.approx(100 / 3)
+
+
+def test_judging_compares_ours_with_a_loop_over_resamples_that_gives_the_same(tmp_path: Path) -> None:
+    command = [sys.executable, "benchmarks/judging.py", "--shared_data", str(tmp_path), "--rounds", "1"]
+    command += ["--num_resamples", "100", "--naive_resamples", "100", "--output", str(tmp_path / "result.json")]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert not result["photos_are_real"]
+    assert max(result["largest_relative_difference_to_naive"].values()) < 1e-9
+    assert all(entry["cpu_s"] > 0 for entry in result["contestants"].values())
+    page = (tmp_path / "result.md").read_text()
+    assert "drawn: the real lists are not there" in page
+    assert "| the same intervals, by a loop over resamples | 25,600 |" in page

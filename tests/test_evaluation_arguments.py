@@ -6,6 +6,7 @@ import pytest
 
 from geomae.errors import ConfigError
 from geomae.evaluation import EvaluationArguments
+from geomae.training.config_file import parse_config
 
 GIVEN = {"test_set": "set.csv", "output_dir": "out", "predictions": "p.csv"}
 
@@ -82,3 +83,12 @@ def test_an_evaluation_of_another_model_is_not_overwritten(tmp_path):
             ConfigError, match=r"holds an evaluation of outputs/theirs\.csv on set\.csv, and this one is of"
         ):
             EvaluationArguments(**{**again, **change})
+
+
+def test_reporting_is_to_wandb_or_to_nobody():
+    words = [word for key, value in GIVEN.items() for word in (f"--{key}", value)]
+    assert parse_config([EvaluationArguments], words)[0].report_to == "none"
+    for place in ("none", "wandb"):
+        assert parse_config([EvaluationArguments], [*words, "--report_to", place])[0].report_to == place
+    with pytest.raises(ConfigError, match=r"report_to .* it must be 'none' or 'wandb'"):
+        parse_config([EvaluationArguments], [*words, "--report_to", "tensorboard"])

@@ -151,6 +151,15 @@ def test_each_radius_has_its_densest_point_with_the_most_hits_of_all_constants_t
         assert constants[f"densest_{key}km"]["num_within_km"][key] == most > 0
 
 
+def test_baselines_do_not_depend_on_the_order_of_the_test_set(test_set):
+    order = np.random.default_rng(3).permutation(400)
+    shuffled = TestSet("set", [test_set.ids[row] for row in order], test_set.coordinates_deg[order])
+    in_order, errors = judge_baselines(test_set, two_towns(), num_repeats=2, num_resamples=100)
+    again, shuffled_errors = judge_baselines(shuffled, two_towns(), num_repeats=2, num_resamples=100)
+    assert in_order == again
+    assert errors.sort_by("id").equals(shuffled_errors.sort_by("id"))
+
+
 def test_a_random_baseline_draws_the_same_whichever_radii_are_asked_for(test_set):
     few, _ = judge_baselines(test_set, two_towns(), thresholds_km=(200,), num_repeats=2, num_resamples=100)
     many, _ = judge_baselines(test_set, two_towns(), num_repeats=2, num_resamples=100)

@@ -1,5 +1,6 @@
 """The metrics as a module of Hugging Face `evaluate`."""
 
+import re
 import shutil
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from geomae.evaluation import great_circle_error as module
 from geomae.geography import draw_uniform, great_circle_km
 from modeling import GeoMAEConfig, GeoMAEForGeolocation
 
+ROOT = Path(__file__).resolve().parent.parent
 PREDICTED, TRUTH = (draw_uniform(50, np.random.default_rng(seed)) for seed in (0, 1))
 
 
@@ -58,6 +60,13 @@ def test_the_documented_compute_metrics_turns_an_eval_prediction_into_numbers(me
     prediction = EvalPrediction(predictions=PREDICTED.astype(np.float32), label_ids=TRUTH.astype(np.float32))
     computed = metric.compute(predictions=prediction.predictions, references=prediction.label_ids)
     assert computed["mean_km"] == pytest.approx(great_circle_km(PREDICTED, TRUTH).mean(), rel=1e-5)
+
+
+def test_the_example_in_the_documentation_runs(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    text = (ROOT / "docs" / "evaluation.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    exec(code, {})
 
 
 def test_a_trainer_reports_the_metrics_as_the_module_says(metric, tmp_path, tiny_sizes):

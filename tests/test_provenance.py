@@ -58,3 +58,22 @@ def test_versions_leave_out_what_is_not_installed() -> None:
     assert versions["geomae"] == __version__
     assert {"python", "numpy"} <= versions.keys()
     assert "no-such-package" not in versions
+
+
+def test_a_shown_configuration_has_no_tokens_no_passwords_and_no_absolute_paths(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    config = {
+        "hub_token": "hf_SECRET",
+        "output_dir": str(tmp_path / "outputs/run"),
+        "init_from": "/elsewhere/SECRET/pretrain",
+        "data_dirs": ["s3://key:SECRET@bucket/x", "data/mp16"],
+        "nested": {"push_token": "SECRET", "path": "/elsewhere/SECRET/x"},
+        "learning_rate": 1e-4,
+    }
+    assert provenance.shown_config(config) == {
+        "output_dir": "outputs/run",
+        "init_from": "pretrain",
+        "data_dirs": ["s3://bucket/x", "data/mp16"],
+        "nested": {"path": "x"},
+        "learning_rate": 1e-4,
+    }

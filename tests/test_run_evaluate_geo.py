@@ -127,6 +127,24 @@ def test_radii_can_be_asked_for_in_the_file_and_on_the_command_line(tmp_path, te
         run(tmp_path, *words, "--thresholds_km", "nan")
 
 
+def test_shuffled_files_of_predictions_and_of_the_test_set_give_every_number_again(tmp_path, test_set):
+    answers = TRUTH + np.array([5.0, -7.0])
+    header, *rows = test_set.read_text().splitlines()
+    shuffled = tmp_path / "shuffled" / test_set.name
+    shuffled.parent.mkdir()
+    shuffled.write_text("\n".join([header, *rows[::-1], ""]))
+    (tmp_path / "train.csv").write_text("LAT,LON\n0,0\n0,10\n5,5\n")
+    judged = []
+    for file, step in ((test_set, 1), (shuffled, 3)):
+        order = [row * step % 7 for row in range(7)]
+        names = [PHOTO_NAMES[row] for row in order]
+        predictions = write_predictions(tmp_path / "p.csv", names, answers[order])
+        words = ["--predictions", predictions, "--test_set", file, "--train_coordinates", tmp_path / "train.csv"]
+        metrics, _ = run(tmp_path, *words)
+        judged.append({key: value for key, value in metrics.items() if key != "command"})
+    assert judged[0] == judged[1]
+
+
 def test_numbers_by_group_are_written_and_printed(tmp_path, capsys):
     lines = [
         f"{name},a{number},{lat},{lon},{number % 3}"

@@ -1,6 +1,7 @@
 """The dataclasses: what they default to, what they refuse, and how epochs become steps."""
 
 import ast
+import os
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -168,6 +169,28 @@ def test_run_without_photos_is_refused() -> None:
 
 def test_run_name_follows_from_the_folder() -> None:
     assert GeoMAETrainingArguments(output_dir="outputs/demo/pretrain").run_name == "demo-pretrain"
+
+
+def test_group_is_the_one_given_or_the_environments_or_the_experiments(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("WANDB_RUN_GROUP", "WANDB_TAGS", "WANDB_JOB_TYPE", "WANDB_PROJECT"):
+        monkeypatch.setenv(name, "to be restored")  # what the arguments set is taken back after the test
+        monkeypatch.delenv(name)
+    assert GeoMAETrainingArguments(output_dir="outputs/demo/pretrain").run_group == "demo"
+    assert "WANDB_RUN_GROUP" not in os.environ  # of a run that does not report to W&B
+    monkeypatch.setenv("WANDB_RUN_GROUP", "mine")
+    assert GeoMAETrainingArguments(output_dir="outputs/demo/pretrain").run_group == "mine"
+    given = arguments(run_group="halves", run_tags=["half", "seed 0"], report_to="wandb")
+    assert given.run_group == os.environ["WANDB_RUN_GROUP"] == "halves"
+    assert os.environ["WANDB_TAGS"] == "half,seed 0"
+    assert (os.environ["WANDB_JOB_TYPE"], os.environ["WANDB_PROJECT"]) == ("train", "geomae")
+    with pytest.raises(ConfigError, match="no comma"):
+        arguments(run_tags=["a,b"])
+
+
+def test_arguments_as_others_see_them_name_no_path_of_this_machine(tmp_path: Path) -> None:
+    shown = GeoMAETrainingArguments(output_dir=str(tmp_path / "run"), hub_token="hf_SECRET").to_dict()
+    assert shown["output_dir"] == shown["run_name"] == "run"
+    assert not [word for word in (str(tmp_path), "SECRET") if word in str(shown)]
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from typing import Any
 from loading.measure import Measurement, MemoryOfEpoch
 from loading.pipelines import Pipeline
 
-__all__ = ["cores_needed", "judge_memory", "judge_targets", "medians_and_ratios", "to_markdown"]
+__all__ = ["cores_needed", "judge_memory", "judge_targets", "markdown_table", "medians_and_ratios", "to_markdown"]
 
 # The ratio ours / other that we want at least. Stated before the measurement; a miss is reported as one.
 TARGETS = {
@@ -150,7 +150,7 @@ def _pipelines_table(entries: Mapping[str, Mapping[str, Any]]) -> str:
         for entry in entries.values()
     ]
     header = ["pipeline", "photos/s", "photos/worker-core-s", "main ms/1,000", "ours/it, wall", "ours/it, core-s"]
-    return _table(header, rows)
+    return markdown_table(header, rows)
 
 
 def _targets_table(verdicts: Sequence[Mapping[str, Any]]) -> str:
@@ -166,7 +166,7 @@ def _targets_table(verdicts: Sequence[Mapping[str, Any]]) -> str:
         for verdict in verdicts
     ]
     header = ["ratio", "at least", "per worker-core-s", "its rounds", "by the wall", "judged by the median"]
-    return _table(header, rows)
+    return markdown_table(header, rows)
 
 
 def _memory_table(memory: Mapping[str, Any]) -> str:
@@ -177,7 +177,7 @@ def _memory_table(memory: Mapping[str, Any]) -> str:
     verdict = "met" if memory["is_met"] else "**missed**"
     return (
         "## Memory of our worker\n\n"
-        + _table(["epoch", "peak USS, MB", "USS at its end, MB", "peak RSS, MB"], rows)
+        + markdown_table(["epoch", "peak USS, MB", "USS at its end, MB", "peak RSS, MB"], rows)
         + f"\nThe peak grows by {memory['growth_of_peak']:.1%} from the second epoch to the last; "
         f"at most {memory['at_most']:.0%}: {verdict}.\n"
     )
@@ -195,10 +195,13 @@ def _cores_table(needs: Sequence[Mapping[str, Any]]) -> str:
     return (
         "## Worker cores that feed an accelerator\n\n"
         "The limit is computed from the FLOP of a step, not measured; the cores are the limit divided by photos per "
-        "worker-core-second above.\n\n" + _table(["training", "photos/s", "cores, ours", "cores, the thesis"], rows)
+        "worker-core-second above.\n\n"
+        + markdown_table(["training", "photos/s", "cores, ours", "cores, the thesis"], rows)
     )
 
 
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table whose first column is text and whose others are numbers."""
+    """A table whose first column is text and whose others are numbers."""
     lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)

@@ -2,13 +2,14 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from geomae.errors import ConfigError, SourceError
 from geomae.evaluation.bootstrap import MIN_RESAMPLES
 from geomae.evaluation.known_test_sets import KNOWN_TEST_SETS, find_known_list, find_known_photos
 from geomae.evaluation.metrics import THRESHOLDS_KM, check_thresholds
 from geomae.evaluation.records import refuse_other_evaluation, refuse_unwritable, shown_path
+from geomae.tracking import refuse_bad_tags
 
 __all__ = ["EvaluationArguments"]
 
@@ -96,6 +97,21 @@ class EvaluationArguments:
     num_resamples: int = field(
         default=2000, metadata={"help": "Resamples behind the 95 % intervals, at least 100; 10000 takes seconds."}
     )
+    report_to: Literal["none", "wandb"] = field(
+        default="none",
+        metadata={"help": "wandb: record numbers, answers, map and error distribution as a W&B run (docs/wandb.md)."},
+    )
+    run_name: str | None = field(
+        default=None, metadata={"help": "What W&B calls the run; null: output_dir below outputs/, in one word."}
+    )
+    run_group: str | None = field(
+        default=None,
+        metadata={
+            "help": "What W&B groups the run under; null: the group of the checkpoint's training, else the first "
+            "folder of output_dir below outputs/."
+        },
+    )
+    run_tags: list[str] = field(default_factory=list, metadata={"help": "Tags of the run in W&B."})
     seed: int = field(default=0, metadata={"help": "Seed of the resamples and of the random baselines, at least 0."})
 
     def __post_init__(self) -> None:
@@ -124,6 +140,7 @@ class EvaluationArguments:
             raise ConfigError(
                 f"num_resamples must be at least {MIN_RESAMPLES} for a 95 % interval; got {self.num_resamples}"
             )
+        refuse_bad_tags(self.run_tags)
         if self.seed < 0:
             raise ConfigError(f"seed must be at least 0; got {self.seed}")
         self._find_by_name()
@@ -150,6 +167,12 @@ class EvaluationArguments:
         self.test_set = find_known_list(named, self.test_sets_dir)
         if self.checkpoint and not self.photos and self.test_set != named:
             self.photos = find_known_photos(named, self.test_sets_dir)
+
+    @property
+    def naming(self) -> dict[str, Any]:
+        """What a tracker calls the run, and what it is an evaluation of."""
+        named = {"name": self.run_name, "group": self.run_group, "tags": self.run_tags}
+        return {"checkpoint": self.checkpoint, **named}
 
     def _check_photos(self, test_set: Path) -> None:
         """A model needs photos: inside a packed folder, beside the one CSV in their folder, or below `photos`."""

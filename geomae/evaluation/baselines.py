@@ -109,8 +109,9 @@ def judge_baselines(
         columns[name] = great_circle_km(answer_deg, truth_deg)
         judged = judge_errors(columns[name], test_set, **how)
         results[name] = {"description": descriptions[name], "answer_deg": [float(v) for v in answer_deg], **judged}
+    rank = np.argsort(np.argsort(test_set.ids))  # draws go by the photos' names, whatever the order of the rows
     for name, draws in _draw_answers(training_deg, len(truth_deg), num_clusters, num_repeats, seed):
-        runs = [great_circle_km(drawn_deg, truth_deg) for drawn_deg in draws]
+        runs = [great_circle_km(drawn_deg[rank], truth_deg) for drawn_deg in draws]
         columns[name] = runs[0]
         averaged = _average_runs([summarise_errors(run, thresholds_km=thresholds_km) for run in runs])
         results[name] = {"description": descriptions[name], **averaged}

@@ -17,9 +17,9 @@ Floats = NDArray[np.float64]
 RESAMPLED = ("mean_km", "median_km", "geoscore", "accuracy_within_km", "quantiles_km")
 MIN_RESAMPLES = 100  # with fewer, the ends of a 95 % interval are the extremes of the draws
 
-# Clusters x resamples counted at once, 4 MB, and drawn at once: what the caches hold. With chunks of 32 MB the numbers
+# Clusters x resamples counted at once, 2 MB, and drawn at once: what the caches hold. With chunks of 32 MB the numbers
 # of YFCC25600 take 1.4 times as long, and draws of a whole chunk five times.
-CHUNK_ELEMENTS = 500_000
+CHUNK_ELEMENTS = 250_000
 SLAB_ELEMENTS = 65_536
 
 

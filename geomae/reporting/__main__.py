@@ -1,9 +1,10 @@
-"""`python -m geomae.reporting report | compare | thesis | fill`: pages about runs; numbers into Markdown files.
+"""`python -m geomae.reporting report | compare | thesis | fill | wandb`: pages about runs; numbers into Markdown, W&B.
 
 python -m geomae.reporting report --pretrain_run outputs/pretrain --finetune_run outputs/finetune \
     --evaluation outputs/evaluate --output_dir report
 python -m geomae.reporting compare outputs/a outputs/b --output_dir report
 python -m geomae.reporting fill README.md [--check]
+python -m geomae.reporting wandb outputs/evaluate
 """
 
 import argparse
@@ -20,7 +21,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one of the commands; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m geomae.reporting", description=__doc__.splitlines()[0])
     commands = parser.add_subparsers(required=True)
-    for add in (_add_report, _add_compare, _add_thesis, _add_fill):
+    for add in (_add_report, _add_compare, _add_thesis, _add_fill, _add_wandb):
         add(commands)
     arguments = parser.parse_args(argv)
     return int(arguments.run(arguments))
@@ -74,6 +75,16 @@ def _add_fill(commands: Any) -> None:
     fill.set_defaults(run=_fill)
 
 
+def _add_wandb(commands: Any) -> None:
+    wandb = commands.add_parser("wandb", help="send an evaluation to W&B that was made without it")
+    wandb.add_argument("evaluation", help="folder of run_evaluate_geo.py")
+    wandb.add_argument("--checkpoint", help="folder of the training, where metrics.json does not lead to it")
+    wandb.add_argument("--run_name", help="default: the folder's path below outputs/")
+    wandb.add_argument("--run_group", help="default: the group of the training")
+    wandb.add_argument("--run_tags", nargs="+", default=[])
+    wandb.set_defaults(run=_send_to_wandb)
+
+
 def _report(arguments: argparse.Namespace) -> int:
     from geomae.evaluation import read_training_coordinates
     from geomae.reporting.report import write_report  # matplotlib and cartopy: `fill` does without
@@ -124,6 +135,19 @@ def _thesis(arguments: argparse.Namespace) -> int:
     )
     print("\n".join(f"wrote {path}" for path in written))
     return 0
+
+
+def _send_to_wandb(arguments: argparse.Namespace) -> int:
+    from geomae.reporting.wandb_run import log_evaluation  # matplotlib and cartopy
+
+    is_sent = log_evaluation(
+        arguments.evaluation,
+        checkpoint=arguments.checkpoint,
+        name=arguments.run_name,
+        group=arguments.run_group,
+        tags=arguments.run_tags,
+    )
+    return 0 if is_sent else 1
 
 
 def _fill(arguments: argparse.Namespace) -> int:

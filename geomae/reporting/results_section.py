@@ -13,7 +13,14 @@ from geomae.reporting.page import Block, Cell, Heading, Paragraph, Picture, Tabl
 from geomae.reporting.plots import error_cdf
 from geomae.reporting.records import EvaluationRecord, unique_names
 
-__all__ = ["describe_evaluations", "draw_error_cdf", "evaluation_table", "group_by_test_set", "introduce_test_set"]
+__all__ = [
+    "describe_evaluations",
+    "draw_error_cdf",
+    "draw_prediction_map",
+    "evaluation_table",
+    "group_by_test_set",
+    "introduce_test_set",
+]
 
 BASELINE_NAMES = {
     "geometric_median": "constant: geometric median",
@@ -43,7 +50,6 @@ def describe_evaluations(evaluated: Sequence[EvaluationRecord], folder: Path) ->
     blocks: list[Block] = []
     for number, group in enumerate(group_by_test_set(dict(zip(names, evaluated, strict=True))), start=1):
         blocks += introduce_test_set(group)
-        blocks += _tables_by_group({name: record.metrics for name, record in group.items()})
         for name, record in group.items():
             blocks += _judge(name, record.metrics)
         blocks += [draw_error_cdf(group, folder, number), *_draw_answers(group, folder, number)]
@@ -59,7 +65,7 @@ def group_by_test_set(evaluated: dict[str, EvaluationRecord]) -> list[dict[str, 
 
 
 def introduce_test_set(group: dict[str, EvaluationRecord]) -> list[Block]:
-    """What was judged on, how sure the numbers are, and the table of all that was judged there."""
+    """What was judged on, how sure the numbers are, and the tables of all that was judged there."""
     first = next(iter(group.values())).metrics
     bootstrap = first["bootstrap"]
     brackets = (
@@ -76,6 +82,7 @@ def introduce_test_set(group: dict[str, EvaluationRecord]) -> list[Block]:
             "after ± the standard deviation over runs of a random answer."
         ),
         evaluation_table({name: record.metrics for name, record in group.items()}),
+        *_tables_by_group({name: record.metrics for name, record in group.items()}),
         *(Paragraph(s.removeprefix("ATTENTION: "), is_warning=s.startswith("ATTENTION: ")) for s in shared),
     ]
 
@@ -205,17 +212,21 @@ def _draw_answers(group: dict[str, EvaluationRecord], folder: Path, number: int)
     """A map and examples for each model."""
     blocks: list[Block] = []
     for rank, (name, record) in enumerate(group.items(), start=1):
-        answered = record.is_answered
-        true_deg = record.columns("true_latitude", "true_longitude")[answered]
-        predicted_deg = record.columns("latitude", "longitude")[answered]
-        title = f"{name} on {_name_test_set(group)}: {int(answered.sum()):,} photos"
-        figure = prediction_map(true_deg, predicted_deg, record.error_km[answered], title=title)
-        caption = f"{name}: truths and predictions, coloured by the error."
         blocks += [
-            save_picture(figure, folder, f"prediction_map_{number}_{rank}", caption),
+            draw_prediction_map(name, record, folder, f"prediction_map_{number}_{rank}"),
             _show_examples(name, record),
         ]
     return blocks
+
+
+def draw_prediction_map(name: str, record: EvaluationRecord, folder: Path, file: str) -> Picture:
+    """Truths and answers of the answered photos, as `<file>.png`."""
+    answered = record.is_answered
+    true_deg = record.columns("true_latitude", "true_longitude")[answered]
+    predicted_deg = record.columns("latitude", "longitude")[answered]
+    title = f"{name} on {_name_test_set({name: record})}: {int(answered.sum()):,} photos"
+    figure = prediction_map(true_deg, predicted_deg, record.error_km[answered], title=title)
+    return save_picture(figure, folder, file, f"{name}: truths and predictions, coloured by the error.")
 
 
 def _show_examples(name: str, record: EvaluationRecord) -> Table:

@@ -17,6 +17,8 @@ from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 from geomae.data.groups import SUBSETS
 from geomae.data.listing import KINDS
 from geomae.errors import ConfigError
+from geomae.provenance import shown_config
+from geomae.tracking import refuse_bad_tags, run_group_of, run_name_of
 from geomae.training.config_file import Variants, given_keys, parse_config
 
 __all__ = [
@@ -236,6 +238,12 @@ class GeoMAETrainingArguments(TrainingArguments):
     milestone_epochs: list[float] | None = option(None, "schedule multistep: multiply by gamma after these epochs.")
     gamma: float = option(0.1, "Factor of the schedules step and multistep.")
 
+    run_name: str | None = option(None, "What trackers call the run; null: output_dir below outputs/, in one word.")
+    run_group: str | None = option(
+        None, "What W&B groups the run under; null: WANDB_RUN_GROUP, or the first folder of output_dir below outputs/."
+    )
+    run_tags: list[str] = option([], "Tags of the run in W&B, such as [half, seed_0]; none: those of WANDB_TAGS.")
+
     max_bad_fraction: float = option(0.01, "Stop when more than this share of the photos cannot be decoded.")
     overwrite_output_dir: bool = option(False, "Remove an earlier run from output_dir instead of refusing to start.")
     reconstruction_steps: int = option(0, "Draw reconstructions of validation photos every so many steps; 0: never.")
@@ -269,7 +277,9 @@ class GeoMAETrainingArguments(TrainingArguments):
                 self.accelerator_config = {**self.accelerator_config, "non_blocking": False}
         if self.greater_is_better is None and (self.metric_for_best_model or "").endswith("_km"):
             self.greater_is_better = False
-        self.run_name = self.run_name or self.output_dir.strip("/").removeprefix("outputs/").replace("/", "-")
+        self.run_name = self.run_name or run_name_of(self.output_dir)
+        self.run_group = self.run_group or os.environ.get("WANDB_RUN_GROUP") or run_group_of(self.output_dir)
+        refuse_bad_tags(self.run_tags)
         self._check_not_used()
         self._check_ranges()
         super().__post_init__()
@@ -277,7 +287,7 @@ class GeoMAETrainingArguments(TrainingArguments):
         if accelerator_config.dispatch_batches or accelerator_config.split_batches:
             raise ConfigError(f"dispatch_batches and split_batches of accelerator_config are not used: {_OWN_LOADER}")
         if "wandb" in (self.report_to or ()):
-            os.environ.setdefault("WANDB_PROJECT", "geomae")
+            self._tell_wandb()
         # Without a launcher transformers would use nn.DataParallel, which splits batches behind the stream's back.
         self._n_gpu = min(self._n_gpu, 1)
         self.num_photos = 0
@@ -287,6 +297,18 @@ class GeoMAETrainingArguments(TrainingArguments):
                 "enable_jit_checkpoint is true, but each process notices the signal at a step of its own, and they "
                 "would wait for each other: save by save_steps instead"
             )
+
+    def _tell_wandb(self) -> None:
+        """The callback of transformers passes on the name alone; the rest wandb reads from the environment."""
+        os.environ.setdefault("WANDB_PROJECT", "geomae")
+        os.environ.setdefault("WANDB_JOB_TYPE", "train")
+        os.environ["WANDB_RUN_GROUP"] = str(self.run_group)
+        if self.run_tags:
+            os.environ["WANDB_TAGS"] = ",".join(self.run_tags)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Every key as records and trackers may show it: `shown_config` of transformers' own."""
+        return shown_config(super().to_dict())
 
     def _check_not_used(self) -> None:
         for known in fields(self):

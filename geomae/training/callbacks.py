@@ -20,14 +20,20 @@ __all__ = ["PredictionMaps", "ReconstructionPanels", "RunRecord"]
 logger = logging.getLogger(__name__)
 
 
+def wandb_of(trainer: Trainer) -> Any:
+    """The `wandb` module where this process has a run in it, else None."""
+    for callback in trainer.callback_handler.callbacks:
+        if type(callback).__name__ == "WandbCallback" and callback._wandb.run is not None:
+            return callback._wandb
+    return None
+
+
 def show_picture(trainer: Trainer, name: str, path: Path) -> None:
     """Send a picture to the trackers that the run reports to: W&B and TensorBoard."""
+    if (wandb := wandb_of(trainer)) is not None:
+        wandb.log({name: wandb.Image(str(path)), "train/global_step": trainer.state.global_step})
     for callback in trainer.callback_handler.callbacks:
-        kind = type(callback).__name__
-        if kind == "WandbCallback" and callback._wandb.run is not None:
-            picture = callback._wandb.Image(str(path))
-            callback._wandb.log({name: picture, "train/global_step": trainer.state.global_step})
-        elif kind == "TensorBoardCallback" and callback.tb_writer is not None:
+        if type(callback).__name__ == "TensorBoardCallback" and callback.tb_writer is not None:
             from matplotlib.image import imread
 
             pixels = imread(path)[..., :3]  # (H, W, 3 or 4) -> (H, W, 3)
@@ -104,7 +110,7 @@ class PredictionMaps(TrainerCallback):
 
 
 class RunRecord(TrainerCallback):
-    """Writes `run.json`: what was run, on what, from what, and how it ended.
+    """Writes `run.json`: what was run, on what, from what, and how it ended; W&B gets the same configuration.
 
     Args:
         trainer: of the run.
@@ -113,7 +119,7 @@ class RunRecord(TrainerCallback):
 
     def __init__(self, trainer: StreamingTrainer, config: Mapping[str, Any]) -> None:
         self.trainer = trainer
-        self.config = {name: value for name, value in config.items() if not name.endswith("_token")}
+        self.config = config
         self.record: dict[str, Any] = {}
 
     def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
@@ -131,6 +137,10 @@ class RunRecord(TrainerCallback):
             "peak_flops_per_device": progress.peak_flops,
             "peak_flops_source": progress.peak_source,
         }
+        if (wandb := wandb_of(self.trainer)) is not None:
+            wandb.config.update(self.record["config"], allow_val_change=True)
+            names = ("id", "name", "group", "project", "entity", "url")
+            self.record["wandb"] = {name: getattr(wandb.run, name) or None for name in names}
         self._write(state)
 
     def on_train_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:

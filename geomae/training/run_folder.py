@@ -17,7 +17,7 @@ import torch
 from geomae.data.filesystems import public_text
 from geomae.errors import ConfigError
 from geomae.files import write_whole
-from geomae.provenance import find_commit, find_versions
+from geomae.provenance import find_commit, find_versions, shown_config
 
 __all__ = ["claim_output_dir", "describe_run", "empty_output_dir", "find_checkpoint", "write_run_record"]
 
@@ -140,7 +140,7 @@ def describe_run(config: Mapping[str, Any], *, seed: int, num_processes: int) ->
     """What is needed to repeat a run: command, configuration, commit, versions, hardware, seed."""
     return {
         "command": public_text(" ".join([Path(sys.argv[0]).name, *sys.argv[1:]])),
-        "config": {name: _without_secrets(value) for name, value in config.items()},
+        "config": shown_config(config),
         "commit": find_commit(),
         "versions": find_versions(PACKAGES),
         "hardware": _describe_hardware(),
@@ -148,13 +148,6 @@ def describe_run(config: Mapping[str, Any], *, seed: int, num_processes: int) ->
         "seed": seed,
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
     }
-
-
-def _without_secrets(value: Any) -> Any:
-    """URLs may have passwords and tokens in them."""
-    if isinstance(value, list):
-        return [_without_secrets(each) for each in value]
-    return public_text(value) if isinstance(value, str) else value
 
 
 def _describe_hardware() -> dict[str, Any]:

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from geomae.evaluation.metrics import summarise_errors
 from geomae.geography import great_circle_km
+from geomae.tracking import flat_metrics
 from geomae.training.streaming import Batch, EvaluationRows, StreamingTrainer
 
 __all__ = ["GeolocationTrainer", "MAETrainer"]
@@ -55,6 +56,4 @@ class GeolocationTrainer(StreamingTrainer):
         """Mean and median great-circle error, GeoScore, and the share of photos within each radius."""
         predicted, target = (rows.columns[name].astype(np.float64) for name in ("predicted_deg", "target_deg"))
         summary = summarise_errors(great_circle_km(predicted, target))
-        metrics = {name: summary[name] for name in ("mean_km", "median_km", "geoscore")}
-        shares = {f"accuracy_within_{radius}km": share for radius, share in summary["accuracy_within_km"].items()}
-        return super().evaluation_metrics(rows) | metrics | shares
+        return super().evaluation_metrics(rows) | flat_metrics(summary)

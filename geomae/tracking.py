@@ -1,0 +1,41 @@
+"""What a run is called where runs are compared, and what its numbers are called: the same for every script."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from geomae.errors import ConfigError
+from geomae.provenance import shown_path
+
+__all__ = ["flat_metrics", "refuse_bad_tags", "run_group_of", "run_name_of"]
+
+MAX_TAG_LETTERS = 64  # of W&B
+
+
+def run_name_of(output_dir: str) -> str:
+    """The folder's path below `outputs/` in one word: `outputs/earth/finetune_mae` is `earth-finetune_mae`."""
+    return shown_path(output_dir).strip("/").removeprefix("outputs/").replace("/", "-")
+
+
+def run_group_of(output_dir: str) -> str:
+    """The experiment of a run: the first folder of its path below `outputs/`, such as `earth`."""
+    return shown_path(output_dir).strip("/").removeprefix("outputs/").split("/")[0]
+
+
+def refuse_bad_tags(tags: Sequence[str]) -> None:
+    """Refuses tags that W&B would cut in two or not take.
+
+    Raises:
+        ConfigError: a tag is empty, has a comma in it or is longer than 64 letters.
+    """
+    for tag in tags:
+        if not tag.strip() or "," in tag or len(tag) > MAX_TAG_LETTERS:
+            raise ConfigError(
+                f"run_tags holds {tag!r}; a tag has 1 to {MAX_TAG_LETTERS} letters and no comma: "
+                "write --run_tags first second"
+            )
+
+
+def flat_metrics(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """`mean_km`, `median_km`, `geoscore` and `accuracy_within_<radius>km` of a summary, side by side."""
+    shares = {f"accuracy_within_{radius}km": share for radius, share in metrics["accuracy_within_km"].items()}
+    return {name: metrics[name] for name in ("mean_km", "median_km", "geoscore")} | shares
