@@ -14,6 +14,7 @@ and `results/tables.yaml` says what, one entry for each NAME, files relative to 
         - {label: GeoMAE, file: earth/geomae/metrics.json}
         - {label: best constant, file: earth/geomae/metrics.json, under: baselines.geometric_median}
         - {label: "PlaNet, published", published: {accuracy_within_km: {"200": 0.343}}}
+      titles: {mean_km: "mean error, km"}      # of columns that should have another than theirs
     gain: {value: mean_km, file: earth/geomae/metrics.json}           # one number, in the running text
     picture: {figure: earth/reconstruction.png, caption: Photos ...}  # a picture
 """
@@ -115,8 +116,9 @@ def _render(name: str, definition: Any, results: Path, page: Path) -> str:
 
 def _render_table(definition: Mapping[str, Any], results: Path) -> str:
     columns = [str(column) for column in definition["columns"]]
+    titles = definition.get("titles", {})
     lines = [
-        "| | " + " | ".join(map(_title, columns)) + " |",
+        "| | " + " | ".join(titles.get(column) or _title(column) for column in columns) + " |",
         "|---|" + "---:|" * len(columns),
     ]
     for row in definition["rows"]:

@@ -117,11 +117,13 @@ def _measure(seeds: Mapping[str, Seed], num_resamples: int) -> dict[str, Any]:
         for test_set in TEST_SETS:
             models[name][test_set] = {key: first[name][test_set].metrics[key] for key in KEPT}
             means[name][test_set] = _over_seeds([seed[name][test_set].metrics for seed in seeds.values()])
-    comparisons = [
-        {"seed": seed, **_compare(records[pair[0]][COMPARED_ON], records[pair[1]][COMPARED_ON], pair, num_resamples)}
+    comparisons = {
+        f"{pair[0]}_minus_{pair[1]}": {
+            name: _compare(seed[pair[0]][COMPARED_ON], seed[pair[1]][COMPARED_ON], num_resamples)
+            for name, seed in seeds.items()
+        }
         for pair in PAIRS
-        for seed, records in seeds.items()
-    ]
+    }
     return {"models": models, "seeds": means, "comparisons": comparisons}
 
 
@@ -131,15 +133,15 @@ def _over_seeds(metrics: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return {"mean_km": means, "mean_of_mean_km": float(np.mean(means)), "standard_deviation_of_mean_km": spread}
 
 
-def _compare(
-    first: EvaluationRecord, second: EvaluationRecord, names: Sequence[str], num_resamples: int
-) -> dict[str, Any]:
-    """The paired comparison of two models, and what the thesis's repeats would have made of it."""
+def _compare(first: EvaluationRecord, second: EvaluationRecord, num_resamples: int) -> dict[str, Any]:
+    """The differences of the first minus the second, their tests, and what the thesis's repeats would have claimed."""
     errors = [np.nan_to_num(record.columns("error_km")[:, 0], nan=LARGEST_ERROR_KM) for record in (first, second)]
+    compared = compare_predictions(first.folder, second.folder, num_resamples=num_resamples)
+    tests = ("num_photos", "intervals_95", "bootstrap", "paired_t_test", "wilcoxon")
     return {
-        "models": list(names),
         "test_set": COMPARED_ON,
-        **compare_predictions(first.folder, second.folder, num_resamples=num_resamples),
+        **compared["difference"],
+        **{key: compared[key] for key in tests},
         "as_the_thesis_tested": repeated_t_test(*errors),
     }
 
@@ -196,9 +198,9 @@ def _spread(deviation: float | None) -> str:
     return "" if deviation is None else f" ± {deviation:,.0f}"
 
 
-def _describe_comparisons(comparisons: Sequence[Mapping[str, Any]], published: Mapping[str, Any]) -> list[Block]:
+def _describe_comparisons(comparisons: Mapping[str, Mapping[str, Any]], published: Mapping[str, Any]) -> list[Block]:
     """The thesis's t-test done right, and beside it what its repeats claim."""
-    claims = comparisons[0]["as_the_thesis_tested"]
+    claims = next(iter(next(iter(comparisons.values())).values()))["as_the_thesis_tested"]
     text = (
         f"The thesis compared its ViT and its MAE by a paired t-test: t = {published['t']}, p = {published['p']:.2g}. "
         f"Its loader had shown {claims['num_photos']} distinct photos in {claims['num_rows']:,} rows, and a t-test "
@@ -209,21 +211,22 @@ def _describe_comparisons(comparisons: Sequence[Mapping[str, Any]], published: M
     )
     tests = ("t, all photos", f"t, {claims['num_photos']} photos", f"t, {claims['num_rows']:,} rows")
     header = [f"first minus second, {TEST_SETS[COMPARED_ON]}", "seed", "mean, km", "p, bootstrap", *tests]
-    return [
-        Heading("The paired test, done right"),
-        Paragraph(text),
-        Table(header, [_comparison_row(each) for each in comparisons]),
+    rows = [
+        _comparison_row(pair, seed, comparison)
+        for pair, seeds in comparisons.items()
+        for seed, comparison in seeds.items()
     ]
+    return [Heading("The paired test, done right"), Paragraph(text), Table(header, rows)]
 
 
-def _comparison_row(comparison: Mapping[str, Any]) -> list[str | Cell]:
+def _comparison_row(pair: str, seed: str, comparison: Mapping[str, Any]) -> list[str | Cell]:
     low, high = comparison["intervals_95"]["mean_km"]
     claims = comparison["as_the_thesis_tested"]
-    part = comparison["models"][0].rpartition("_")[2]
+    names = [MODELS[name].partition(",")[0] for name in pair.split("_minus_")]
     return [
-        " – ".join(MODELS[name].partition(",")[0] for name in comparison["models"]) + f", {part} set",
-        comparison["seed"].removeprefix("seed_"),
-        Cell(f"{comparison['difference']['mean_km']:+,.0f}", f"[{low:+,.0f}, {high:+,.0f}]"),
+        f"{' – '.join(names)}, {pair.rpartition('_')[2]} set",
+        seed.removeprefix("seed_"),
+        Cell(f"{comparison['mean_km']:+,.0f}", f"[{low:+,.0f}, {high:+,.0f}]"),
         f"{comparison['bootstrap']['p']:.2g}",
         *(
             Cell(f"{test['t']:+.2f}", f"p {test['p']:.2g}")

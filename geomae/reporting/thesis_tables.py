@@ -88,7 +88,7 @@ def model_rows(
     """
     rows = [
         Row(MODELS[name], "published, the thesis", published["thesis"]["rows"][name]),
-        Row(MODELS[name], f"measured here, {measured_on}", measured[name]),
+        Row(MODELS[name], "measured here, " + ("stand-in" if needs_mp16 else measured_on), measured[name]),
     ]
     if needs_mp16:
         rows.append(Row(MODELS[name], "needs MP-16: make thesis ON=mp16", {}))
