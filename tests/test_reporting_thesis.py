@@ -24,6 +24,8 @@ from geomae.geography import draw_uniform
 from geomae.reporting.__main__ import main
 from geomae.reporting.page import Cell
 from geomae.reporting.plots import reconstruction_grid, save_figure
+from geomae.reporting.records import read_training
+from geomae.reporting.thesis_figures import _losses_per_photo
 from geomae.reporting.thesis_tables import MODELS, TEST_SETS, read_published, thesis_tables
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -41,7 +43,8 @@ def make_training(folder, *, with_pictures=False):
     history = [{"step": 10 * n, "epoch": 0.5 * n, "loss": 9.0 / n, "eval_loss": 10.0 / n} for n in (1, 2, 3)]
     folder.mkdir(parents=True)
     (folder / "trainer_state.json").write_text(json.dumps({"log_history": history}))
-    (folder / "run.json").write_text(json.dumps({"command": f"run {folder.name}"}))
+    run = {"command": f"run {folder.name}", "config": {"loss_reduction": "sum"}, "training": {"total_batch_size": 64}}
+    (folder / "run.json").write_text(json.dumps(run))
     if with_pictures:
         photos = np.zeros((2, 3, 8, 8), np.uint8)
         save_figure(reconstruction_grid(photos, photos, photos), folder / "pictures/reconstruction_step_000030.png")
@@ -172,3 +175,10 @@ def test_missing_runs_and_tables_are_named(folders, tmp_path):
     bad.write_text(yaml.safe_dump({"thesis": {"rows": {"vit_full": {"im2gps": {"num_photos": 64}}}}}))
     with pytest.raises(SourceError, match=r"accuracy_within_km.*give --published results/published.yaml"):
         read_published(bad)
+
+
+def test_pretraining_losses_are_per_photo(folders):
+    record = read_training(folders / "runs" / "seed_0" / "pretrain_full")
+    per_photo = _losses_per_photo(record)
+    assert [entry["loss"] for entry in per_photo] == [9.0 / n / 64 for n in (1, 2, 3)]
+    assert [entry["eval_loss"] for entry in per_photo] == [10.0 / n for n in (1, 2, 3)]

@@ -88,6 +88,16 @@ def test_summary_without_intervals_has_the_numbers_alone(tmp_path: Path) -> None
     assert set(summarise_for_wandb(metrics)) == {f"test/set/{name}" for name in [*NAMES, "num_photos", "num_missing"]}
 
 
+def test_numbers_from_ten_crops_have_a_place_of_their_own(tmp_path: Path) -> None:
+    metrics = make_evaluation(tmp_path / "set")
+    other = make_evaluation(tmp_path / "other", seed=2)
+    summary = summarise_for_wandb({**metrics, "ten_crop": other})
+    assert summary["test/set/mean_km"] == metrics["mean_km"]
+    assert summary["test/set/ten_crop/mean_km"] == other["mean_km"] != metrics["mean_km"]
+    assert summary["test/set/ten_crop/mean_km_high"] == other["intervals_95"]["mean_km"][1]
+    assert summary["test/set/ten_crop/num_photos"] == 40
+
+
 def test_table_has_every_answer_by_rising_error_and_pictures_are_pictures(
     tmp_path: Path, own_wandb_folder: Path
 ) -> None:

@@ -1,7 +1,7 @@
 """From photos to coordinates: every photo exactly once, on any number of processes, with the same digits."""
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -89,16 +89,18 @@ def predict_coordinates(
         num_workers=num_workers,
         pin_memory=device.type == "cuda",
     )
+    ready = iter(loader)  # before the model moves: workers decode meanwhile, and fork before there is a CUDA context
     model.to(device)  # type: ignore[arg-type]  # transformers wraps torch's method without its type
     model.eval()
-    ids, batches = _predict_batches(model, loader, device, bf16=bf16, shows_progress=state.is_main_process)
+    progress = tqdm(ready, desc="Predicting", unit="batch", total=len(loader), disable=not state.is_main_process)
+    ids, batches = _predict_batches(model, progress, device, bf16=bf16)
     rows = list(zip(ids, torch.cat(batches).tolist() if batches else [], strict=True))
     return _in_order(gather_object(rows), all_ids, max_damaged_share)
 
 
 @torch.inference_mode()
 def _predict_batches(
-    model: PreTrainedModel, loader: DataLoader[Any], device: torch.device, *, bf16: bool, shows_progress: bool
+    model: PreTrainedModel, loaded: Iterable[dict[str, Any]], device: torch.device, *, bf16: bool
 ) -> tuple[list[str], list[Tensor]]:
     """This process's ids and predictions, `(B, 2)` or, of the first crop and of all, `(B, 4)`.
 
@@ -106,7 +108,7 @@ def _predict_batches(
     """
     ids: list[str] = []
     batches: list[Tensor] = []
-    for batch in tqdm(loader, desc="Predicting", unit="batch", disable=not shows_progress):
+    for batch in loaded:
         if not batch["ids"]:
             continue
         pixel_values = batch["pixel_values"].to(device, non_blocking=True)

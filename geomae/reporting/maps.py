@@ -138,8 +138,9 @@ def cluster_map(coordinates_deg: ArrayLike, means_deg: ArrayLike, deviations_deg
                 transform=DEGREES,
                 ha="center",
                 va="center",
+                fontsize=8,
                 fontweight="bold",
-                bbox={"boxstyle": "circle", "facecolor": "white", "edgecolor": colour, "linewidth": 2.0},
+                bbox={"boxstyle": "circle,pad=0.2", "facecolor": "white", "edgecolor": colour, "linewidth": 1.5},
                 zorder=4,
             )
         axes.set_title(title)

@@ -146,6 +146,7 @@ def loss_curves(
                     label=f"{label} ({values[-1]:,.4g} at the end)",
                 )
         axes.set(title=title, xlabel=AXES[along], ylabel=unit)
+        axes.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(integer=True))
         axes.xaxis.set_major_formatter(matplotlib.ticker.StrMethodFormatter("{x:,.0f}"))
         if log_scale:
             axes.set_yscale("log")

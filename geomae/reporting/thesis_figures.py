@@ -3,6 +3,7 @@
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -59,12 +60,12 @@ def draw_thesis_figures(
 
 
 def _draw_losses(runs: Mapping[str, TrainingRecord], folder: Path) -> list[Picture]:
-    pretraining = {f"{part} set": runs[f"pretrain_{part}"].history for part in PARTS}
+    pretraining = {f"{part} set": _losses_per_photo(runs[f"pretrain_{part}"]) for part in PARTS}
     figure = loss_curves(
         pretraining,
         {"loss": "training", "eval_loss": "validation"},
         title="Masked autoencoder: reconstruction loss",
-        unit="squared error, summed over hidden patches",
+        unit="loss, per photo",
         along="epoch",
     )
     caption = "Figure 5.1: loss of the masked autoencoder by epoch, for the full set and for its first half."
@@ -81,6 +82,14 @@ def _draw_losses(runs: Mapping[str, TrainingRecord], folder: Path) -> list[Pictu
         caption = f"Figure {number}: loss of the regressors by epoch, trained on the {part} set."
         pictures.append(save_picture(figure, folder, f"figure_{number.replace('.', '_')}_{part}_set_loss", caption))
     return pictures
+
+
+def _losses_per_photo(record: TrainingRecord) -> list[dict[str, Any]]:
+    """The log with training losses of one photo, as its validation losses are, where they were sums over a batch."""
+    if record.run["config"]["loss_reduction"] != "sum":
+        return record.history
+    num_photos = record.run["training"]["total_batch_size"]
+    return [{**entry, "loss": entry["loss"] / num_photos} if "loss" in entry else entry for entry in record.history]
 
 
 def _copy_reconstructions(pretraining: TrainingRecord, folder: Path) -> list[Picture]:

@@ -80,15 +80,20 @@ def log_evaluation(
 def summarise_for_wandb(metrics: Mapping[str, Any]) -> dict[str, float | int]:
     """The final numbers as `test/<test set>/<metric>`, with the ends of their intervals as `<metric>_low` and `_high`.
 
+    Those from ten crops, where they were asked for, are `test/<test set>/ten_crop/<metric>`.
+
     Args:
         metrics: content of `metrics.json`.
     """
-    summary: dict[str, float | int] = dict(flat_metrics(metrics))
-    for key, ends in flat_metrics(metrics["intervals_95"]).items() if metrics["intervals_95"] else ():
-        summary[f"{key}_low"], summary[f"{key}_high"] = ends
-    summary |= {"num_photos": metrics["num_photos"], "num_missing": metrics["num_missing"]}
     prefix = f"test/{name_test_set(metrics['test_set'])}"
-    return {f"{prefix}/{key}": value for key, value in summary.items()}
+    rows = {prefix: metrics} | ({f"{prefix}/ten_crop": metrics["ten_crop"]} if "ten_crop" in metrics else {})
+    summary: dict[str, float | int] = {}
+    for place, row in rows.items():
+        numbers = dict(flat_metrics(row)) | {key: row[key] for key in ("num_photos", "num_missing")}
+        for key, (low, high) in flat_metrics(row["intervals_95"]).items() if row["intervals_95"] else ():
+            numbers |= {f"{key}_low": low, f"{key}_high": high}
+        summary |= {f"{place}/{key}": value for key, value in numbers.items()}
+    return summary
 
 
 def name_test_set(test_set: Mapping[str, Any]) -> str:
