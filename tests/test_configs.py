@@ -28,7 +28,13 @@ from geomae.training import (
     inherit_encoder,
     parse_config,
 )
-from modeling import GeoMAEConfig, GeoMAEForGeolocation, GeoMAEForPreTraining
+from modeling import (
+    GeoBaselineConfig,
+    GeoBaselineForGeolocation,
+    GeoMAEConfig,
+    GeoMAEForGeolocation,
+    GeoMAEForPreTraining,
+)
 
 PRETRAIN = sorted((ROOT / "configs/pretrain").glob("*.yaml"))
 FINETUNE = sorted((ROOT / "configs/finetune").glob("*.yaml"))
@@ -254,6 +260,14 @@ def test_thesis_autoencoder_is_the_thesiss() -> None:
     assert architecture.decoder_intermediate_size == 3072 // 2
     assert architecture.norm_pix_loss is False
     assert architecture.loss_reduction == "sum"
+
+
+def test_thesis_autoencoder_has_1_08_times_the_parameters_of_its_vit() -> None:
+    """The thesis says 1.3 (`docs/thesis.md`)."""
+    with torch.device("meta"):
+        autoencoder = GeoMAEForPreTraining(GeoMAEConfig(**vars(thesis_file("pretrain/thesis_mae_mp16")[2])))
+        vit = GeoBaselineForGeolocation(GeoBaselineConfig(**vars(thesis_file("finetune/thesis_vit_mp16")[2])))
+    assert round(autoencoder.num_parameters() / vit.num_parameters(), 2) == 1.08
 
 
 def test_thesis_baselines_start_from_nothing() -> None:

@@ -67,6 +67,7 @@ def _draw_losses(runs: Mapping[str, TrainingRecord], folder: Path) -> list[Pictu
         title="Masked autoencoder: reconstruction loss",
         unit="loss, per photo",
         along="epoch",
+        log_scale=True,
     )
     caption = "Figure 5.1: loss of the masked autoencoder by epoch, for the full set and for its first half."
     pictures = [save_picture(figure, folder, "figure_5_1_pretraining_loss", caption)]
