@@ -24,10 +24,59 @@ def test_a_list_is_found_in_a_folder_of_its_own_or_among_others(tmp_path: Path, 
     assert find_known_list("im2gps3k", tmp_path) == str(tmp_path / place)
 
 
-def test_a_path_that_exists_wins_over_the_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_bare_name_is_the_known_set_whatever_lies_in_the_current_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     Path("im2gps").mkdir()
-    assert find_known_list("im2gps", "data") == "im2gps"
+    with pytest.raises(SourceError, match=r"neither data/im2gps/im2gps_places365\.csv .*The folder .* is \./im2gps\."):
+        find_known_list("im2gps", "data")
+    Path("data").mkdir()
+    Path("data/im2gps_places365.csv").touch()
+    assert find_known_list("im2gps", "data") == "data/im2gps_places365.csv"
+    assert find_known_list("./im2gps", "data") == "./im2gps"
+
+
+def test_a_name_is_found_from_inside_the_folder_of_the_test_sets(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "data/im2gps/photos").mkdir(parents=True)
+    (tmp_path / "data/im2gps/im2gps_places365.csv").touch()
+    monkeypatch.chdir(tmp_path / "data")
+    assert find_known_list("im2gps", "data") == "im2gps/im2gps_places365.csv"
+    assert find_known_photos("im2gps", "data") == "im2gps/photos"
+
+
+def test_a_part_is_refused_under_the_name_of_its_packed_folder_though_its_split_is_called_test(tmp_path: Path) -> None:
+    from packed_photos import pack
+
+    folder = pack(tmp_path / "im2gps3k", test=9)
+    with pytest.raises(SourceError, match="im2gps3k is named after .*, but it holds 9 photos where im2gps3k has 2,997"):
+        read_test_set(folder)
+    with pytest.raises(SourceError, match="im2gps3k is named after"):
+        TestSet.from_columns("im2gps3k", load_photos(folder, "test"), split="test")
+    folder.rename(tmp_path / "nine")
+    assert read_test_set(tmp_path / "nine").name == "nine"
+
+
+def test_a_folder_with_one_list_and_photos_is_refused_in_part_under_the_name_of_a_known_set(
+    tmp_path: Path, make_photo
+) -> None:
+    make_photo("im2gps/0.jpg")
+    (tmp_path / "im2gps" / "list.csv").write_text("id,latitude,longitude\n0.jpg,1,2\n")
+    photos = load_photos(tmp_path / "im2gps", "test")
+    with pytest.raises(SourceError, match="it holds 1 photos where im2gps has 237"):
+        TestSet.from_columns("im2gps", photos, split="test")
+
+
+@pytest.mark.parametrize("spelled", ["im2gps-3k.csv", "Im2GPS_3k_places365.csv", "test_im2gps 3k.csv"])
+def test_a_known_name_may_be_spelled_with_separators(tmp_path: Path, shared_data: Path, spelled: str) -> None:
+    file = tmp_path / spelled
+    file.write_text(real_list(shared_data, "im2gps3k"))
+    assert describe_test_set(read_test_set(file))["known_as"] == "im2gps3k"
+    file.write_text(real_list(shared_data, "im2gps"))
+    with pytest.raises(SourceError, match="named after the test set im2gps3k, but its 237 photos are those of im2gps"):
+        read_test_set(file)
 
 
 def test_other_names_are_paths(tmp_path: Path) -> None:

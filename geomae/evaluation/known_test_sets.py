@@ -65,37 +65,43 @@ SHARED_PHOTOS = {
 
 
 def find_known_list(test_set: str, test_sets_dir: str | Path) -> str:
-    """The list of a known test set that is given by its name; anything else, and a path that exists, as it is.
+    """The list of a known test set that is given by its bare name; anything else is a path, and returned as it is.
+
+    A bare name is never a path, whatever lies in the current folder: `./im2gps3k` is the folder of that name.
 
     Args:
         test_set: a path, or a key of `KNOWN_TEST_SETS`.
-        test_sets_dir: holds `NAME/NAME_places365.csv` or `NAME_places365.csv`.
+        test_sets_dir: holds `NAME/NAME_places365.csv` or `NAME_places365.csv`; where it does not, the current folder
+            may, so that a name also works from inside the folder of the test sets.
 
     Raises:
         SourceError: the list is not there; the message says where it is to be had and where it belongs.
     """
-    if test_set not in KNOWN_TEST_SETS or Path(test_set).exists():
+    if test_set not in KNOWN_TEST_SETS:
         return test_set
-    folder, file = Path(test_sets_dir), f"{test_set}_places365.csv"
-    found = next((path for path in (folder / test_set / file, folder / file) if path.is_file()), None)
+    file = f"{test_set}_places365.csv"
+    places = [place for folder in (Path(test_sets_dir), Path()) for place in (folder / test_set / file, folder / file)]
+    found = next((path for path in places if path.is_file()), None)
     if found is None:
+        beside = f" (The folder of that name is ./{test_set}.)" if Path(test_set).exists() else ""
         raise SourceError(
-            f"the list of the test set {test_set} is neither {folder / test_set / file} nor {folder / file}.\n"
-            f"{_where_from(test_set, folder)}"
+            f"the list of the test set {test_set} is neither {places[0]} nor {places[1]}.{beside}\n"
+            f"{_where_from(test_set, Path(test_sets_dir))}"
         )
     return str(found)
 
 
 def find_known_photos(name: str, test_sets_dir: str | Path) -> str:
-    """The folder `NAME/photos` of a known test set's photos.
+    """The folder `NAME/photos` of a known test set's photos, found where `find_known_list` looks for its list.
 
     Raises:
         SourceError: it is not there; the message says where the photos are to be had and where they belong.
     """
-    photos = Path(test_sets_dir) / name / "photos"
-    if not photos.is_dir():
-        raise SourceError(f"there is no folder {photos}.\n{_where_from(name, Path(test_sets_dir))}")
-    return str(photos)
+    places = [folder / name / "photos" for folder in (Path(test_sets_dir), Path())]
+    found = next((path for path in places if path.is_dir()), None)
+    if found is None:
+        raise SourceError(f"there is no folder {places[0]}.\n{_where_from(name, Path(test_sets_dir))}")
+    return str(found)
 
 
 def _where_from(name: str, folder: Path) -> str:
@@ -120,31 +126,38 @@ def refuse_another_set(name: str, *, num_photos: int, ids_sha256: str) -> None:
     """Refuses photos under the name of a known test set that are not the photos of that set.
 
     Args:
-        name: a file such as `im2gps3k_places365.csv`, or a split such as `test_im2gps`.
+        name: a file or folder such as `im2gps3k_places365.csv` or `im2gps-3k`, or a split such as `test_im2gps`.
         num_photos: how many photos it holds.
         ids_sha256: digest of their sorted ids.
 
     Raises:
         SourceError: the number of photos or the digest is not that of the set after which it is named.
     """
-    match = re.match(rf"(?:test_)?({'|'.join(KNOWN_TEST_SETS)})(?![a-z0-9])", name.lower())
-    known = KNOWN_TEST_SETS[match[1]] if match else None
-    if match is None or known is None or (num_photos, ids_sha256) == _fingerprint(known):
+    named = next((each for each in sorted(KNOWN_TEST_SETS, key=len, reverse=True) if _is_named_after(name, each)), None)
+    if named is None:
+        return
+    known = KNOWN_TEST_SETS[named]
+    if (num_photos, ids_sha256) == _fingerprint(known):
         return
     if other := recognise(num_photos=num_photos, ids_sha256=ids_sha256):
         found = f"its {num_photos:,} photos are those of {other}"
     elif num_photos != known.num_photos:
-        found = f"it holds {num_photos:,} photos where {match[1]} has {known.num_photos:,}"
+        found = f"it holds {num_photos:,} photos where {named} has {known.num_photos:,}"
     else:
         found = (
             f"of its {num_photos:,} ids some differ: the digest of the sorted ids is {ids_sha256[:12]}... "
-            f"where that of {match[1]} is {known.ids_sha256[:12]}..."
+            f"where that of {named} is {known.ids_sha256[:12]}..."
         )
     raise SourceError(
-        f"{name} is named after the test set {match[1]}, but {found}.\n"
-        f"  Take the whole list {match[1]}_places365.csv: with --photos, photos that are damaged or absent count as "
+        f"{name} is named after the test set {named}, but {found}.\n"
+        f"  Take the whole list {named}_places365.csv: with --photos, photos that are damaged or absent count as "
         "misses.\n  To judge a part or another list on purpose, rename the file (or the split): it needs its own name."
     )
+
+
+def _is_named_after(name: str, known: str) -> bool:
+    """Whether a name begins with that of a known set, which may be spelled with separators: `im2gps-3k.csv`."""
+    return re.match(rf"(?:test[-_ ]?)?{'[-_ ]?'.join(known)}(?![a-z0-9])", name.lower()) is not None
 
 
 def _fingerprint(known: KnownTestSet) -> tuple[int, str]:

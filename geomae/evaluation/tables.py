@@ -59,7 +59,7 @@ class TestSet:
 
         Raises:
             SourceError: an id is empty or stands in two rows, no row has coordinates, or the photos are not those of
-                the known test set after which the file or the split is named.
+                the known test set after which the file, the folder or the split is named.
             CoordinateError: a row is not on Earth; the message says so when the columns look swapped.
         """
         ids = ["" if value is None else str(value) for value in columns["id"]]
@@ -71,7 +71,9 @@ class TestSet:
                 "It needs a labelled pack: run `python -m geomae.data pack` without --unlabelled."
             )
         check_coordinates(pairs[0], pairs[1], ids, name)
-        refuse_another_set(split or name, num_photos=len(ids), ids_sha256=_digest(ids))
+        photos: dict[str, Any] = {"num_photos": len(ids), "ids_sha256": _digest(ids)}
+        for named in (split or name, name):  # a part packed as the split `test` of a folder `im2gps3k` is still a part
+            refuse_another_set(named, **photos)
         unknown = [UNKNOWN] * len(ids)
         scenes = _known_texts(columns, "scene", unknown)
         return cls(
@@ -109,7 +111,8 @@ def read_test_set(path: str | Path, *, split: str = "test", swap_lat_lon: bool =
 
     Raises:
         SourceError: the path, a column, the split or one of its shards is missing, an id is empty or stands in two
-            rows, or the photos are not those of the known test set after which the file or the split is named.
+            rows, or the photos are not those of the known test set after which the file, the folder or the split is
+            named.
         CoordinateError: a row is not on Earth; the message says so when the columns look swapped.
     """
     path = Path(path)
