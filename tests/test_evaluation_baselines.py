@@ -1,9 +1,11 @@
 """Answers that look at no photo."""
 
+import time
+
 import numpy as np
 import pytest
 
-from geomae.errors import ConfigError
+from geomae.errors import ConfigError, SourceError
 from geomae.evaluation import (
     TestSet,
     compute_metrics,
@@ -12,8 +14,9 @@ from geomae.evaluation import (
     read_test_set,
     read_training_coordinates,
 )
+from geomae.evaluation import baselines as baselines_module
 from geomae.evaluation.baselines import Clusters, densest_point, draw_from_clusters, fit_clusters
-from geomae.geography import EARTH_RADIUS_KM, draw_uniform, find_off_earth, great_circle_km, unit_vectors
+from geomae.geography import EARTH_RADIUS_KM, draw_uniform, find_off_earth, great_circle_km, to_degrees, unit_vectors
 
 
 @pytest.fixture
@@ -86,6 +89,66 @@ def test_densest_point_within_half_the_earth_has_every_photo():
     assert (great_circle_km(point, places) <= 20_100).all()
 
 
+@pytest.mark.parametrize("radius_km", [25.0, 200.0, 2500.0])
+def test_where_one_town_is_all_there_is_its_middle_is_the_densest_point(radius_km):
+    town = np.array([48.1, 11.6])
+    places = town + np.random.default_rng(1).normal(0, 0.02, (500, 2))
+    assert great_circle_km(densest_point(places, radius_km=radius_km), places.mean(axis=0)) < 0.01
+    assert densest_point(np.array([[1.0, 2.0]]), radius_km=radius_km) == pytest.approx([1.0, 2.0])
+
+
+def test_where_the_middle_holds_fewer_the_densest_point_is_still_among_those_with_most():
+    """A ring of 40 points and a heap near its edge: around the mean of all a circle would lose part of the ring."""
+    angles = np.linspace(0, 2 * np.pi, 40, endpoint=False)
+    ring = 1.6 * np.stack([np.sin(angles), np.cos(angles)], axis=1)  # 178 km
+    places = np.concatenate([ring, [[0.0, 0.0]], np.tile([[0.0, 1.5]], (100, 1))])
+    point = densest_point(places, radius_km=200.0)
+    assert (great_circle_km(point, places) <= 200).sum() == 141
+    assert (great_circle_km(unit_mean_deg(places), places) <= 200).sum() < 141
+
+
+def unit_mean_deg(places):
+    return to_degrees(unit_vectors(places).mean(axis=0))
+
+
+def test_densest_point_of_points_all_round_the_earth_is_on_earth():
+    places = np.array([[0.0, 0.0], [0.0, 180.0], [90.0, 0.0], [-90.0, 0.0]])
+    point = densest_point(places, radius_km=20_100.0)
+    assert not find_off_earth(*point).any()
+
+
+def test_constants_of_many_training_photos_are_those_of_a_part_of_them(test_set, monkeypatch):
+    rng = np.random.default_rng(0)
+    places = rng.permutation(np.concatenate([rng.normal((50.0, 10.0), 0.2, (4000, 2)), rng.normal(0, 30, (4000, 2))]))
+    whole, _ = judge_baselines(test_set, places, num_repeats=1, num_resamples=100)
+    monkeypatch.setattr(baselines_module, "MAX_POINTS_TO_FIT", 8000)
+    up_to_the_limit, _ = judge_baselines(test_set, places, num_repeats=1, num_resamples=100)
+    assert up_to_the_limit == whole
+    monkeypatch.setattr(baselines_module, "MAX_POINTS_TO_FIT", 1000)
+    fitted_on = []
+    monkeypatch.setattr(baselines_module, "geometric_median", lambda points: fitted_on.append(points) or np.zeros(2))
+    part, _ = judge_baselines(test_set, places, num_repeats=1, num_resamples=100, seed=0)
+    again, _ = judge_baselines(test_set, places, num_repeats=1, num_resamples=100, seed=5)
+    assert len(np.unique(fitted_on[0], axis=0)) == 1000  # of 8,000 different ones, each at most once
+    assert (np.isin(fitted_on[0][:, 0], places[:, 0])).all()
+    for name in ("densest_25km", "densest_200km", "densest_750km"):
+        assert part[name]["answer_deg"] == again[name]["answer_deg"], "the draw is another for another seed"
+    assert great_circle_km(part["densest_25km"]["answer_deg"], whole["densest_25km"]["answer_deg"]) < 25
+    assert part["random_guess"] == whole["random_guess"]
+
+
+@pytest.mark.slow
+def test_baselines_of_as_many_points_as_mp16_has_take_seconds(shared_data):
+    training = read_training_coordinates(shared_data / "geotags" / "mp16_coordinates_100k.csv")
+    rng = np.random.default_rng(0)
+    many = training[rng.integers(0, len(training), 4_700_000)] + rng.normal(0, 0.05, (4_700_000, 2))
+    many = np.stack([many[:, 0].clip(-90, 90), (many[:, 1] + 180) % 360 - 180], axis=1)
+    test_set = read_test_set(shared_data / "geotags" / "im2gps_places365.csv")
+    start = time.process_time()
+    judge_baselines(test_set, many)
+    assert time.process_time() - start < 60  # 8 s of one core; twenty minutes if all were searched
+
+
 def test_clusters_have_the_means_and_spreads_of_well_separated_towns():
     rng = np.random.default_rng(0)
     towns = np.concatenate(
@@ -132,6 +195,16 @@ def test_constants_have_intervals_and_random_answers_a_spread(test_set):
     assert results["geometric_median"]["intervals_95"]["mean_km"][0] < results["geometric_median"]["mean_km"]
     assert results["random_guess"]["num_runs"] == 3
     assert results["random_guess"]["spread"]["mean_km"] > 0
+
+
+def test_no_training_coordinates_at_all_are_refused(test_set):
+    with pytest.raises(SourceError, match="training_deg holds not one point"):
+        judge_baselines(test_set, np.empty((0, 2)))
+
+
+def test_a_negative_seed_is_refused(test_set):
+    with pytest.raises(ConfigError, match=r"seed must be at least 0.*got -1"):
+        judge_baselines(test_set, None, seed=-1)
 
 
 @pytest.mark.parametrize("name", ["num_repeats", "num_clusters"])

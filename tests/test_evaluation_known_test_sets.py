@@ -51,7 +51,9 @@ def test_a_part_is_refused_under_the_name_of_its_packed_folder_though_its_split_
     from packed_photos import pack
 
     folder = pack(tmp_path / "im2gps3k", test=9)
-    with pytest.raises(SourceError, match="im2gps3k is named after .*, but it holds 9 photos where im2gps3k has 2,997"):
+    with pytest.raises(
+        SourceError, match=r"im2gps3k is named after .*, but it holds 9 photos where im2gps3k has 2,997"
+    ):
         read_test_set(folder)
     with pytest.raises(SourceError, match="im2gps3k is named after"):
         TestSet.from_columns("im2gps3k", load_photos(folder, "test"), split="test")
