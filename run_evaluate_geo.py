@@ -11,6 +11,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+
 from geomae.errors import GeoMAEError
 from geomae.evaluation import (
     EvaluationArguments,
@@ -33,14 +35,14 @@ from geomae.training.config_file import parse_config
 def main(argv: Sequence[str]) -> None:
     """Read, predict where a checkpoint is given, judge, compare, write, print."""
     (arguments,) = parse_config((EvaluationArguments,), argv)
-    training_deg = training_ids = None
+    training_deg = training_ids = num_absent = None
     if arguments.train_coordinates:
         training_ids = read_training_ids(arguments.train_coordinates)
         training_deg = read_training_coordinates(arguments.train_coordinates, swap_lat_lon=arguments.swap_train_lat_lon)
 
     if arguments.checkpoint:
         # Only this branch needs torch: a file of predictions is judged without it.
-        from geomae.data import PhotoCollator, load_photos
+        from geomae.data import PhotoCollator, find_absent, load_photos
         from geomae.evaluation.predict import is_main_process, predict_coordinates
         from geomae.training import refuse_what_the_model_refuses
         from modeling import load_geolocator
@@ -54,11 +56,13 @@ def main(argv: Sequence[str]) -> None:
         test_set = TestSet.from_columns(
             Path(arguments.test_set).name, photos, split=None if arguments.photos else arguments.split
         )
+        is_absent = find_absent(photos)  # misses, but not damaged: what Flickr has no more is nobody's fault
+        num_absent = int(is_absent.sum())
         with refuse_what_the_model_refuses():
             model = load_geolocator(arguments.checkpoint)
         predictions = predict_coordinates(
             model,
-            photos,
+            photos.select(np.flatnonzero(~is_absent)),
             PhotoCollator(model.config.image_size, augment=False, labelled=False, ten_crop=arguments.ten_crop),
             batch_size=arguments.per_device_eval_batch_size,
             num_workers=arguments.dataloader_num_workers,
@@ -74,7 +78,7 @@ def main(argv: Sequence[str]) -> None:
     how = {name: getattr(arguments, name) for name in ("thresholds_km", "num_resamples", "seed")}
     metrics, tables = judge_with_ten_crop(predictions, test_set, **how)
     metrics["baselines"], tables["baselines"] = judge_baselines(test_set, training_deg, **how)
-    metrics |= {**arguments.describe(), "test_set": describe_test_set(test_set, training_ids)}
+    metrics |= {**arguments.describe(), "num_absent": num_absent, "test_set": describe_test_set(test_set, training_ids)}
     metrics |= describe_run(sys.argv[:1] + list(argv))
     written = write_evaluation(arguments.output_dir, metrics, **tables)
 

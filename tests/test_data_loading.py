@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 
 from geomae.data.collate import PhotoCollator
 from geomae.data.layout import shard_name
-from geomae.data.loading import load_photos, stream_photos
+from geomae.data.loading import find_absent, load_photos, stream_photos
 from geomae.data.shards import PhotoRow, write_shard
 from geomae.data.sources import SourceOptions
 from geomae.errors import ConfigError, CoordinateError, SourceError
@@ -61,7 +61,33 @@ def test_missing_split_lists_those_that_are_there(tmp_path: Path) -> None:
         load_photos(tmp_path, "validation")
 
 
+def test_no_packed_photo_is_absent(tmp_path: Path) -> None:
+    write_packed(tmp_path, [3, 2], "test")
+    assert find_absent(load_photos(tmp_path, "test")).tolist() == [False] * 5
+
+
 # Test sets: a table decides
+
+
+def test_absent_photos_are_told_from_damaged_ones(
+    tmp_path: Path, make_photo: MakePhoto, caplog: pytest.LogCaptureFixture
+) -> None:
+    make_photo("photos/a.jpg")
+    write_file(tmp_path / "photos/b.jpg", b"not a photo")
+    write_file(tmp_path / "photos/c.jpg", b"")
+    (tmp_path / "photos.csv").write_text("id,latitude,longitude\na.jpg,3,4\nd.jpg,3,4\nb.jpg,1,2\nc.jpg,1,2\n")
+    dataset = load_photos(tmp_path / "photos", "test")
+    absent = [name for name, is_absent in zip(dataset["id"], find_absent(dataset), strict=True) if is_absent]
+    assert absent == ["d.jpg"]
+    assert f"1 of the 4 photos that the table names are not in {tmp_path / 'photos'}; the first is d.jpg" in caplog.text
+
+
+def test_a_source_without_one_photo_of_its_table_is_refused(tmp_path: Path) -> None:
+    write_file(tmp_path / "photos" / "0.tar", tar_bytes({"a.jpg": b"", "b.jpg": b""}))  # gone: no byte is left of them
+    table = tmp_path / "photos.csv"
+    table.write_text("id,latitude,longitude\na.jpg,3,4\nb.jpg,1,2\n")
+    with pytest.raises(SourceError, match=r"not one of the 2 photos that the table names is in .*, such as a\.jpg"):
+        load_photos(tmp_path / "photos", "test", csv_file=table)
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.stats import binom
 
-from geomae.errors import ConfigError
+from geomae.errors import ConfigError, PredictionError
 from geomae.evaluation import bootstrap as bootstrap_module
 from geomae.evaluation import bootstrap_intervals, draw_cluster_counts, resampled_metrics, summarise_errors
 
@@ -74,11 +74,9 @@ def test_clusters_of_one_photo_each_are_independent_photos():
 
 
 def test_median_of_resamples_is_the_plain_median_of_the_repeated_photos():
-    error_km, authors = np.array([5.0, 1.0, 4.0, 2.0, 9.0, 7.0]), np.array(["b", "a", "b", "a", "c", "c"])
-    counts = draw_cluster_counts(3, 500, np.random.default_rng(0))
-    medians = [
-        np.median(np.repeat(error_km, row[np.searchsorted(["a", "b", "c"], authors)].astype(int))) for row in counts
-    ]
+    error_km, authors = np.random.default_rng(1).exponential(900, 24), np.arange(24) % 12
+    counts = draw_cluster_counts(12, 500, np.random.default_rng(0)).astype(int)
+    medians = [np.median(np.repeat(error_km, row[authors])) for row in counts]
     interval = bootstrap_intervals(error_km, authors, num_resamples=500)["median_km"]
     assert interval == pytest.approx(np.quantile(medians, [0.025, 0.975]))
 
@@ -154,13 +152,72 @@ def test_standard_error_on_im2gps3k_clustered_by_author_is_the_measured_one(shar
     assert width(bootstrap_intervals(error_km)["mean_km"]) / 3.92 == pytest.approx(69, rel=0.07)
 
 
-@pytest.mark.parametrize(("error_km", "clusters"), [([1.0, 900.0, 30.0], ["ann"] * 3), ([5.0], None)])
-def test_a_single_cluster_gives_no_interval_instead_of_certainty(error_km, clusters):
-    assert bootstrap_intervals(error_km, clusters) is None
-    assert bootstrap_intervals([*error_km, 7.0], clusters and [*clusters, "bob"]) is not None
+@pytest.mark.parametrize("num_clusters", [1, 2, 9])
+def test_few_clusters_give_no_interval_instead_of_one_that_is_too_narrow(num_clusters):
+    error_km = np.arange(40.0)
+    assert bootstrap_intervals(error_km, np.arange(40) % num_clusters) is None
+    assert bootstrap_intervals(error_km[:num_clusters]) is None
+    assert bootstrap_intervals(error_km, np.arange(40) % 10) is not None
+    assert bootstrap_intervals(error_km[:10]) is not None
+
+
+@pytest.mark.parametrize("num_clusters", [10, 25, 200])
+@pytest.mark.parametrize("confidence", [0.95, 0.8])
+def test_no_hit_and_only_hits_have_the_exact_interval_of_as_many_trials_as_clusters(num_clusters, confidence):
+    error_km, authors = np.full(400, 100.0), np.arange(400) % num_clusters
+    intervals = bootstrap_intervals(
+        error_km, authors, thresholds_km=(99, 101), confidence=confidence, num_resamples=100
+    )["accuracy_within_km"]
+    most = 1 - ((1 - confidence) / 2) ** (1 / num_clusters)  # k = 0 of Clopper and Pearson in closed form
+    assert intervals["99"] == pytest.approx([0.0, most])
+    assert intervals["101"] == pytest.approx([1 - most, 1.0])
+
+
+def test_intervals_of_a_rare_hit_cover_its_share_as_often_as_they_say():
+    """A share of 1 in 40, with 30 authors: without a hit among them, [0, 0] would miss it."""
+    rng = np.random.default_rng(0)
+    covered = 0
+    for seed in range(200):
+        error_km = np.where(rng.random(30) < 0.025, 100.0, 900.0)
+        low, high = bootstrap_intervals(error_km, thresholds_km=(200,), num_resamples=100, seed=seed)[
+            "accuracy_within_km"
+        ]["200"]
+        covered += low <= 0.025 <= high
+    assert covered >= 0.93 * 200
 
 
 @pytest.mark.parametrize("num_resamples", [0, -1, 99])
 def test_too_few_resamples_for_an_interval_are_refused(num_resamples):
     with pytest.raises(ConfigError, match=f"num_resamples must be at least 100 for an interval; got {num_resamples}"):
         bootstrap_intervals([1.0, 2.0, 3.0], num_resamples=num_resamples)
+
+
+def test_what_cannot_be_resampled_is_refused():
+    for error_km, clusters, message in (
+        ([], None, r"at least one photo; got the shape \(0,\)"),
+        ([1.0, np.nan], None, r"1 of them not finite"),
+        ([[1.0], [2.0]], None, r"got the shape \(2, 1\)"),
+        ([1.0, 2.0], ["ann"], "got 1 clusters of 2 photos"),
+    ):
+        for resample in (bootstrap_intervals, resampled_metrics):
+            with pytest.raises(PredictionError, match=message):
+                resample(error_km, clusters)
+    for options, message in (
+        ({"quantiles": (0.5, 1.5)}, r"shares of photos from 0 to 1; got 1\.5"),
+        ({"quantiles": (np.nan,)}, "got nan"),
+        ({"seed": -1}, "seed must be at least 0; got -1"),
+    ):
+        for resample in (bootstrap_intervals, resampled_metrics):
+            with pytest.raises(ConfigError, match=message):
+                resample(np.arange(20.0), **options)
+    for confidence in (0.0, 1.0, 95):
+        with pytest.raises(ConfigError, match=f"confidence must be a share between 0 and 1, .* got {confidence}"):
+            bootstrap_intervals(np.arange(20.0), confidence=confidence)
+
+
+def test_labels_may_be_any_objects():
+    error_km = np.random.default_rng(0).exponential(900, 48)
+    mixed = [None, 3, "ann", ("a", 1), 2.5, True, *"bcdefg"] * 4
+    named = [str(label) for label in mixed]
+    assert bootstrap_intervals(error_km, mixed) == bootstrap_intervals(error_km, named)
+    assert bootstrap_intervals(error_km, np.array(named, dtype=object)) == bootstrap_intervals(error_km, named)

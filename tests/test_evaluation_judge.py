@@ -24,7 +24,7 @@ TRUTH = draw_uniform(40, np.random.default_rng(0))
 @pytest.fixture
 def test_set():
     ids = [f"{number:02d}.jpg" for number in range(40)]
-    return TestSet("set.csv", ids, TRUTH, [f"author {number % 7}" for number in range(40)])
+    return TestSet("set.csv", ids, TRUTH, [f"author {number % 12}" for number in range(40)])
 
 
 def answers(test_set, rows):
@@ -82,7 +82,7 @@ def test_a_group_is_judged_as_a_test_set_of_its_own(test_set):
         if key in group["intervals_95"]:
             assert group["intervals_95"][key] == alone["intervals_95"][key]
     assert list(group["intervals_95"]) == ["mean_km", "median_km", "geoscore", "accuracy_within_km"]
-    assert group["bootstrap"] == {"num_clusters": 7}
+    assert group["bootstrap"] == {"num_clusters": 12}
 
 
 def test_groups_of_every_kind_hold_every_photo(test_set):
@@ -96,7 +96,7 @@ def test_a_group_of_a_single_author_has_no_interval_and_says_why(test_set):
     scenes = ["urban"] * 39 + ["indoor"]
     by = judge_groups(np.arange(40.0), dataclasses.replace(test_set, scenes=scenes), num_resamples=100)
     assert by["scene"]["indoor"]["intervals_95"] is None
-    reason = "no interval can be drawn from a single author"
+    reason = "no interval can be drawn from a single author (at least 10 are needed)"
     assert by["scene"]["indoor"]["bootstrap"] == {"num_clusters": 1, "reason": reason}
 
 
@@ -160,17 +160,19 @@ def test_a_prediction_that_is_not_finite_is_refused(test_set):
 
 
 def test_without_intervals_the_record_says_why(test_set):
-    one_author = TestSet("set.csv", test_set.ids, test_set.coordinates_deg, ["ann"] * 40)
-    metrics = judge_errors(np.arange(40.0), one_author, num_resamples=100)
-    assert metrics["intervals_95"] is None
-    assert metrics["bootstrap"]["reason"] == "no interval can be drawn from a single author"
+    for num_authors, drawn_from in ((1, "a single author"), (9, "9 authors")):
+        few = dataclasses.replace(test_set, authors=[f"author {number % num_authors}" for number in range(40)])
+        metrics = judge_errors(np.arange(40.0), few, num_resamples=100)
+        assert metrics["intervals_95"] is None
+        reason = f"no interval can be drawn from {drawn_from} (at least 10 are needed)"
+        assert metrics["bootstrap"]["reason"] == reason
     assert "reason" not in judge_errors(np.arange(40.0), test_set, num_resamples=100)["bootstrap"]
 
 
 def test_intervals_say_how_they_were_drawn(test_set):
     clustered = judge_errors(np.arange(40.0), test_set, num_resamples=100)
     independent = judge_errors(np.arange(40.0), TestSet("x", test_set.ids, test_set.coordinates_deg), num_resamples=100)
-    assert clustered["bootstrap"] == {"clustered_by": "author", "num_clusters": 7, "num_resamples": 100, "seed": 0}
+    assert clustered["bootstrap"] == {"clustered_by": "author", "num_clusters": 12, "num_resamples": 100, "seed": 0}
     assert (independent["bootstrap"]["clustered_by"], independent["bootstrap"]["num_clusters"]) == ("photo", 40)
     for key in ("mean_km", "median_km", "geoscore"):
         low, high = clustered["intervals_95"][key]

@@ -69,13 +69,22 @@ def test_without_constants_there_is_no_best_one(judged):
     assert "best constant" not in format_summary(judged, "x")
 
 
+@pytest.mark.parametrize(
+    ("constant_km", "said"), [(0.0, "The mean error is 30 km above"), (60.0, "is 50% below"), (20.0, "is 50% above")]
+)
+def test_the_best_constant_may_never_be_wrong(judged, constant_km, said):
+    judged["mean_km"] = 30.0
+    judged["baselines"]["densest_25km"]["mean_km"] = constant_km
+    assert f"{said} that of the best constant (densest_25km, {constant_km:.0f} km)" in format_summary(judged, "x")
+
+
 def test_a_single_author_is_shown_without_an_interval():
     truth = draw_uniform(50, np.random.default_rng(9))
     test_set = TestSet("set.csv", [f"{number}.jpg" for number in range(50)], truth, ["ann"] * 50)
     metrics, _ = judge_predictions(Predictions(test_set.ids, truth + 0.001), test_set, num_resamples=100)
     metrics |= {"baselines": {}, "test_set": describe_test_set(test_set)}
     title, *rows = format_summary(metrics, "my model").splitlines()
-    assert title == "set.csv: 50 photos; no interval can be drawn from a single author"
+    assert title == "set.csv: 50 photos; no interval can be drawn from a single author (at least 10 are needed)"
     assert "no interval" in next(row for row in rows if row.startswith("my model"))
 
 

@@ -27,7 +27,7 @@ from geomae.reporting.__main__ import main as reporting_main
 from geomae.reporting.wandb_run import MAX_TABLE_ROWS, choose_rows, log_evaluation, name_test_set, summarise_for_wandb
 from modeling import GeoMAEConfig, GeoMAEForGeolocation
 
-AUTHORS = [f"author {number % 9}" for number in range(40)]
+AUTHORS = [f"author {number % 12}" for number in range(40)]
 NAMES = ["mean_km", "median_km", "geoscore", *(f"accuracy_within_{radius}km" for radius in (1, 25, 200, 750, 2500))]
 
 

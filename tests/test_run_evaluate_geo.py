@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -12,21 +13,21 @@ import pyarrow.parquet
 import pytest
 import torch
 
-from geomae.errors import ConfigError, CoordinateError, PredictionError, SourceError
+from geomae.errors import ConfigError, CoordinateError, PredictionError, SourceError, TooManyDamagedPhotosError
 from geomae.evaluation import __main__ as evaluation_main
 from geomae.geography import great_circle_km
 from modeling import GeoMAEConfig, GeoMAEForGeolocation, GeoMAEForPreTraining
 from run_evaluate_geo import main
 
 ROOT = Path(__file__).resolve().parent.parent
-PHOTO_NAMES = [f"{'ab'[number % 2]}/{number}.jpg" for number in range(7)]
-TRUTH = np.array([[10.0 * number - 30, 40.0 * number - 120] for number in range(7)])
+PHOTO_NAMES = [f"{'ab'[number % 2]}/{number}.jpg" for number in range(13)]
+TRUTH = np.array([[5.0 * number - 30, 20.0 * number - 120] for number in range(13)])
 
 
 @pytest.fixture
 def test_set(tmp_path):
     lines = [
-        f"{name},author {number % 3},{lat},{lon}"
+        f"{name},author {number % 11},{lat},{lon}"
         for number, (name, (lat, lon)) in enumerate(zip(PHOTO_NAMES, TRUTH, strict=True))
     ]
     path = tmp_path / "set.csv"
@@ -67,10 +68,10 @@ def test_a_file_of_predictions_is_judged_without_a_model(tmp_path, test_set, cap
     metrics, table = run(
         tmp_path, "--predictions", predictions, "--test_set", test_set, "--train_coordinates", tmp_path / "train.csv"
     )
-    assert metrics["num_photos"] == 7
+    assert metrics["num_photos"] == 13
     assert metrics["mean_km"] == pytest.approx(111.19508, abs=1e-4)
     assert metrics["median_km"] == pytest.approx(111.19508, abs=1e-4)
-    assert metrics["num_within_km"] == {"1": 0, "25": 0, "200": 7, "750": 7, "2500": 7}
+    assert metrics["num_within_km"] == {"1": 0, "25": 0, "200": 13, "750": 13, "2500": 13}
     assert metrics["accuracy_within_km"]["200"] == 1.0
     assert metrics["geoscore"] == pytest.approx(5000 * np.exp(-111.19508 / 1492.7), abs=1e-3)
     assert metrics["bootstrap"]["clustered_by"] == "author"
@@ -101,6 +102,7 @@ def test_a_predictions_file_that_the_script_wrote_can_be_judged_again(tmp_path, 
     )
     pa.parquet.write_table(table, tmp_path / "again.parquet")
     second, _ = run(tmp_path / "elsewhere", "--predictions", tmp_path / "again.parquet", "--test_set", test_set)
+    assert first["intervals_95"] is not None
     assert (first["mean_km"], first["intervals_95"]) == (second["mean_km"], second["intervals_95"])
 
 
@@ -109,7 +111,7 @@ def test_a_yaml_file_says_the_same_as_the_command_line(tmp_path, test_set):
     config = tmp_path / "evaluate.yaml"
     config.write_text(f"predictions: {predictions}\ntest_set: {test_set}\nseed: 3\n")
     metrics, _ = run(tmp_path, config)
-    assert metrics["bootstrap"] == {"clustered_by": "author", "num_clusters": 3, "num_resamples": 100, "seed": 3}
+    assert metrics["bootstrap"] == {"clustered_by": "author", "num_clusters": 11, "num_resamples": 100, "seed": 3}
 
 
 def test_radii_can_be_asked_for_in_the_file_and_on_the_command_line(tmp_path, test_set):
@@ -120,7 +122,7 @@ def test_radii_can_be_asked_for_in_the_file_and_on_the_command_line(tmp_path, te
     from_file, _ = run(tmp_path, tmp_path / "config.yaml", *words)
     from_words, _ = run(tmp_path, *words, "--thresholds_km", "10", "0.5")
     for metrics in (from_file, from_words):
-        assert metrics["num_within_km"] == {"10": 7, "0.5": 7}
+        assert metrics["num_within_km"] == {"10": 13, "0.5": 13}
         assert [name for name in metrics["baselines"] if "densest" in name] == ["densest_10km", "densest_0.5km"]
         assert list(metrics["baselines"]["random_guess"]["accuracy_within_km"]) == ["10", "0.5"]
     with pytest.raises(ConfigError, match=r"thresholds_km must be different radii .* nan is not one"):
@@ -136,7 +138,7 @@ def test_shuffled_files_of_predictions_and_of_the_test_set_give_every_number_aga
     (tmp_path / "train.csv").write_text("LAT,LON\n0,0\n0,10\n5,5\n")
     judged = []
     for file, step in ((test_set, 1), (shuffled, 3)):
-        order = [row * step % 7 for row in range(7)]
+        order = [row * step % 13 for row in range(13)]
         names = [PHOTO_NAMES[row] for row in order]
         predictions = write_predictions(tmp_path / "p.csv", names, answers[order])
         words = ["--predictions", predictions, "--test_set", file, "--train_coordinates", tmp_path / "train.csv"]
@@ -154,12 +156,12 @@ def test_numbers_by_group_are_written_and_printed(tmp_path, capsys):
     predictions = write_predictions(tmp_path / "p.csv", PHOTO_NAMES, TRUTH)
     metrics, _ = run(tmp_path, "--predictions", predictions, "--test_set", tmp_path / "set.csv")
     assert {group: entry["num_photos"] for group, entry in metrics["by"]["scene"].items()} == {
-        "indoor": 3,
-        "natural": 2,
-        "urban": 2,
+        "indoor": 5,
+        "natural": 4,
+        "urban": 4,
     }
     printed = capsys.readouterr().out
-    assert "scene indoor (3)" in printed
+    assert "scene indoor (5)" in printed
     assert "continent Africa" in printed
 
 
@@ -200,7 +202,7 @@ def test_a_checkpoint_answers_every_photo_of_a_folder(tmp_path, test_set, photos
     assert metrics["mean_km"] == pytest.approx(expected.mean())
     assert metrics["checkpoint"] == "checkpoint"
     assert metrics["options"] == {"crop": "center", "bf16": False, "batch_size": 3}
-    assert metrics["bootstrap"]["num_clusters"] == 3
+    assert metrics["bootstrap"]["num_clusters"] == 11
 
 
 def test_answers_are_those_of_the_model_on_the_centre_crop(tmp_path, test_set, photos, checkpoint):
@@ -229,9 +231,47 @@ def test_damaged_and_absent_photos_count_as_misses(tmp_path, test_set, photos, c
     (photos / PHOTO_NAMES[5]).unlink()
     words = ["--checkpoint", checkpoint, "--test_set", test_set, "--photos", photos, "--max_damaged_share", 0.5]
     metrics, table = run(tmp_path, *words)
-    assert metrics["num_photos"] == len(table) == 7
+    assert metrics["num_photos"] == len(table) == 13
     assert metrics["missing"] == [PHOTO_NAMES[2], PHOTO_NAMES[5]]
     assert PHOTO_NAMES[2] in caplog.text
+
+
+def test_any_number_of_absent_photos_are_misses_and_only_damaged_ones_stop_the_run(
+    tmp_path, test_set, photos, checkpoint, caplog, capsys
+):
+    for name in PHOTO_NAMES[2:]:
+        (photos / name).unlink()
+    words = ["--checkpoint", checkpoint, "--test_set", test_set, "--photos", photos]
+    metrics, table = run(tmp_path, *words)
+    assert metrics["num_photos"] == len(table) == 13
+    assert (metrics["num_absent"], metrics["num_missing"], metrics["missing"]) == (11, 11, PHOTO_NAMES[2:])
+    assert metrics["answered"]["num_photos"] == 2
+    assert f"11 of the 13 photos that the table names are not in {photos}; the first is {PHOTO_NAMES[2]}" in caplog.text
+    assert "(11 are not among the photos)" in capsys.readouterr().out
+    (photos / PHOTO_NAMES[0]).write_bytes(b"not a photo")
+    with pytest.raises(TooManyDamagedPhotosError, match=r"1 of 2 photos are damaged.*--max_damaged_share"):
+        run(tmp_path, *words)
+
+
+def test_absent_photos_of_an_archive_are_misses_too(tmp_path, test_set, photos, checkpoint):
+    (tmp_path / "tars").mkdir()
+    with tarfile.open(tmp_path / "tars" / "0.tar", "w") as archive:
+        for name in PHOTO_NAMES[:3]:
+            archive.add(photos / name, name)
+    metrics, _ = run(tmp_path, "--checkpoint", checkpoint, "--test_set", test_set, "--photos", tmp_path / "tars")
+    assert (metrics["num_absent"], metrics["missing"]) == (10, PHOTO_NAMES[3:])
+
+
+@pytest.mark.parametrize("left", ["none", "another"])
+def test_a_folder_without_one_photo_of_the_list_is_refused_before_the_model_is_loaded(
+    tmp_path, test_set, make_photo, left
+):
+    (tmp_path / "photos").mkdir()
+    if left == "another":
+        make_photo("photos/another.jpg")
+    words = ["--checkpoint", "absent", "--test_set", test_set, "--photos", tmp_path / "photos"]
+    with pytest.raises(SourceError, match=r"holds no|none of the 13 photos"):
+        run(tmp_path, *words)
 
 
 def test_bf16_answers_differ_little_and_are_recorded(tmp_path, test_set, photos, checkpoint):
@@ -271,7 +311,7 @@ def test_missing_and_superfluous_photos_are_named_before_the_model_is_loaded(tmp
 
 def test_a_test_set_that_cannot_be_judged_is_refused_before_the_model_is_loaded(tmp_path, photos, test_set):
     named_after_another = test_set.rename(tmp_path / "im2gps3k_places365.csv")
-    with pytest.raises(SourceError, match="7 photos where im2gps3k has 2,997"):
+    with pytest.raises(SourceError, match="13 photos where im2gps3k has 2,997"):
         run(tmp_path, "--checkpoint", "absent", "--test_set", named_after_another, "--photos", photos)
 
 
@@ -318,7 +358,7 @@ def test_baselines_alone_are_recorded_by_a_command(tmp_path, test_set, capsys):
     options = [word for key, value in words.items() for word in (f"--{key}", str(value))]
     evaluation_main.main(["baselines", *options, "--thresholds_km", "300", "4000"])
     record = json.loads((tmp_path / "out" / "metrics.json").read_text())
-    assert record["num_photos"] == 7
+    assert record["num_photos"] == 13
     assert record["train_coordinates"] == {"name": "train.csv", "num": 3}
     assert record["baselines"]["random_training_photo"]["num_runs"] == 2
     assert list(record["baselines"]["densest_4000km"]["accuracy_within_km"]) == ["300", "4000"]

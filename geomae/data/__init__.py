@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from geomae.data.earth import EarthCutter, EarthPicture, EarthSplit, pack_earth
     from geomae.data.groups import IndexedPhotos, ParquetShards, PhotoGroups
     from geomae.data.layout import list_shards
-    from geomae.data.loading import load_photos, stream_photos
+    from geomae.data.loading import find_absent, load_photos, stream_photos
     from geomae.data.pack import PhotoPacker, pack_photos
     from geomae.data.photo_index import PhotoIndex
     from geomae.data.photos import center_crop, decode_photo, random_resized_crop
@@ -35,6 +35,7 @@ __all__ = [
     "StreamPlace",
     "center_crop",
     "decode_photo",
+    "find_absent",
     "list_shards",
     "load_photos",
     "open_source",
@@ -52,7 +53,7 @@ _HOME = {
     "earth": ("EarthCutter", "EarthPicture", "EarthSplit", "pack_earth"),
     "groups": ("IndexedPhotos", "ParquetShards", "PhotoGroups"),
     "layout": ("list_shards",),
-    "loading": ("load_photos", "stream_photos"),
+    "loading": ("find_absent", "load_photos", "stream_photos"),
     "pack": ("PhotoPacker", "pack_photos"),
     "photo_index": ("PhotoIndex",),
     "photos": ("center_crop", "decode_photo", "random_resized_crop"),

@@ -8,7 +8,9 @@ from typing import Any
 
 import datasets
 import numpy as np
+import pyarrow.compute as pc
 from datasets import Features, Image, IterableDataset
+from numpy.typing import NDArray
 
 from geomae.data.archives import Storage
 from geomae.data.filesystems import is_url, join
@@ -18,9 +20,9 @@ from geomae.data.photo_index import OPTIONAL_COLUMNS, PhotoIndex
 from geomae.data.reading import PhotoReader
 from geomae.data.shards import photo_schema
 from geomae.data.sources import SourceOptions, open_source
-from geomae.errors import ConfigError
+from geomae.errors import ConfigError, SourceError
 
-__all__ = ["load_photos", "stream_photos"]
+__all__ = ["find_absent", "load_photos", "stream_photos"]
 
 logger = logging.getLogger(__name__)
 
@@ -47,10 +49,11 @@ def load_photos(
 
     Returns:
         Rows of `image` {bytes, path}, `latitude`, `longitude` (degrees), `id` and what else is known. `bytes` is None
-        where `path` names a file of its own; `bytes` is empty for a photo that the table names and that is not there.
+        where `path` names a file of its own; `bytes` is empty for a photo that the table names and that is not there:
+        these are counted in the log, and `find_absent` tells them.
 
     Raises:
-        SourceError: there are no such photos.
+        SourceError: there are no such photos, or not one of those that the table names is there.
         CoordinateError: a coordinate of the table is not on Earth.
         ConfigError: `swap_lat_lon` for a packed folder, where no table is read.
     """
@@ -71,7 +74,39 @@ def load_photos(
     if index.bad:  # a photo that a table names is not among these: it stays, and counts as missing
         counts, first = index.bad.describe(), index.bad.listed[0].file
         logger.warning("%d photos of %s are left out: %s; the first is %s", len(index.bad), path, counts, first)
-    return _to_dataset(index, split)
+    photos = _to_dataset(index, split)
+    _report_absent(find_absent(photos), index, str(path))
+    return photos
+
+
+def find_absent(photos: datasets.Dataset) -> NDArray[np.bool_]:
+    """Which photos of `load_photos` are only named by a table: `(n,)`, True where there is none to look at.
+
+    A damaged photo is there. No photo is read.
+    """
+    table = photos.data
+    if "storage" in table.column_names:
+        return np.asarray(table["storage"].to_numpy() == Storage.MISSING)
+    data, file = (pc.struct_field(table["image"], name) for name in ("bytes", "path"))
+    is_empty = pc.fill_null(pc.equal(pc.binary_length(data), 0), False)
+    return np.asarray(pc.and_(is_empty, pc.is_null(file)).to_numpy(), dtype=np.bool_)
+
+
+def _report_absent(is_absent: NDArray[np.bool_], index: PhotoIndex, path: str) -> None:
+    if not is_absent.any():
+        return
+    first = index.table["id"][int(np.argmax(is_absent))].as_py()
+    if is_absent.all():
+        raise SourceError(
+            f"not one of the {len(is_absent):,} photos that the table names is in {path}, such as {first}"
+        )
+    logger.warning(
+        "%d of the %d photos that the table names are not in %s; the first is %s",
+        int(is_absent.sum()),
+        len(is_absent),
+        path,
+        first,
+    )
 
 
 def _to_dataset(index: PhotoIndex, split: str) -> datasets.Dataset:

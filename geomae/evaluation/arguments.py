@@ -84,7 +84,8 @@ class EvaluationArguments:
     max_damaged_share: float = field(
         default=0.1,
         metadata={
-            "help": "Share of photos, 0 to 1, that may be damaged before the run stops; damaged ones count as misses."
+            "help": "Share of the photos that are there, 0 to 1, that may be damaged before the run stops; these "
+            "count as misses, and so does any number of absent ones, which only the list names."
         },
     )
     thresholds_km: list[float] = field(

@@ -8,7 +8,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from geomae.errors import PredictionError
-from geomae.evaluation.bootstrap import bootstrap_intervals
+from geomae.evaluation.bootstrap import bootstrap_intervals, explain_too_few
 from geomae.evaluation.groups import find_groups, summarise_authors
 from geomae.evaluation.metrics import LARGEST_ERROR_KM, THRESHOLDS_KM, check_predictions, summarise_errors
 from geomae.evaluation.tables import Predictions, TestSet, nearest_ids
@@ -139,7 +139,7 @@ def judge_errors(
 ) -> dict[str, Any]:
     """The metrics of `summarise_errors` with `intervals_95`, and under `bootstrap` how those were drawn.
 
-    With fewer than two clusters `intervals_95` is None, and `bootstrap` has the `reason`.
+    With fewer than `bootstrap.MIN_CLUSTERS` clusters `intervals_95` is None, and `bootstrap` has the `reason`.
 
     Args:
         error_km: `(n,)` errors in the order of the test set.
@@ -211,7 +211,7 @@ def _judge(error_km: NDArray[np.float64], clusters: NDArray[Any], unit: str, **r
         "seed": resampling["seed"],
     }
     if metrics["intervals_95"] is None:
-        metrics["bootstrap"]["reason"] = f"no interval can be drawn from a single {unit}"
+        metrics["bootstrap"]["reason"] = explain_too_few(metrics["bootstrap"]["num_clusters"], unit)
     return metrics
 
 

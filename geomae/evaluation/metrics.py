@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from geomae.errors import ConfigError, PredictionError
-from geomae.geography import EARTH_RADIUS_KM, find_off_earth, great_circle_km
+from geomae.geography import EARTH_RADIUS_KM, check_coordinates, find_off_earth, great_circle_km
 
 __all__ = [
     "LARGEST_ERROR_KM",
@@ -29,23 +29,28 @@ GEOSCORE_SCALE_KM = 1492.7  # the constant of the game GeoGuessr, used by PIGEON
 
 
 def threshold_key(threshold_km: float) -> str:
-    """The name of a radius in `metrics.json`: "200" for 200.0, "0.5" for 0.5."""
-    return f"{threshold_km:g}"
+    """The name of a radius in `metrics.json`: "200" for 200.0, "0.5" for 0.5; no two radii have the same."""
+    return _shortest(threshold_km)
 
 
 def quantile_key(share: float) -> str:
     """The name of a quantile in `metrics.json`: "0.5" for the median."""
-    return f"{share:g}"
+    return _shortest(share)
+
+
+def _shortest(number: float) -> str:
+    """The shortest text that reads back as the same number, without `.0`."""
+    return repr(float(number)).removesuffix(".0")
 
 
 def check_thresholds(thresholds_km: Sequence[float]) -> None:
     """Refuses what cannot be radii within which photos are counted.
 
     Raises:
-        ConfigError: there is none, or one is negative, not finite, or there twice (names the first).
+        ConfigError: there is none, or one is negative (also -0), not finite, or there twice (names the first).
     """
     keys = [threshold_key(radius) for radius in thresholds_km]
-    bad = next((key for key in keys if not 0.0 <= float(key) < float("inf")), None)
+    bad = next((key for key in keys if key.startswith("-") or not np.isfinite(float(key))), None)
     twice = next((key for key in keys if keys.count(key) > 1), None)
     if not keys or bad is not None or twice is not None:
         what = f"{bad} is not one" if bad is not None else f"{twice} stands twice" if keys else "none was given"
@@ -115,6 +120,7 @@ def compute_metrics(
 
     Raises:
         PredictionError: shapes differ, or a prediction is not finite or not on Earth (the first is named).
+        CoordinateError: the same of a truth.
         ConfigError: a radius cannot be one.
     """
     predicted_deg = np.asarray(predicted_deg, dtype=np.float64)
@@ -123,7 +129,9 @@ def compute_metrics(
         raise PredictionError(
             f"predictions and truths must both be (n, 2) degrees; got {predicted_deg.shape} and {target_deg.shape}"
         )
-    check_predictions(predicted_deg, ids if ids is not None else range(len(predicted_deg)))
+    names = [f"row {row}" for row in range(len(predicted_deg))] if ids is None else ids
+    check_predictions(predicted_deg, names)
+    check_coordinates(target_deg[:, 0], target_deg[:, 1], names, "the truths")
     return summarise_errors(great_circle_km(predicted_deg, target_deg), thresholds_km=thresholds_km)
 
 

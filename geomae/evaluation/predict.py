@@ -136,7 +136,7 @@ def _in_order(rows: Sequence[tuple[str, list[float]]], all_ids: list[str], max_d
     if num_damaged > max_damaged_share * len(all_ids):
         raise TooManyDamagedPhotosError(
             f"{num_damaged} of {len(all_ids)} photos are damaged, more than max_damaged_share={max_damaged_share:g} "
-            "allows; the log names each with its reason"
+            "allows; the log names each with its reason. Mend them, or allow more with --max_damaged_share"
         )
     ids = [name for name in all_ids if name in answers]
     width = len(rows[0][1]) if rows else 2

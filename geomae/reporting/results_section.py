@@ -7,7 +7,7 @@ from typing import Any
 
 from geomae.evaluation import best_constant
 from geomae.evaluation.metrics import LARGEST_ERROR_KM
-from geomae.evaluation.summary import describe_shared_photos, with_ten_crop_rows
+from geomae.evaluation.summary import compare_means, describe_shared_photos, with_ten_crop_rows
 from geomae.reporting.maps import prediction_map
 from geomae.reporting.page import Block, Cell, Heading, Paragraph, Picture, Table, save_picture
 from geomae.reporting.plots import error_cdf
@@ -174,15 +174,14 @@ def _judge(name: str, metrics: dict[str, Any]) -> list[Block]:
     blocks: list[Block] = []
     constant = best_constant(metrics)
     if constant is not None:
-        share = metrics["mean_km"] / constant[1]["mean_km"] - 1.0
         interval = "(no interval)"
         if metrics["intervals_95"] is not None:
             interval = "[{:,.0f}, {:,.0f}]".format(*metrics["intervals_95"]["mean_km"])
         blocks.append(
             Paragraph(
-                f"{name}: mean error {metrics['mean_km']:,.0f} km {interval}, {abs(share):.0%} "
-                f"{'below' if share < 0 else 'above'} the best constant answer ({baseline_name(constant[0])}, "
-                f"{constant[1]['mean_km']:,.0f} km)."
+                f"{name}: mean error {metrics['mean_km']:,.0f} km {interval}, "
+                f"{compare_means(metrics['mean_km'], constant[1]['mean_km'])} the best constant answer "
+                f"({baseline_name(constant[0])}, {constant[1]['mean_km']:,.0f} km)."
             )
         )
     if metrics.get("num_missing"):
