@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-__all__ = ["COLUMN_ALIASES", "SCENES", "find_column", "name_scene"]
+__all__ = ["COLUMN_ALIASES", "SCENES", "UNKNOWN", "find_column", "name_scene"]
 
 # Our name -> the names looked for, in this order, without regard to case. A table with a file and a number names its
 # photos by the file: only that finds them in a folder, and the packed photos then have the ids that the table has.
@@ -15,6 +15,7 @@ COLUMN_ALIASES = {
     "scene": ("scene", "s3_label"),
     "country": ("country",),
 }
+UNKNOWN = "unknown"  # the scene or the country of a photo of which it is not known
 SCENES = ("indoor", "natural", "urban")  # what the numbers of S3_Label mean
 
 
@@ -30,5 +31,13 @@ def find_column(name: str, available: Sequence[str]) -> str | None:
 
 
 def name_scene(value: str) -> str:
-    """`indoor`, `natural` or `urban` for the numbers of S3_Label; anything else stays."""
-    return SCENES[int(value)] if value in ("0", "1", "2") else value
+    """`indoor`, `natural` or `urban` for the numbers 0, 1 and 2 of S3_Label; any other text stays.
+
+    Pandas writes a column of whole numbers in which one is missing as `2.0`, which is 2. Any other number is `unknown`:
+    what it would mean is written nowhere.
+    """
+    try:
+        number = float(value)
+    except ValueError:
+        return value
+    return SCENES[int(number)] if number in range(len(SCENES)) else UNKNOWN

@@ -260,7 +260,7 @@ def test_crops_have_the_size_of_the_model_whatever_the_photo(shape: tuple[int, i
 
 
 @pytest.mark.parametrize("shape", [(256, 384, 3), (400, 256, 3), (256, 256, 3)])
-def test_ten_crops_are_torchvisions_and_begin_with_the_central_one(shape: tuple[int, ...]) -> None:
+def test_ten_crops_of_an_even_margin_are_torchvisions_and_begin_with_the_central_one(shape: tuple[int, ...]) -> None:
     transforms = pytest.importorskip("torchvision.transforms")
     photo = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)  # its short side is that of the protocol
     crops = ten_crops(photo, 224)
@@ -268,6 +268,26 @@ def test_ten_crops_are_torchvisions_and_begin_with_the_central_one(shape: tuple[
     assert {crop.tobytes() for crop in crops} == {crop.tobytes() for crop in expected}
     assert len(crops) == 10
     assert np.array_equal(crops[0], center_crop(photo, 224))
+
+
+@pytest.mark.parametrize("shape", [(256, 341, 3), (256, 455, 3), (259, 256, 3)])
+def test_where_the_margin_is_odd_torchvisions_central_crops_lie_one_pixel_beside_ours(shape: tuple[int, ...]) -> None:
+    transforms = pytest.importorskip("torchvision.transforms")
+    photo = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+    crops = ten_crops(photo, 224)
+    expected = [np.asarray(crop) for crop in transforms.TenCrop(224)(Image.fromarray(photo))]
+    central, corners = (crops[0], crops[5]), [*crops[1:5], *crops[6:]]
+    assert {crop.tobytes() for crop in corners} == {crop.tobytes() for crop in [*expected[:4], *expected[5:9]]}
+    assert {crop.tobytes() for crop in central} != {crop.tobytes() for crop in (expected[4], expected[9])}
+    top, left = (shape[0] - 224) // 2, (shape[1] - 224) // 2
+    near = {
+        mirrored.tobytes()
+        for down in (-1, 0, 1)
+        for right in (-1, 0, 1)
+        for crop in [photo[top + down : top + down + 224, left + right : left + right + 224]]
+        for mirrored in (crop, crop[:, ::-1])
+    }
+    assert {expected[4].tobytes(), expected[9].tobytes()} <= near
 
 
 def test_ten_crops_are_cut_from_the_photo_as_the_central_one_resizes_it() -> None:

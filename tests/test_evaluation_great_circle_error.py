@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import EvalPrediction, Trainer, TrainingArguments
 
-from geomae.errors import ConfigError, PredictionError
+from geomae.errors import ConfigError, CoordinateError, PredictionError
 from geomae.evaluation import compute_metrics
 from geomae.evaluation import great_circle_error as module
 from geomae.geography import draw_uniform, great_circle_km
@@ -105,3 +105,8 @@ def test_batches_add_up_to_the_whole(metric):
 def test_a_prediction_that_is_not_a_number_fails_here_too(metric):
     with pytest.raises(PredictionError, match="not finite"):
         metric.compute(predictions=[[np.nan, 0.0]], references=[[0.0, 0.0]])
+
+
+def test_a_truth_off_earth_fails_here_too(metric):
+    with pytest.raises(CoordinateError, match="1 of 1 rows of the truths are not on Earth"):
+        metric.compute(predictions=[[1.0, 2.0]], references=[[91.0, 2.0]])

@@ -133,6 +133,21 @@ def test_baselines_take_a_test_set_by_its_name(tmp_path: Path, shared_data: Path
     assert '"known_as": "im2gps"' in (tmp_path / "out" / "metrics.json").read_text()
 
 
+def test_a_comparison_takes_a_test_set_by_its_name(
+    tmp_path: Path, shared_data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ids = read_test_set(shared_data / "geotags" / "im2gps_places365.csv").ids
+    files = []
+    for latitude in (10, 20):
+        files.append(tmp_path / f"{latitude}.csv")
+        files[-1].write_text("\n".join(["id,latitude,longitude", *(f"{name},{latitude},0" for name in ids)]))
+    words = ["compare", *map(str, files), "--num_resamples", "100", "--test_set", "im2gps"]
+    evaluation_main.main([*words, "--test_sets_dir", str(shared_data / "geotags")])
+    assert "237 photos, every one judged for both" in capsys.readouterr().out
+    with pytest.raises(SourceError, match="the list of the test set im2gps is neither"):
+        evaluation_main.main([*words, "--test_sets_dir", str(tmp_path)])
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_a_list_with_one_photo_replaced_is_refused_under_its_name(tmp_path: Path, shared_data: Path, name: str) -> None:
     header, first, *rest = real_list(shared_data, name).splitlines(keepends=True)

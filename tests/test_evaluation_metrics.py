@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from geomae.errors import ConfigError, PredictionError
+from geomae.errors import ConfigError, CoordinateError, PredictionError
 from geomae.evaluation import compute_metrics, geoscores, summarise_errors
 from geomae.geography import EARTH_RADIUS_KM
 
@@ -49,6 +49,7 @@ def test_thresholds_can_be_any_radii():
     [
         ((25, -1), "at least 0, such as 1 25 200 750 2500; -1 is not one"),
         ((np.nan,), "nan is not one"),
+        ((-0.0,), "-0 is not one"),
         ((1, np.inf), "inf is not one"),
         ((25, 200, 25.0), "25 stands twice"),
         ((), "none was given"),
@@ -115,6 +116,20 @@ def test_a_prediction_that_is_not_a_number_fails_by_its_id():
 def test_a_prediction_off_earth_fails_by_its_id():
     with pytest.raises(PredictionError, match=r"id 1, which is not on Earth: latitude=0, longitude=180\.5"):
         compute_metrics([[0.0, 0.0], [0.0, 180.5]], np.zeros((2, 2)))
+
+
+@pytest.mark.parametrize("truth", [[np.nan, 0.0], [91.0, 0.0], [0.0, 181.0], [0.0, np.inf]])
+def test_a_truth_off_earth_fails_by_its_id(truth):
+    with pytest.raises(CoordinateError, match=r"1 of 2 rows of the truths are not on Earth; the first is id b\.jpg"):
+        compute_metrics(np.zeros((2, 2)), [[0.0, 0.0], truth], ids=["a.jpg", "b.jpg"])
+    with pytest.raises(CoordinateError, match="the first is id 1"):
+        compute_metrics(np.zeros((2, 2)), [[0.0, 0.0], truth])
+
+
+def test_every_radius_has_a_name_of_its_own():
+    radii = (2500.123, 2500.12, 1234567.0, 1234568.0, 200.0, 0.5, 25, np.float64(750.0))
+    names = ["2500.123", "2500.12", "1234567", "1234568", "200", "0.5", "25", "750"]
+    assert list(summarise_errors([1.0], thresholds_km=radii)["num_within_km"]) == names
 
 
 def test_predictions_and_truths_must_be_as_many():

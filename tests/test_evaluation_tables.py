@@ -268,8 +268,9 @@ def test_a_packed_split_of_a_known_test_set_is_that_set(shared_data):
 
 
 def test_a_photo_of_an_unknown_author_is_a_cluster_of_its_own():
-    columns = {"id": ["a", "b", "c"], "latitude": [0.0] * 3, "longitude": [0.0] * 3, "author": ["ann", None, "ann"]}
-    assert TestSet.from_columns("set", columns).authors == ["ann", "b", "ann"]
+    columns = {"id": ["a", "ann", "c", "d"], "latitude": [0.0] * 4, "longitude": [0.0] * 4}
+    authors = TestSet.from_columns("set", {**columns, "author": ["ann", None, "ann", " "]}).authors
+    assert authors == ["ann", "unknown author of ann", "ann", "unknown author of d"]
 
 
 def test_an_author_column_without_authors_is_no_author_column():
@@ -309,3 +310,16 @@ def test_the_digests_of_the_known_test_sets_are_those_of_the_recorded_results():
     for name, known in KNOWN_TEST_SETS.items():
         recorded = read_metrics(Path(__file__).resolve().parent.parent / "results" / "baselines" / name)["test_set"]
         assert (known.num_photos, known.ids_sha256) == (recorded["num_photos"], recorded["ids_sha256"]), name
+
+
+@pytest.mark.parametrize(
+    ("written", "scene"),
+    [
+        *(("0", "indoor"), ("1", "natural"), ("2", "urban"), ("0.0", "indoor"), ("1.0", "natural"), ("2.0", "urban")),
+        *(("3", "unknown"), ("-1", "unknown"), ("0.5", "unknown"), ("nan", "unknown"), ("beach", "beach")),
+    ],
+)
+def test_scenes_are_the_names_of_places365s_numbers_also_as_pandas_writes_them(tmp_path, written, scene):
+    file = tmp_path / "set.csv"
+    file.write_text(f"IMG_ID,LAT,LON,S3_Label\na.jpg,1,2,{written}\nb.jpg,1,2,\n")
+    assert read_test_set(file).scenes == [scene, "unknown"]

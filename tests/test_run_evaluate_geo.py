@@ -379,3 +379,12 @@ def test_an_evaluation_can_be_shown_again(tmp_path, test_set, capsys):
     shown = capsys.readouterr().out
     assert "geometric_median" in shown
     assert shown.strip() in printed
+
+
+@pytest.mark.parametrize(
+    "content", ["{}", '{"names": ["a", "b"], "difference": {}}', '{"mean_km": 3.0, "baselines": {}}']
+)
+def test_what_is_no_evaluation_is_not_shown(tmp_path, content):
+    (tmp_path / "comparison.json").write_text(content)
+    with pytest.raises(SourceError, match=r"comparison\.json is not an evaluation: its keys are"):
+        evaluation_main.main(["show", str(tmp_path / "comparison.json")])

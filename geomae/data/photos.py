@@ -310,7 +310,8 @@ def ten_crops(photo: np.ndarray, image_size: int) -> list[np.ndarray]:
         top left, top right, bottom left, bottom right, then these five mirrored left to right.
 
     Source: Krizhevsky, Sutskever and Hinton (2012), "ImageNet classification with deep convolutional neural networks",
-    section 4.1; torchvision's `TenCrop` makes the same ten in another order.
+    section 4.1; torchvision's `TenCrop` makes the same ten in another order, up to one pixel of the place of the two
+    central ones where the margin is odd: it rounds half of it to the even number, and mirrors before it cuts.
     """
     resized = resize_short_side(photo, evaluation_short_side(image_size))
     top, bottom = slice(None, image_size), slice(-image_size, None)

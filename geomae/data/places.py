@@ -74,7 +74,7 @@ def find_shared_data(where: str) -> Path | None:
 def draw_near_places(
     num_points: int, rng: np.random.Generator, *, jitter_km: float = 100.0, population_power: float = 0.5
 ) -> np.ndarray:
-    """Points scattered around the places of 15,000 inhabitants or more.
+    """Points scattered around the places of GeoNames's list `cities15000` (`read_populated_places`).
 
     Args:
         num_points: how many.

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from geomae.errors import GeoMAEError
+from geomae.errors import GeoMAEError, SourceError
 from geomae.evaluation import (
     KNOWN_TEST_SETS,
     THRESHOLDS_KM,
@@ -53,13 +53,23 @@ def main(argv: Sequence[str] | None = None) -> None:
         _compare(arguments, words)
     elif arguments.command == "show":
         for folder in arguments.evaluation:
-            metrics = read_metrics(folder)
-            if "mean_km" in metrics:
-                print(format_summary(metrics, label=metrics["checkpoint"] or metrics["predictions"]))
-            else:  # of `baselines`: there is no model in it
-                print(format_table(metrics["baselines"]))
+            _show(folder)
     else:
         _judge_baselines(arguments, words)
+
+
+def _show(folder: str) -> None:
+    """Print the tables of an evaluation, or that of `baselines`, in which there is no model."""
+    metrics = read_metrics(folder)
+    if {"mean_km", "test_set", "bootstrap", "baselines"} <= metrics.keys():
+        print(format_summary(metrics, label=metrics.get("checkpoint") or metrics.get("predictions") or "model"))
+    elif metrics.get("baselines") and "mean_km" not in metrics:
+        print(format_table(metrics["baselines"]))
+    else:
+        raise SourceError(
+            f"{folder} is not an evaluation: its keys are {', '.join(metrics) or 'none'}. Expected the metrics.json of "
+            "run_evaluate_geo.py or of `python -m geomae.evaluation baselines`"
+        )
 
 
 def _add_options(baselines: argparse.ArgumentParser) -> None:
@@ -126,8 +136,11 @@ def _add_compare(commands: Any) -> None:
     for place in ("first", "second"):
         compare.add_argument(place, help="folder of run_evaluate_geo.py, or CSV or parquet file of predictions")
     compare.add_argument(
-        "--test_set", help="packed folder, CSV or parquet file: needed for files; gives authors to old folders"
+        "--test_set",
+        help=f"{', '.join(KNOWN_TEST_SETS)}, packed folder, CSV or parquet file: needed for files; gives authors to "
+        "old folders",
     )
+    compare.add_argument("--test_sets_dir", default="data", help="where a test set given by its name lies")
     compare.add_argument("--split", default="test", help="split of a packed folder (default: test)")
     compare.add_argument("--swap_lat_lon", action="store_true", help="read the test set's columns the other way round")
     compare.add_argument("--output_dir", help="folder for comparison.json; without it, the table is only printed")
@@ -141,7 +154,8 @@ def _compare(arguments: argparse.Namespace, words: Sequence[str]) -> None:
         refuse_unwritable(arguments.output_dir)
     test_set = None
     if arguments.test_set:
-        test_set = read_test_set(arguments.test_set, split=arguments.split, swap_lat_lon=arguments.swap_lat_lon)
+        test_set_file = find_known_list(arguments.test_set, arguments.test_sets_dir)
+        test_set = read_test_set(test_set_file, split=arguments.split, swap_lat_lon=arguments.swap_lat_lon)
     comparison = compare_predictions(
         arguments.first,
         arguments.second,

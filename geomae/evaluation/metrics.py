@@ -129,9 +129,9 @@ def compute_metrics(
         raise PredictionError(
             f"predictions and truths must both be (n, 2) degrees; got {predicted_deg.shape} and {target_deg.shape}"
         )
-    names = [f"row {row}" for row in range(len(predicted_deg))] if ids is None else ids
-    check_predictions(predicted_deg, names)
-    check_coordinates(target_deg[:, 0], target_deg[:, 1], names, "the truths")
+    ids = range(len(predicted_deg)) if ids is None else ids
+    check_predictions(predicted_deg, ids)
+    check_coordinates(target_deg[:, 0], target_deg[:, 1], ids, "the truths")
     return summarise_errors(great_circle_km(predicted_deg, target_deg), thresholds_km=thresholds_km)
 
 

@@ -15,13 +15,12 @@ import pyarrow.csv
 import pyarrow.parquet
 from numpy.typing import NDArray
 
-from geomae.columns import COLUMN_ALIASES, find_column, name_scene
+from geomae.columns import COLUMN_ALIASES, UNKNOWN, find_column, name_scene
 from geomae.data.layout import list_shards
 from geomae.errors import CoordinateError, GeoMAEError, PredictionError, SourceError
 from geomae.evaluation.known_test_sets import refuse_another_set
 from geomae.evaluation.metrics import check_predictions
 from geomae.geography import check_coordinates
-from geomae.populated_places import UNKNOWN
 
 __all__ = [
     "Predictions",
@@ -80,7 +79,8 @@ class TestSet:
             name,
             ids,
             np.stack(pairs, axis=1),
-            _known_texts(columns, "author", ids),  # a photo of an unknown author is a cluster of its own
+            # a photo of an unknown author is a cluster of its own, even where another author is called like its id
+            _known_texts(columns, "author", [f"unknown author of {name}" for name in ids]),
             split,
             scenes=[name_scene(scene) for scene in scenes] if scenes else None,
             countries=_known_texts(columns, "country", unknown),
