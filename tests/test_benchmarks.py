@@ -88,6 +88,11 @@ def test_judging_compares_ours_with_a_loop_over_resamples_that_gives_the_same(tm
     assert not result["photos_are_real"]
     assert max(result["largest_relative_difference_to_naive"].values()) < 1e-9
     assert all(entry["cpu_s"] > 0 for entry in result["contestants"].values())
+    script, whole = (result["contestants"][f"{key}_yfcc25600"]["cpu_s"] for key in ("script", "whole"))
+    assert script > 2 * whole  # the seconds of the process count, though they are another's
     page = (tmp_path / "result.md").read_text()
     assert "drawn: the real lists are not there" in page
+    assert "All rows but that of a process leave imports and baselines out." in page
+    assert "| run_evaluate_geo.py as a process, with the baselines of 100,000 training points | 25,600 |" in page
+    assert "Targets are judged by the CPU seconds of one core, not by the clock" in page
     assert "| the same intervals, by a loop over resamples | 25,600 |" in page

@@ -266,13 +266,28 @@ def test_baselines_on_im2gps3k_are_those_of_independent_runs(shared_data):
         assert results[name]["mean_km"] == pytest.approx(known_km, abs=15), name
     one_run = {  # mean km of one run each, so that it must lie within the spread of ours
         "random_training_photo": 7077,
-        "random_guess": 8907,
         "random_guess_by_size": 7194,
         "uniform_on_sphere": 10003,
     }
     for name, known_km in one_run.items():
         spread_km = results[name]["spread"]["mean_km"]
         assert results[name]["mean_km"] == pytest.approx(known_km, abs=2 * spread_km), name
-        assert spread_km < 350, name  # so wide that it says nothing, it would not
+        assert spread_km < 75, name  # so wide that it says nothing, it would not
+    guess, spread_km = results["random_guess"]["mean_km"], results["random_guess"]["spread"]["mean_km"]
+    assert 200 < spread_km < 400
+    assert guess == pytest.approx(8735, abs=3 * spread_km / np.sqrt(20))  # the mean of 160 runs of other seeds
     assert results["densest_200km"]["accuracy_within_km"]["200"] == pytest.approx(0.036, abs=0.003)
     assert results["geometric_median"]["accuracy_within_km"]["2500"] == pytest.approx(0.330, abs=0.003)
+
+
+def test_the_known_random_guesses_are_two_of_many_refits_of_the_clusters(shared_data):
+    geotags = shared_data / "geotags"
+    training = read_training_coordinates(geotags / "mp16_coordinates_100k.csv")
+    truth_deg = read_test_set(geotags / "im2gps3k_places365.csv").coordinates_deg
+    rng = np.random.default_rng(1)
+    runs_km = []
+    for _ in range(30):
+        guesses = draw_from_clusters(fit_clusters(training, 8, rng), len(truth_deg), rng)
+        runs_km.append(great_circle_km(guesses, truth_deg).mean())
+    for known_km in (8907, 8975):  # of another implementation, and of the thesis
+        assert np.quantile(runs_km, 0.05) < known_km < np.quantile(runs_km, 0.95)
