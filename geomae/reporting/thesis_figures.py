@@ -87,7 +87,7 @@ def _draw_losses(runs: Mapping[str, TrainingRecord], folder: Path) -> list[Pictu
 
 def _losses_per_photo(record: TrainingRecord) -> list[dict[str, Any]]:
     """The log with training losses of one photo, as its validation losses are, where they were sums over a batch."""
-    if record.run["config"]["loss_reduction"] != "sum":
+    if record.run.get("config", {}).get("loss_reduction") != "sum":
         return record.history
     num_photos = record.run["training"]["total_batch_size"]
     return [{**entry, "loss": entry["loss"] / num_photos} if "loss" in entry else entry for entry in record.history]
