@@ -140,6 +140,9 @@ def _thesis(arguments: argparse.Namespace) -> int:
 
 
 def _send_to_wandb(arguments: argparse.Namespace) -> int:
+    from geomae.tracking import refuse_missing_packages
+
+    refuse_missing_packages()
     from geomae.reporting.wandb_run import log_evaluation  # matplotlib and cartopy
 
     is_sent = log_evaluation(
