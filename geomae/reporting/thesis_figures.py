@@ -18,6 +18,7 @@ from geomae.reporting.thesis_tables import MODELS
 
 __all__ = ["draw_thesis_figures"]
 
+NETWORKS = ("resnet", "vit", "mae")  # each in the same colour in both figures
 PARTS = {"full": "5.3", "half": "5.4"}  # what was trained on -> the figure of its loss curves
 
 
@@ -72,7 +73,8 @@ def _draw_losses(runs: Mapping[str, TrainingRecord], folder: Path) -> list[Pictu
     caption = "Figure 5.1: loss of the masked autoencoder by epoch, for the full set and for its first half."
     pictures = [save_picture(figure, folder, "figure_5_1_pretraining_loss", caption)]
     for part, number in PARTS.items():
-        histories = {MODELS[name].partition(",")[0]: runs[name].history for name in MODELS if name.endswith(part)}
+        names = [f"{network}_{part}" for network in NETWORKS]
+        histories = {MODELS[name].partition(",")[0]: runs[name].history for name in names}
         figure = loss_curves(
             histories,
             {"loss": "training", "eval_loss": "validation"},
