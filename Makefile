@@ -111,15 +111,18 @@ results/earth/predictions_im2gps3k.png: $(RUNS:%=$(EARTH)/finetune_%/model.safet
 	$(BIN)/python -m geomae.reporting fill README.md model_cards/*.md
 
 # The thesis's whole experiment: pretraining on the full set and on its first half, three regressors on the full set and on its
-# last half, all judged on both test sets. On the stand-in: some 3 hours on two cores, minutes on a GPU (make -j8 thesis). On
-# real hardware: make thesis ON=mp16, with the photos packed as configs/finetune/thesis_vit_mp16.yaml says.
+# last half, all judged on both test sets. On the stand-in: three seeds took 8 minutes on one H200 with 16 cores (make -j12 thesis)
+# and take hours each on two cores (SEEDS=0: one of them). On real hardware: make thesis ON=mp16 SEEDS=0.
 ON := earth
-SEEDS := 0
+SEEDS := 0 1 2
 THESIS := outputs/thesis/$(ON)
 THESIS_RUNS := $(foreach seed,$(SEEDS),$(foreach part,full half,$(foreach model,mae vit resnet,$(THESIS)/seed_$(seed)/$(model)_$(part))))
 THESIS_DATA_earth := $(EARTH)/data
 THESIS_DATA_mp16 := data/mp16
 THESIS_DATA := $(THESIS_DATA_$(ON))
+MP16_NEEDS := data/mp16/manifest.json data/yfcc25600/manifest.json $(foreach set,$(SETS),data/$(set)/$(set)_places365.csv data/$(set)/photos)
+THESIS_NEEDS_mp16 := $(MP16_NEEDS)
+THESIS_NEEDS := $(THESIS_DATA)/manifest.json | $(THESIS_NEEDS_$(ON))
 THESIS_TEST_earth := --test_set $(EARTH)/data --split test_
 THESIS_TEST_mp16 := --bf16 true --dataloader_num_workers 8 --test_set #
 THESIS_ON_earth := --stand_in --measured_on "the Earth stand-in: patches of the Blue Marble at real coordinates"
@@ -128,13 +131,15 @@ THESIS_SEED = $(RESUME) --output_dir $(@D) --seed $*
 
 thesis: results/thesis/$(ON)/metrics.json ## The thesis's tables and figures beside ours, on the stand-in (ON=mp16: on real photos)
 
-data/mp16/manifest.json:
-	@echo "There is no data/mp16: pack MP-16 and YFCC25600 as configs/finetune/thesis_vit_mp16.yaml says." >&2; exit 1
+$(MP16_NEEDS):
+	@echo "There is no $@. configs/finetune/thesis_vit_mp16.yaml says how MP-16 and YFCC25600 are packed; where the lists and" \
+	  "the photos of the test sets are to be had: $(BIN)/python -m geomae.evaluation baselines --test_set im2gps3k --train_coordinates - --output_dir outputs/x" >&2
+	@exit 1
 
-$(SEEDS:%=$(THESIS)/seed_%/pretrain_full/model.safetensors): $(THESIS)/seed_%/pretrain_full/model.safetensors: configs/pretrain/thesis_mae_$(ON).yaml | $(THESIS_DATA)/manifest.json
+$(SEEDS:%=$(THESIS)/seed_%/pretrain_full/model.safetensors): $(THESIS)/seed_%/pretrain_full/model.safetensors: configs/pretrain/thesis_mae_$(ON).yaml $(THESIS_NEEDS)
 	$(ACCELERATE) run_pretrain_mae.py $< $(THESIS_SEED)
 
-$(SEEDS:%=$(THESIS)/seed_%/pretrain_half/model.safetensors): $(THESIS)/seed_%/pretrain_half/model.safetensors: configs/pretrain/thesis_mae_$(ON).yaml | $(THESIS_DATA)/manifest.json
+$(SEEDS:%=$(THESIS)/seed_%/pretrain_half/model.safetensors): $(THESIS)/seed_%/pretrain_half/model.safetensors: configs/pretrain/thesis_mae_$(ON).yaml $(THESIS_NEEDS)
 	$(ACCELERATE) run_pretrain_mae.py $< $(THESIS_SEED) --subset first_half
 
 $(SEEDS:%=$(THESIS)/seed_%/mae_full/model.safetensors): $(THESIS)/seed_%/mae_full/model.safetensors: configs/finetune/thesis_mae_$(ON).yaml $(THESIS)/seed_%/pretrain_full/model.safetensors
@@ -143,16 +148,16 @@ $(SEEDS:%=$(THESIS)/seed_%/mae_full/model.safetensors): $(THESIS)/seed_%/mae_ful
 $(SEEDS:%=$(THESIS)/seed_%/mae_half/model.safetensors): $(THESIS)/seed_%/mae_half/model.safetensors: configs/finetune/thesis_mae_$(ON).yaml $(THESIS)/seed_%/pretrain_half/model.safetensors
 	$(ACCELERATE) run_finetune_geo.py $< $(THESIS_SEED) --init_from $(THESIS)/seed_$*/pretrain_half --subset last_half
 
-$(SEEDS:%=$(THESIS)/seed_%/vit_full/model.safetensors): $(THESIS)/seed_%/vit_full/model.safetensors: configs/finetune/thesis_vit_$(ON).yaml | $(THESIS_DATA)/manifest.json
+$(SEEDS:%=$(THESIS)/seed_%/vit_full/model.safetensors): $(THESIS)/seed_%/vit_full/model.safetensors: configs/finetune/thesis_vit_$(ON).yaml $(THESIS_NEEDS)
 	$(ACCELERATE) run_finetune_geo.py $< $(THESIS_SEED)
 
-$(SEEDS:%=$(THESIS)/seed_%/vit_half/model.safetensors): $(THESIS)/seed_%/vit_half/model.safetensors: configs/finetune/thesis_vit_$(ON).yaml | $(THESIS_DATA)/manifest.json
+$(SEEDS:%=$(THESIS)/seed_%/vit_half/model.safetensors): $(THESIS)/seed_%/vit_half/model.safetensors: configs/finetune/thesis_vit_$(ON).yaml $(THESIS_NEEDS)
 	$(ACCELERATE) run_finetune_geo.py $< $(THESIS_SEED) --subset last_half
 
-$(SEEDS:%=$(THESIS)/seed_%/resnet_full/model.safetensors): $(THESIS)/seed_%/resnet_full/model.safetensors: configs/finetune/thesis_resnet_$(ON).yaml | $(THESIS_DATA)/manifest.json
+$(SEEDS:%=$(THESIS)/seed_%/resnet_full/model.safetensors): $(THESIS)/seed_%/resnet_full/model.safetensors: configs/finetune/thesis_resnet_$(ON).yaml $(THESIS_NEEDS)
 	$(ACCELERATE) run_finetune_geo.py $< $(THESIS_SEED)
 
-$(SEEDS:%=$(THESIS)/seed_%/resnet_half/model.safetensors): $(THESIS)/seed_%/resnet_half/model.safetensors: configs/finetune/thesis_resnet_$(ON).yaml | $(THESIS_DATA)/manifest.json
+$(SEEDS:%=$(THESIS)/seed_%/resnet_half/model.safetensors): $(THESIS)/seed_%/resnet_half/model.safetensors: configs/finetune/thesis_resnet_$(ON).yaml $(THESIS_NEEDS)
 	$(ACCELERATE) run_finetune_geo.py $< $(THESIS_SEED) --subset last_half
 
 $(THESIS_RUNS:%=%/im2gps/metrics.json): %/im2gps/metrics.json: %/model.safetensors
@@ -163,9 +168,9 @@ $(THESIS_RUNS:%=%/im2gps3k/metrics.json): %/im2gps3k/metrics.json: %/model.safet
 	$(BIN)/python run_evaluate_geo.py --checkpoint $* $(THESIS_TEST_$(ON))im2gps3k --train_coordinates $(THESIS_DATA) \
 	  --num_resamples 10000 --output_dir $(@D)
 
-results/thesis/$(ON)/metrics.json: $(foreach set,$(SETS),$(THESIS_RUNS:%=%/$(set)/metrics.json))
-	$(BIN)/python -m geomae.reporting thesis $(THESIS) $(THESIS_ON_$(ON)) --train_coordinates $(THESIS_DATA) --output_dir $(@D)
-	$(BIN)/python -m geomae.reporting fill docs/thesis.md
+results/thesis/$(ON)/metrics.json: $(foreach set,$(SETS),$(THESIS_RUNS:%=%/$(set)/metrics.json) results/baselines/$(set)/metrics.json) results/published.yaml
+	$(BIN)/python -m geomae.reporting thesis $(THESIS) --seeds $(SEEDS) $(THESIS_ON_$(ON)) --train_coordinates $(THESIS_DATA) --output_dir $(@D)
+	$(if $(filter earth-0-1-2,$(ON)-$(subst $() $(),-,$(SEEDS))),$(BIN)/python -m geomae.reporting fill docs/thesis.md README.md)
 
 # 120 real photos from many cameras: does the decoder learn to restore what it cannot see? And what does a model that has
 # only ever seen the ground from above say of photos? About 5 minutes on two cores.

@@ -1,12 +1,13 @@
 """What a run is called where runs are compared, and what its numbers are called: the same for every script."""
 
 from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
 from typing import Any
 
 from geomae.errors import ConfigError
 from geomae.provenance import shown_path
 
-__all__ = ["flat_metrics", "refuse_bad_tags", "run_group_of", "run_name_of"]
+__all__ = ["flat_metrics", "refuse_bad_tags", "refuse_missing_packages", "run_group_of", "run_name_of"]
 
 MAX_TAG_LETTERS = 64  # of W&B
 
@@ -33,6 +34,20 @@ def refuse_bad_tags(tags: Sequence[str]) -> None:
                 f"run_tags holds {tag!r}; a tag has 1 to {MAX_TAG_LETTERS} letters and no comma: "
                 "write --run_tags first second"
             )
+
+
+def refuse_missing_packages() -> None:
+    """Refuses to report an evaluation to W&B where its pictures could not be drawn.
+
+    Raises:
+        ConfigError: wandb, matplotlib or cartopy is not installed.
+    """
+    missing = [name for name in ("wandb", "matplotlib", "cartopy") if find_spec(name) is None]
+    if missing:
+        raise ConfigError(
+            f"an evaluation in W&B needs {', '.join(missing)}, which is not installed. Install it with "
+            "`pip install 'geomae[report]'`, or evaluate with --report_to none"
+        )
 
 
 def flat_metrics(metrics: Mapping[str, Any]) -> dict[str, Any]:

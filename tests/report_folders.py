@@ -5,6 +5,7 @@ import json
 import numpy as np
 
 from geomae.evaluation import (
+    THRESHOLDS_KM,
     Predictions,
     TestSet,
     describe_run,
@@ -36,15 +37,23 @@ def make_run(folder, losses, *, checkpoint="", pictures=(), great_circle=False, 
     return folder
 
 
-def make_evaluation(folder, num_answered=40, seed=1, test_seed=9, authors=None, checkpoint=None):
+def make_evaluation(
+    folder,
+    num_answered=40,
+    seed=1,
+    test_seed=9,
+    authors=None,
+    checkpoint=None,
+    answers=None,
+    thresholds_km=THRESHOLDS_KM,
+):
     truth = draw_uniform(40, np.random.default_rng(test_seed))
     ids = [EVIL_ID, *(f"{test_seed}-{number}.jpg" for number in range(39))]
     test_set = TestSet("set.csv", ids, truth, authors, scenes=["urban"] * 30 + ["indoor"] * 10)
-    answers = draw_uniform(40, np.random.default_rng(seed))
-    metrics, table = judge_predictions(
-        Predictions(test_set.ids[:num_answered], answers[:num_answered]), test_set, num_resamples=100
-    )
-    metrics["baselines"], errors = judge_baselines(test_set, answers, num_repeats=2, num_resamples=100)
+    answers = draw_uniform(40, np.random.default_rng(seed)) if answers is None else answers
+    how = {"thresholds_km": thresholds_km, "num_resamples": 100}
+    metrics, table = judge_predictions(Predictions(ids[:num_answered], answers[:num_answered]), test_set, **how)
+    metrics["baselines"], errors = judge_baselines(test_set, answers, num_repeats=2, **how)
     metrics |= {
         "checkpoint": checkpoint,
         "test_set": describe_test_set(test_set),

@@ -18,9 +18,10 @@ import run_finetune_geo
 from geomae.training import DataArguments, FinetuneArguments, GeoMAETrainingArguments, parse_config
 
 SWEEPS = sorted((ROOT / "configs/sweeps").glob("*.yaml"))
+NUM_PHOTOS_OF_MP16 = 4_720_000  # which every sweep trains on
 SHRUNK: dict[str, Any] = {
     **{key: value for key, value in TINY.items() if not key.startswith("decoder")},
-    **{"init_from": None, "optim": "adamw_torch", "bf16": False, "torch_compile": False, "warmup_epochs": 0.0},
+    **{"init_from": None, "optim": "adamw_torch", "bf16": False, "torch_compile": False},
     **{"per_device_train_batch_size": 4, "dataloader_num_workers": 0, "prediction_maps": False, "logging_steps": 1},
     **{"eval_steps": 1, "save_steps": 1, "disable_tqdm": True},
 }
@@ -81,6 +82,18 @@ def test_both_ends_of_every_parameter_are_taken_by_the_script(path: Path) -> Non
         for part in parse_config(classes, [str(ROOT / words[0]), *words[1:], "--output_dir", "outputs/sweep/run"]):
             parsed |= vars(part)
         assert {name: parsed[name] for name in sweep["parameters"]} == chosen(sweep, last=last)
+
+
+@pytest.mark.parametrize("path", SWEEPS, ids=lambda path: path.stem)
+def test_no_run_is_stopped_for_what_it_is_worth_in_its_warm_up(path: Path) -> None:
+    sweep = yaml.safe_load(path.read_text())
+    (file,) = (word for word in sweep["command"] if word.endswith(".yaml"))
+    settings = {**yaml.safe_load((ROOT / file).read_text()), **chosen(sweep, last=True)}
+    steps_per_epoch = NUM_PHOTOS_OF_MP16 / settings["per_device_train_batch_size"]
+    assert settings["eval_strategy"] == "steps"
+    first_bracket = sweep["early_terminate"]["min_iter"] * settings["eval_steps"]
+    assert 2 * settings["warmup_epochs"] * steps_per_epoch < first_bracket < steps_per_epoch
+    assert settings["num_train_epochs"] == 1
 
 
 @pytest.mark.parametrize("path", SWEEPS, ids=lambda path: path.stem)

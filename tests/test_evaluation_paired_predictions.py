@@ -12,6 +12,7 @@ from geomae.evaluation import (
     TestSet,
     compare_errors,
     compare_predictions,
+    describe_difference,
     describe_test_set,
     format_comparison,
     judge_predictions,
@@ -41,8 +42,9 @@ def write_csv(path, ids, degrees, header="id,latitude,longitude"):
     return path
 
 
-def write_judged(folder, test_set, degrees, rows=slice(None)):
-    metrics, table = judge_predictions(Predictions(test_set.ids[rows], degrees[rows]), test_set, num_resamples=100)
+def write_judged(folder, test_set, degrees, rows=slice(None), **how):
+    answers = Predictions(test_set.ids[rows], degrees[rows])
+    metrics, table = judge_predictions(answers, test_set, num_resamples=100, **how)
     write_evaluation(folder, {**metrics, "test_set": describe_test_set(test_set)}, predictions=table)
     return folder
 
@@ -197,3 +199,81 @@ def test_an_interval_that_holds_zero_names_no_winner_and_one_author_gives_none()
     single = format_comparison(compare_errors(error_km, error_km + 5, ["ann"] * 30), "a", "b")
     assert "5 km below that of b; no interval can be drawn from a single author" in single
     assert "t undefined" in single
+
+
+def test_radii_are_those_given_or_those_that_both_folders_have_or_the_usual_ones(tmp_path):
+    test_set = make_test_set()
+    folders = {
+        name: write_judged(tmp_path / name, test_set, answers_of(1), thresholds_km=radii)
+        for name, radii in {"a": [100, 500, 10], "b": [10, 100], "c": [50]}.items()
+    }
+
+    def radii_of(first, second, **given):
+        compared = compare_predictions(folders[first], folders[second], num_resamples=100, **given)
+        assert list(compared["difference"]["accuracy_within_km"]) == list(compared["first"]["accuracy_within_km"])
+        return list(compared["difference"]["accuracy_within_km"])
+
+    assert radii_of("a", "b") == ["100", "10"]
+    assert radii_of("a", "c") == ["1", "25", "200", "750", "2500"]
+    assert radii_of("a", "b", thresholds_km=[0.5, 30]) == ["0.5", "30"]
+    with pytest.raises(ConfigError, match="thresholds_km must be different radii"):
+        radii_of("a", "b", thresholds_km=[])
+
+
+def test_the_command_takes_radii_and_refuses_a_negative_seed(tmp_path, capsys):
+    folder = str(write_judged(tmp_path / "a", make_test_set(), answers_of(1)))
+    evaluation_main.main(["compare", folder, folder, "--thresholds_km", "30", "0.5", "--num_resamples", "100"])
+    printed = capsys.readouterr().out
+    assert "within 30 km, %" in printed
+    assert "within 200 km" not in printed
+    for words in (["compare", folder, folder], ["baselines", "--test_set", "x", "--train_coordinates", "x"]):
+        with pytest.raises(ConfigError, match="--seed must be at least 0; got -1"):
+            evaluation_main.main([*words, "--output_dir", str(tmp_path / "out"), "--seed", "-1"])
+
+
+def test_files_that_name_other_authors_are_refused_by_id_unless_a_test_set_names_them(tmp_path):
+    few = make_test_set()
+    other = make_test_set(authors=[*AUTHORS[:3], *(f"other {number}" for number in range(NUM_PHOTOS - 3))])
+    folders = [write_judged(tmp_path / name, named, answers_of(1)) for name, named in (("a", few), ("b", other))]
+    for pair in (folders, folders[::-1]):
+        with pytest.raises(
+            SourceError, match=r"authors of 37 photos differ; the first is id 03\.jpg: .*--test_set FILE"
+        ):
+            compare_predictions(*pair)
+        with pytest.raises(SourceError, match="authors of 37 photos differ"):
+            compare_predictions(*pair, make_test_set(authors=None))
+        assert compare_predictions(*pair, few, num_resamples=100)["bootstrap"]["num_clusters"] == 7
+
+
+@pytest.mark.parametrize("place", [0, 1])
+def test_a_truth_that_is_no_number_is_refused_on_either_side(tmp_path, place):
+    folders = [write_judged(tmp_path / name, make_test_set(), answers_of(1)) for name in "ab"]
+    file = folders[place] / "predictions.parquet"
+    table = pyarrow.parquet.read_table(file)
+    latitudes = [float("nan"), *table["true_latitude"].to_pylist()[1:]]
+    column = table.column_names.index("true_latitude")
+    pyarrow.parquet.write_table(table.set_column(column, "true_latitude", [latitudes]), file)
+    with pytest.raises(SourceError, match=r"truths of 1 photos differ; the first is id 00\.jpg"):
+        compare_predictions(*folders)
+
+
+def constant_difference(num_authors):
+    """5 km less on every photo: the interval is [-5, -5] and p the least there is, however few authors there are."""
+    error_km = np.linspace(100, 900, 200)
+    authors = [str(photo % num_authors) for photo in range(200)]
+    return compare_errors(error_km, error_km + 5, authors, num_resamples=1000)
+
+
+def test_a_few_authors_give_a_caution_and_no_verdict():
+    undecided = describe_difference(constant_difference(19), "a", "b")
+    assert "95 % interval [-5, -5]" in undecided
+    assert "with fewer than 20 authors such intervals are too narrow" in undecided
+    assert "is better on" not in undecided
+    assert "the interval leaves 0 out: a is better on photos" in describe_difference(constant_difference(20), "a", "b")
+
+
+def test_the_adjusted_p_decides_where_it_is_given():
+    compared = constant_difference(20)
+    assert "by Holm, p is 0.049: a is better on photos" in describe_difference(compared, "a", "b", adjusted_p=0.049)
+    undecided = describe_difference(compared, "a", "b", adjusted_p=0.05)
+    assert "by Holm, p is 0.05: these photos do not tell which of the two is better" in undecided

@@ -23,6 +23,10 @@ def test_the_command_can_be_typed_again_elsewhere(tmp_path, monkeypatch):
         ["/elsewhere/run_evaluate_geo.py", "--test_set", "/data/a b.csv", f"--output_dir={tmp_path}/out"]
     )
     assert run["command"] == "python run_evaluate_geo.py --test_set 'a b.csv' --output_dir=out"
+    assert (
+        describe_run(["x.py", "--test_set", "https://h/x?token=SECRET"])["command"]
+        == "python x.py --test_set https://h/x"
+    )
 
 
 def test_versions_name_what_computes_the_numbers():

@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from geomae import __version__, provenance
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -77,3 +79,41 @@ def test_a_shown_configuration_has_no_tokens_no_passwords_and_no_absolute_paths(
         "nested": {"path": "x"},
         "learning_rate": 1e-4,
     }
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        ("file:///elsewhere/alice/x", "x"),
+        ("~/alice/x", "x"),
+        ("../../../elsewhere/alice/x", "x"),
+        ("see /elsewhere/alice/x, or ~alice/y", "see x, or y"),
+        ('{"path": "/elsewhere/alice/x"}', '{"path": "x"}'),
+        (("/elsewhere/alice/x", 0.9), ["x", 0.9]),
+        (Path("/elsewhere/alice/my photos"), "my photos"),
+        ("/elsewhere/alice/my photos", "my photos"),
+    ],
+)
+def test_no_spelling_of_a_path_names_the_folders_above_it(value, shown):
+    assert provenance.shown_config({"key": value}) == {"key": shown}
+
+
+@pytest.mark.parametrize("value", ["https://h:80/a/b", "hf://datasets/x/y", "a/b or 1 / 2", "../data/x", "org/model"])
+def test_what_is_no_absolute_path_is_shown_as_it_is(value):
+    assert provenance.shown_config({"key": value}) == {"key": value}
+
+
+def test_no_key_that_names_a_secret_is_shown():
+    secrets = ("token", "hub_token", "password", "api_key", "WANDB_API_KEY", "secret_access_key", "client_secret")
+    kept = {"pad_token_id": 0, "num_tokens": 1, "tokenizer": "x", "keys": [1]}
+    assert provenance.shown_config({"nested": {**dict.fromkeys(secrets, "SECRET"), **kept}}) == {"nested": kept}
+
+
+def test_a_shown_command_has_no_secrets_and_no_absolute_paths(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    argv = ["run.py", "--hub_token", "hf_SECRET", "--hub-token=hf_SECRET", "--output_dir", "/elsewhere/alice/x"]
+    argv += ["--test_set", "https://key:SECRET@h/x?token=SECRET", f"--photos={tmp_path}/a b", "--token", "--lr=1e-4"]
+    assert provenance.shown_command(argv) == (
+        "run.py --hub_token HIDDEN --hub-token=HIDDEN --output_dir x --test_set https://h/x '--photos=a b' "
+        "--token --lr=1e-4"
+    )

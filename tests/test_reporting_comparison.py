@@ -1,5 +1,8 @@
 """Several runs on one page: what is found where, and what is said of it."""
 
+from pathlib import Path
+
+import numpy as np
 import pytest
 
 pytest.importorskip("cartopy")
@@ -8,8 +11,9 @@ from report_folders import make_evaluation, make_run
 
 from geomae.errors import ConfigError, SourceError
 from geomae.evaluation import compare_predictions
+from geomae.geography import draw_uniform
 from geomae.reporting.__main__ import main
-from geomae.reporting.comparison import read_runs
+from geomae.reporting.comparison import read_runs, write_comparison
 from geomae.reporting.plots import error_cdf, loss_curves
 
 AUTHORS = [f"author {number % 9}" for number in range(40)]
@@ -31,7 +35,7 @@ def make_three(folder):
     for number, (name, changed) in enumerate(zip(("one", "two", "three"), changes, strict=True)):
         make_run(folder / name, [50.0, 40.0 + number], great_circle=True, config={**settings, **changed})
         beside = folder / "judged" if name == "three" else folder / name / "im2gps3k"
-        make_evaluation(beside, seed=number, authors=AUTHORS, checkpoint=f"outputs/{name}")
+        make_evaluation(beside, seed=number, authors=AUTHORS, checkpoint=f"{folder.name}/{name}")
     return [folder / name for name in ("one", "two", "three")]
 
 
@@ -81,15 +85,111 @@ def test_another_run_can_be_the_reference_and_two_runs_need_no_adjustment(tmp_pa
 
 
 def test_training_brings_the_evaluations_inside_and_beside_it_and_no_other(tmp_path):
-    make_run(tmp_path / "run", [1.0])
-    make_evaluation(tmp_path / "run" / "im2gps", test_seed=3)
-    make_evaluation(tmp_path / "beside", checkpoint="outputs/run")
-    make_evaluation(tmp_path / "other", checkpoint="outputs/other_run")
-    (run,) = read_runs([str(tmp_path / "run")])
-    assert [record.folder.name for record in run.evaluations] == ["im2gps", "beside"]
+    outputs = tmp_path / "outputs"
+    make_run(outputs / "run", [1.0])
+    make_evaluation(outputs / "run" / "im2gps", test_seed=3)
+    for name, checkpoint in {"by_path": "outputs/run", "by_name": "run", "from_below": "../outputs/run"}.items():
+        make_evaluation(outputs / name, checkpoint=checkpoint)
+    make_evaluation(outputs / "other", checkpoint="outputs/other_run")
+    make_evaluation(outputs / "namesake", checkpoint="outputs/elsewhere/run")
+    (run,) = read_runs([str(outputs / "run")])
+    assert [record.folder.name for record in run.evaluations] == ["im2gps", "by_name", "by_path", "from_below"]
     assert run.training is not None
-    (alone,) = read_runs([str(tmp_path / "other")])
+    (alone,) = read_runs([str(outputs / "other")])
     assert (alone.training, len(alone.evaluations)) == (None, 1)
+
+
+def test_an_evaluation_beside_is_found_where_outputs_is_a_link(tmp_path, monkeypatch):
+    make_run(tmp_path / "disk" / "run", [1.0])
+    make_evaluation(tmp_path / "disk" / "judged", checkpoint="outputs/run")
+    (tmp_path / "outputs").symlink_to(tmp_path / "disk")
+    monkeypatch.chdir(tmp_path)
+    (run,) = read_runs(["outputs/run"])
+    assert [record.folder.name for record in run.evaluations] == ["judged"]
+
+
+def test_every_evaluation_is_on_the_page_under_a_label_of_its_own(tmp_path):
+    make_run(tmp_path / "run", [1.0])
+    for seed, inside in enumerate(("p/eval", "q/eval", "im2gps3k")):
+        make_evaluation(tmp_path / "run" / inside, seed=seed)
+    make_evaluation(tmp_path / "im2gps3k", seed=3, checkpoint="run")
+    make_evaluation(tmp_path / "run" / "z_set", seed=4, test_seed=5)
+    make_evaluation(tmp_path / "other", seed=6)
+    text = compare(tmp_path, tmp_path / "run", tmp_path / "other")
+    first, second = text.split("## Results on set.csv")[1:]
+    labels = ["run/p/eval", "run/q/eval", "run/run/im2gps3k", f"run/{tmp_path.name}/im2gps3k", "other"]
+    assert all(f"| {label} |" in first for label in labels)
+    assert "| run |" in second  # the run's only one on that test set
+    assert "| other |" not in second
+
+
+def test_a_label_that_two_evaluations_would_have_is_refused(tmp_path):
+    for number, name in enumerate(("model/im2gps", "model/ten_crop", "third")):
+        make_evaluation(tmp_path / name, seed=number)
+    with pytest.raises(ConfigError, match=r"two evaluations on set\.csv would be called model/im2gps: .*other names"):
+        compare(tmp_path, tmp_path / "model", f"model/im2gps={tmp_path / 'third'}")
+    runs = read_runs([str(tmp_path / "third")])
+    with pytest.raises(ConfigError, match="two runs are called third"):
+        write_comparison(tmp_path / "out", [*runs, *runs])
+
+
+def test_a_broken_neighbour_is_left_out_with_a_warning_and_a_broken_folder_that_was_named_is_refused(tmp_path, caplog):
+    make_run(tmp_path / "run", [1.0])
+    make_evaluation(tmp_path / "judged", checkpoint="run")
+    for name, content in {"list": "[1, 2]", "mapping": '{"checkpoint": {"a": 1}}', "cut": '{"checkpo'}.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "metrics.json").write_text(content)
+    make_evaluation(tmp_path / "rowless", checkpoint="run")
+    (tmp_path / "rowless" / "predictions.parquet").unlink()
+    (run,) = read_runs([str(tmp_path / "run")])
+    assert [record.folder.name for record in run.evaluations] == ["judged"]
+    warned = [Path(record.args[0]).name for record in caplog.records if "is left out" in record.msg]
+    assert warned == ["cut", "list", "rowless"]
+    for name in ("list", "mapping", "cut", "rowless"):
+        with pytest.raises(SourceError, match=name):
+            read_runs([str(tmp_path / name)])
+    (tmp_path / "list").rename(tmp_path / "run" / "list")
+    with pytest.raises(SourceError, match="holds a list, not the metrics"):
+        read_runs([str(tmp_path / "run")])
+
+
+def test_tables_show_the_radii_that_all_evaluations_have(tmp_path):
+    for name, radii in {"a": [100, 500, 1], "b": [1, 25, 100]}.items():
+        make_evaluation(tmp_path / name, thresholds_km=radii)
+    text = compare(tmp_path, tmp_path / "a", tmp_path / "b")
+    headers = [line for line in text.splitlines() if line.startswith("|") and "mean, km" in line]
+    assert len([line for line in headers if "points" in line]) == 1
+    assert all("≤ 100 km" in line and "≤ 1 km" in line for line in headers)
+    assert not [line for line in headers if "500" in line or "25" in line]
+
+
+def test_the_verdict_is_by_holm_where_there_are_several(tmp_path):
+    """Differences that a single comparison would call sure, and twelve of them do not."""
+    near = draw_uniform(40, np.random.default_rng(9))
+    make_evaluation(tmp_path / "one", answers=near + np.array([0.0, 1.0]))
+    rng = np.random.default_rng(4)
+    for number in range(12):
+        make_evaluation(
+            tmp_path / f"run{number}", answers=near + np.stack([np.zeros(40), rng.normal(1, 0.5, 40)], axis=1)
+        )
+    folders = [tmp_path / f"run{number}" for number in range(12)]
+    alone = [compare_predictions(folder, tmp_path / "one", num_resamples=200)["bootstrap"]["p"] for folder in folders]
+    assert 0.05 / 12 < min(alone) < 0.05
+    text = compare(tmp_path, tmp_path / "one", *folders)
+    assert "by Holm, p is" in text
+    assert "is better on photos" not in text
+
+
+def test_a_file_in_the_place_of_the_folder_is_refused_before_anything_is_drawn(tmp_path):
+    for number, name in enumerate("ab"):
+        make_evaluation(tmp_path / name, seed=number)
+    (tmp_path / "out").write_text("mine")
+    for words in (
+        ["compare", str(tmp_path / "a"), str(tmp_path / "b")],
+        ["report", "--evaluation", str(tmp_path / "a")],
+    ):
+        with pytest.raises(ConfigError, match="out is a file; choose another folder"):
+            main([*words, "--output_dir", str(tmp_path / "out")])
 
 
 def test_a_folder_of_evaluations_is_a_run_and_two_of_one_test_set_are_told_apart(tmp_path):

@@ -6,6 +6,8 @@ from PIL import Image
 
 pytest.importorskip("cartopy")
 
+from matplotlib.text import Text
+
 from geomae.geography import draw_uniform, great_circle_km
 from geomae.reporting.maps import cluster_map, coordinate_map, prediction_map
 from geomae.reporting.plots import save_figure
@@ -47,3 +49,16 @@ def test_cluster_map_draws_every_place_in_the_colour_of_its_cluster(tmp_path):
     assert second.tolist() == places[2:, ::-1].tolist()
     assert [text.get_text() for text in figure.axes[0].texts] == ["1", "2"]
     save_figure(figure, tmp_path / "map.png")
+
+
+def test_titles_of_maps_are_no_formulas(tmp_path):
+    places = np.array([[10.0, 20.0], [50.0, 0.0]])
+    figures = [
+        prediction_map(places, places + 1, [1.0, 2.0], title="$\\foo$ on x$y$z"),
+        coordinate_map(np.repeat(places, 5, axis=0), title="$\\foo$"),
+        cluster_map(places, places, np.ones((2, 2)), title="$\\foo$"),
+    ]
+    for number, figure in enumerate(figures):
+        save_figure(figure, tmp_path / f"{number}.png")
+        shown = [text.get_text() for text in figure.findobj(Text) if text.get_text() and text.get_visible()]
+        assert [text for text in shown if "\\foo" in text] == [text for text in shown if "$" in text]

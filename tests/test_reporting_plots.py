@@ -6,6 +6,8 @@ from PIL import Image
 
 pytest.importorskip("matplotlib")
 
+from matplotlib.text import Text
+
 from geomae.reporting.plots import error_cdf, loss_curves, reconstruction_grid, save_figure
 
 
@@ -82,3 +84,29 @@ def test_loss_curves_can_run_along_epochs():
     figure = loss_curves({"run": history}, {"loss": "training"}, title="t", unit="u", along="epoch")
     assert figure.axes[0].lines[0].get_xdata().tolist() == [0.5, 1.0]
     assert figure.axes[0].get_xlabel() == "epoch"
+
+
+STRANGE_NAMES = ("$\\foo$", "x$y$z", "_mae", "a_b^c", "50 % \\alpha")
+
+
+def texts_of_legend(figure):
+    return [text.get_text().strip() for text in figure.axes[0].get_legend().get_texts()]
+
+
+def test_names_stand_in_legends_and_titles_as_they_are_spelt(tmp_path):
+    curves = loss_curves(
+        {name: [{"step": 1, "loss": 1.0}] for name in STRANGE_NAMES},
+        {"loss": "Loss"},
+        title="$\\foo$",
+        unit="$\\bar$",
+        log_scale=True,
+    )
+    cdf = error_cdf({name: [1.0, 50.0] for name in STRANGE_NAMES}, {"_$\\b$": [3.0]}, title="$\\foo$ on x$y$z")
+    grid = reconstruction_grid(photos(1), photos(2), photos(3), title="$\\foo$")
+    assert texts_of_legend(curves) == [f"{name} (1 at the end)" for name in STRANGE_NAMES]
+    assert texts_of_legend(cdf) == ["_$\\b$, 3 km", *(f"{name}, 26 km" for name in STRANGE_NAMES)]
+    for number, figure in enumerate((curves, cdf, grid)):
+        save_figure(figure, tmp_path / f"{number}.png")  # `$\\foo$` is no formula that matplotlib knows
+        texts = [text for text in figure.findobj(Text) if text.get_text()]
+        assert not [text for text in texts if text.get_parse_math()]
+        assert not [text for text in texts if "\\mathdefault" in text.get_text()]  # ticks, which would be shown so

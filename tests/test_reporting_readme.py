@@ -144,6 +144,15 @@ def test_what_is_not_there_is_named(page, change, error, message):
         fill(page)
 
 
+def test_columns_have_the_titles_that_a_table_gives_them(page):
+    tables = page.parent / "results" / "tables.yaml"
+    definition = {**TABLES["headline"], "titles": {"mean_km": "mean error, km"}}
+    tables.write_text(yaml.safe_dump({"headline": definition}))
+    page.write_text("<!-- results:headline -->\n<!-- /results:headline -->\n")
+    main(["fill", str(page), "--tables", str(tables)])
+    assert "| | photos | mean error, km | ≤ 200 km, % |" in page.read_text()
+
+
 def test_every_marked_page_of_this_repository_is_up_to_date():
     root = Path(__file__).resolve().parent.parent
     tables = root / "results" / "tables.yaml"

@@ -2,6 +2,7 @@
 
 import json
 
+import pyarrow.parquet
 import pytest
 
 pytest.importorskip("cartopy")
@@ -10,7 +11,7 @@ from report_folders import make_evaluation, make_run
 
 from geomae.errors import SourceError
 from geomae.reporting.__main__ import main
-from geomae.reporting.records import read_training, unique_names
+from geomae.reporting.records import read_evaluation, read_training, unique_names
 from geomae.reporting.results_section import evaluation_table
 
 
@@ -146,3 +147,35 @@ def test_photos_that_a_model_was_trained_on_are_a_warning_said_once(tmp_path):
     text = (tmp_path / "report" / "report.md").read_text()
     assert text.count("**Attention.** 3 of 40 photos are among the training photos") == 1
     assert text.count("1 of its photos are also in im2gps") == 1
+
+
+def test_a_cut_file_of_a_training_is_named(tmp_path):
+    for name, cut, message in (
+        ("trainer_state.json", '{"log_hist', r"cannot read .*trainer_state\.json: .*cut off"),
+        ("trainer_state.json", "{}", r"trainer_state\.json has no log_history"),
+        ("run.json", '{"config": ', r"cannot read .*run\.json: .*cut off"),
+        ("run.json", "[]", r"run\.json holds a list; expected a JSON object"),
+    ):
+        run = make_run(tmp_path / "run", [1.0])
+        (run / name).write_text(cut)
+        with pytest.raises(SourceError, match=message):
+            read_training(run)
+        (run / name).unlink()
+
+
+def test_a_folder_that_is_no_whole_evaluation_is_refused_by_what_it_lacks(tmp_path):
+    metrics = make_evaluation(tmp_path / "set")
+    file = tmp_path / "set" / "metrics.json"
+    for key in ("test_set", "mean_km"):
+        file.write_text(json.dumps({name: value for name, value in metrics.items() if name != key}))
+        with pytest.raises(SourceError, match=rf"metrics\.json has no {key}"):
+            read_evaluation(tmp_path / "set")
+    file.write_text(json.dumps(metrics))
+    rows = tmp_path / "set" / "predictions.parquet"
+    pyarrow.parquet.write_table(pyarrow.parquet.read_table(rows).drop_columns(["error_km"]), rows)
+    with pytest.raises(SourceError, match=r"predictions\.parquet has no column error_km"):
+        read_evaluation(tmp_path / "set")
+    for name in ("baselines", "predictions"):
+        (tmp_path / "set" / f"{name}.parquet").write_text("no table")
+    with pytest.raises(SourceError, match=r"cannot read .*predictions\.parquet"):
+        read_evaluation(tmp_path / "set")

@@ -2,13 +2,17 @@
 
 import json
 import math
+import shutil
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import yaml
 
 pytest.importorskip("cartopy")
+
+from matplotlib.figure import Figure
 
 from geomae.errors import SourceError
 from geomae.evaluation import (
@@ -40,10 +44,16 @@ def make_test_set(name):
 
 
 def make_training(folder, *, with_pictures=False):
-    history = [{"step": 10 * n, "epoch": 0.5 * n, "loss": 9.0 / n, "eval_loss": 10.0 / n} for n in (1, 2, 3)]
+    scale = 1 + len(folder.name)  # so that no two kinds of runs have the same curves
+    history = [{"step": 10 * n, "epoch": 0.5 * n, "loss": scale / n, "eval_loss": 2 * scale / n} for n in (1, 2, 3)]
     folder.mkdir(parents=True)
     (folder / "trainer_state.json").write_text(json.dumps({"log_history": history}))
-    run = {"command": f"run {folder.name}", "config": {"loss_reduction": "sum"}, "training": {"total_batch_size": 64}}
+    run = {
+        "command": f"run {folder.name}",
+        "commit": "c0ffee",
+        "config": {"loss_reduction": "sum"},
+        "training": {"total_batch_size": 64},
+    }
     (folder / "run.json").write_text(json.dumps(run))
     if with_pictures:
         photos = np.zeros((2, 3, 8, 8), np.uint8)
@@ -78,7 +88,13 @@ def folders(tmp_path_factory):
     return folder
 
 
-def thesis(folders, output_dir, *words, runs=None):
+@pytest.fixture
+def without_figures(monkeypatch):
+    """They take most of the time, and are looked at in two tests."""
+    monkeypatch.setattr("geomae.reporting.thesis.draw_thesis_figures", lambda *given: [])
+
+
+def thesis(folders, output_dir, *words, runs=None, seeds=("0", "1")):
     options = {
         "train_coordinates": folders / "train.csv",
         "measured_on": "a toy",
@@ -87,7 +103,7 @@ def thesis(folders, output_dir, *words, runs=None):
         "output_dir": output_dir,
     }
     given = [str(word) for name, value in options.items() for word in (f"--{name}", value)]
-    return main(["thesis", str(runs or folders / "runs"), *given, *words])
+    return main(["thesis", str(runs or folders / "runs"), "--seeds", *seeds, *given, *words])
 
 
 def test_pages_have_five_tables_the_paired_test_and_every_figure(folders, tmp_path):
@@ -105,14 +121,14 @@ def test_pages_have_five_tables_the_paired_test_and_every_figure(folders, tmp_pa
     assert "t, 64 photos | t, 128 rows" in markdown
 
 
-def test_on_mp16_no_row_waits_for_mp16(folders, tmp_path):
+def test_on_mp16_no_row_waits_for_mp16(without_figures, folders, tmp_path):
     thesis(folders, tmp_path / "out")
     markdown = (tmp_path / "out" / "thesis.md").read_text()
     assert "needs MP-16" not in markdown
     assert "stand-in say nothing" not in markdown
 
 
-def test_recorded_numbers_are_those_of_the_evaluations(folders, tmp_path):
+def test_recorded_numbers_are_those_of_the_evaluations(without_figures, folders, tmp_path):
     thesis(folders, tmp_path / "out", "--stand_in")
     numbers = json.loads((tmp_path / "out" / "metrics.json").read_text())
     judged = json.loads((folders / "runs/seed_0/vit_half/im2gps3k/metrics.json").read_text())
@@ -120,9 +136,11 @@ def test_recorded_numbers_are_those_of_the_evaluations(folders, tmp_path):
     kept = numbers["models"]["vit_half"]["im2gps3k"]
     assert {key: judged[key] for key in kept} == kept
     over_seeds = numbers["seeds"]["vit_half"]["im2gps3k"]
-    assert over_seeds["mean_km"] == [judged["mean_km"], second["mean_km"]]
+    assert over_seeds["by_seed_km"] == [judged["mean_km"], second["mean_km"]]
+    assert over_seeds["mean_km"] == pytest.approx((judged["mean_km"] + second["mean_km"]) / 2)
     deviation = abs(judged["mean_km"] - second["mean_km"]) / math.sqrt(2.0)  # of two values, n - 1
-    assert over_seeds["standard_deviation_of_mean_km"] == pytest.approx(deviation)
+    assert over_seeds["spread"]["mean_km"] == pytest.approx(deviation)
+    assert numbers["trainings"]["seed_1"]["pretrain_half"]["commit"] == "c0ffee"
     comparisons = numbers["comparisons"]
     assert len(comparisons) == 4
     assert all(list(seeds) == ["seed_0", "seed_1"] for seeds in comparisons.values())
@@ -134,7 +152,7 @@ def test_recorded_numbers_are_those_of_the_evaluations(folders, tmp_path):
     assert (first["as_the_thesis_tested"]["num_photos"], first["as_the_thesis_tested"]["num_rows"]) == (64, 128)
 
 
-def test_every_cell_has_an_interval_or_says_why_not_and_its_n(folders, tmp_path):
+def test_every_cell_has_an_interval_or_says_why_not_and_its_n(without_figures, folders, tmp_path):
     thesis(folders, tmp_path / "out", "--stand_in")
     models = json.loads((tmp_path / "out" / "metrics.json").read_text())["models"]
     baselines = {
@@ -155,7 +173,36 @@ def test_every_cell_has_an_interval_or_says_why_not_and_its_n(folders, tmp_path)
     assert without == [f"{mean:,.0f}" for mean in means]  # published means, and nothing else
 
 
-def test_published_shares_are_the_thesiss_and_their_intervals_wilsons():
+# THESIS.md, its two tables: mean km; within 200 / 750 / 2500 km, %
+MEANS = {
+    "random_guess": (9017.88, 8975.40),
+    "resnet_full": (5669.71, 5451.12),
+    "vit_full": (5651.33, 5215.02),
+    "mae_full": (5582.45, 5277.12),
+}
+SHARES = {
+    "random_guess": ((2.1, 4.6, 8.9), (1.2, 3.9, 9.6)),
+    "resnet_full": ((1.6, 7.8, 34.4), (1.1, 11.4, 31.0)),
+    "vit_full": ((4.7, 7.8, 35.9), (2.1, 13.8, 33.9)),
+    "mae_full": ((3.1, 7.8, 34.4), (0.7, 12.2, 34.9)),
+    "mae_half": ((3.1, 7.8, 37.5), (2.3, 11.2, 33.2)),
+    "vit_half": ((0.0, 6.3, 34.4), (1.8, 11.9, 32.7)),
+    "resnet_half": ((1.5, 4.6, 37.5), (2.4, 11.7, 32.0)),
+    "planet": ((37.6, 53.6, 71.3), (34.3, 48.4, 64.6)),
+}
+
+
+@pytest.mark.parametrize("name", SHARES)
+def test_published_numbers_are_those_of_the_thesis(name):
+    published = read_published(PUBLISHED)
+    rows = {**published["thesis"]["rows"], **published["planet"]["rows"]}[name]
+    for place, test_set in enumerate(TEST_SETS):
+        shares = rows[test_set]["accuracy_within_km"]
+        assert [100.0 * shares[radius] for radius in ("200", "750", "2500")] == pytest.approx(SHARES[name][place])
+        assert rows[test_set].get("mean_km") == (MEANS[name][place] if name in MEANS else None)
+
+
+def test_published_shares_have_wilsons_intervals():
     published = read_published(PUBLISHED)
     vit = published["thesis"]["rows"]["vit_full"]["im2gps"]
     share, n, z = 3 / 64, 64, 1.959963984540054  # 4.7 % of 64 photos
@@ -168,9 +215,63 @@ def test_published_shares_are_the_thesiss_and_their_intervals_wilsons():
     assert published["thesis"]["t_test"]["t"] == -4.386
 
 
+def test_paired_table_says_of_each_pair_what_was_measured(without_figures, folders, tmp_path):
+    thesis(folders, tmp_path / "out", "--stand_in")
+    numbers = json.loads((tmp_path / "out" / "metrics.json").read_text())["comparisons"]["vit_full_minus_mae_full"]
+    markdown = (tmp_path / "out" / "thesis.md").read_text()
+    line = next(row for row in markdown.splitlines() if row.startswith("| ViT regressor – MAE, full set | 1 |"))
+    measured, claims = numbers["seed_1"], numbers["seed_1"]["as_the_thesis_tested"]
+    t_values = [measured["paired_t_test"]["t"], claims["without"]["t"], claims["with_repeats"]["t"]]
+    shown = [float(cell.split()[0].replace(",", "")) for cell in line.strip("| ").split("|")[2:]]
+    assert shown[0] == round(measured["mean_km"])
+    assert shown[1] == pytest.approx(measured["bootstrap"]["p"], rel=0.1)
+    assert shown[2:] == [round(t, 2) for t in t_values]
+
+
+def test_curves_of_each_figure_are_of_its_own_runs(folders, tmp_path, monkeypatch):
+    drawn = {}
+    monkeypatch.setattr(
+        "geomae.reporting.thesis_figures.loss_curves",
+        lambda histories, metrics, **words: drawn.update({words["title"]: histories}) or Figure(),
+    )
+    thesis(folders, tmp_path / "out")
+    half = drawn["Regressors on the half set: mean great-circle error"]
+    read = {name: read_training(folders / "runs/seed_0" / name).history for name in MODELS}
+    assert half == {"MAE": read["mae_half"], "ViT regressor": read["vit_half"], "ResNet regressor": read["resnet_half"]}
+    full = drawn["Regressors on the full set: mean great-circle error"]
+    assert full == {"MAE": read["mae_full"], "ViT regressor": read["vit_full"], "ResNet regressor": read["resnet_full"]}
+
+
+def test_rows_in_another_order_change_nothing(without_figures, folders, tmp_path):
+    """Both models' errors are matched by id before the thesis's repeats are made."""
+    thesis(folders, tmp_path / "first", seeds=["0"])
+    runs = tmp_path / "runs"
+    shutil.copytree(folders / "runs" / "seed_0", runs / "seed_0")
+    file = runs / "seed_0/mae_full/im2gps3k/predictions.parquet"
+    table = pq.read_table(file)
+    pq.write_table(table.take(np.random.default_rng(0).permutation(len(table))), file)
+    thesis(folders, tmp_path / "second", runs=runs, seeds=["0"])
+    first, second = (
+        json.loads((tmp_path / name / "metrics.json").read_text())["comparisons"]["vit_full_minus_mae_full"]["seed_0"]
+        for name in ("first", "second")
+    )
+    assert second["as_the_thesis_tested"] == first["as_the_thesis_tested"]
+
+
+def test_models_that_answer_alike_are_compared_without_a_test(folders, tmp_path):
+    runs = tmp_path / "runs"
+    shutil.copytree(folders / "runs" / "seed_0", runs / "seed_0")
+    shutil.rmtree(runs / "seed_0/mae_full/im2gps3k")
+    shutil.copytree(runs / "seed_0/vit_full/im2gps3k", runs / "seed_0/mae_full/im2gps3k")
+    (runs / "seed_0/pretrain_half/run.json").unlink()
+    thesis(folders, tmp_path / "out", runs=runs, seeds=["0"])
+    markdown = (tmp_path / "out" / "thesis.md").read_text()
+    assert "| ViT regressor – MAE, full set | 0 | +0 \\[+0, +0\\] | 1 | – equal | – equal | – equal |" in markdown
+
+
 def test_missing_runs_and_tables_are_named(folders, tmp_path):
-    with pytest.raises(SourceError, match="holds no folder seed_0; `make thesis` makes it"):
-        thesis(folders, tmp_path / "out", runs=tmp_path)
+    with pytest.raises(SourceError, match="seed_7"):
+        thesis(folders, tmp_path / "out", seeds=["0", "7"])
     bad = tmp_path / "published.yaml"
     bad.write_text(yaml.safe_dump({"thesis": {"rows": {"vit_full": {"im2gps": {"num_photos": 64}}}}}))
     with pytest.raises(SourceError, match=r"accuracy_within_km.*give --published results/published.yaml"):
@@ -180,5 +281,5 @@ def test_missing_runs_and_tables_are_named(folders, tmp_path):
 def test_pretraining_losses_are_per_photo(folders):
     record = read_training(folders / "runs" / "seed_0" / "pretrain_full")
     per_photo = _losses_per_photo(record)
-    assert [entry["loss"] for entry in per_photo] == [9.0 / n / 64 for n in (1, 2, 3)]
-    assert [entry["eval_loss"] for entry in per_photo] == [10.0 / n for n in (1, 2, 3)]
+    assert [entry["loss"] for entry in per_photo] == [entry["loss"] / 64 for entry in record.history]
+    assert [entry["eval_loss"] for entry in per_photo] == [entry["eval_loss"] for entry in record.history]

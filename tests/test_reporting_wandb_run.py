@@ -1,5 +1,6 @@
 """What W&B gets of an evaluation and of a training, read back from offline runs."""
 
+import importlib.util
 import json
 import os
 import shutil
@@ -22,6 +23,8 @@ from packed_photos import TINY, pack
 from PIL import Image
 from report_folders import make_evaluation
 
+from geomae.errors import ConfigError
+from geomae.evaluation import EvaluationArguments
 from geomae.evaluation.known_test_sets import KNOWN_TEST_SETS
 from geomae.reporting.__main__ import main as reporting_main
 from geomae.reporting.wandb_run import MAX_TABLE_ROWS, choose_rows, log_evaluation, name_test_set, summarise_for_wandb
@@ -161,6 +164,52 @@ def test_without_wandb_the_numbers_stand_and_a_warning_says_how_to_send_them(
     assert json.loads((tmp_path / "judged" / "metrics.json").read_text())["num_photos"] == 6
 
 
+@pytest.mark.parametrize(
+    ("variable", "value"), [("WANDB_MODE", "foo"), ("WANDB_BASE_URL", "notaurl"), ("WANDB_TAGS", "x" * 65)]
+)
+def test_a_wrong_variable_of_wandb_ends_no_evaluation(
+    variable: str, value: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    make_evaluation(tmp_path / "set")
+    monkeypatch.setenv(variable, value)
+    assert not log_evaluation(tmp_path / "set")
+    assert "W&B did not take the evaluation" in caplog.text
+
+
+def test_a_broken_record_of_the_training_ends_no_evaluation(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    make_evaluation(tmp_path / "set")
+    training = make_training(tmp_path / "mae")
+    (training / "run.json").write_text('{"config": ')
+    assert not log_evaluation(tmp_path / "set", checkpoint=str(training))
+    assert "W&B did not take the evaluation: cannot read" in caplog.text
+    assert str(training / "run.json") in caplog.text
+
+
+@pytest.mark.parametrize("tag", ["", "x" * 70, "a,b"])
+def test_a_tag_that_wandb_would_not_take_is_refused(tag: str, tmp_path: Path, own_wandb_folder: Path) -> None:
+    make_evaluation(tmp_path / "set")
+    with pytest.raises(ConfigError, match="run_tags holds"):
+        reporting_main(["wandb", str(tmp_path / "set"), "--run_tags", tag])
+    assert not read_offline_runs(own_wandb_folder)
+
+
+@pytest.mark.parametrize("package", ["matplotlib", "cartopy", "wandb"])
+def test_a_package_that_reporting_needs_is_asked_for_before_the_evaluation(
+    package: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        "geomae.tracking.find_spec", lambda name: None if name == package else importlib.util.find_spec(name)
+    )
+    given = {"test_set": "set.csv", "output_dir": str(tmp_path / "out"), "predictions": "answers.csv"}
+    EvaluationArguments(**given)
+    with pytest.raises(
+        ConfigError, match=rf"needs {package}, which is not installed.*geomae\[report\].*--report_to none"
+    ):
+        EvaluationArguments(**given, report_to="wandb")
+    with pytest.raises(ConfigError, match=f"needs {package}"):
+        reporting_main(["wandb", str(tmp_path / "set")])
+
+
 def test_an_evaluation_can_be_sent_later(tmp_path: Path, own_wandb_folder: Path) -> None:
     make_evaluation(tmp_path / "set", checkpoint=None)
     training = make_training(tmp_path / "mae" / "checkpoint-30")
@@ -172,18 +221,13 @@ def test_an_evaluation_can_be_sent_later(tmp_path: Path, own_wandb_folder: Path)
     assert run.config["training_run"] == "abc123"  # of the run that the checkpoint is of
 
 
+@pytest.mark.slow
 def test_training_and_evaluation_on_two_processes_are_one_run_each_that_belong_together(
     tmp_path: Path, own_wandb_folder: Path
 ) -> None:
     photos = pack(tmp_path / "photos", train=16, validation=4, test=5)
     out = tmp_path / "outputs" / "halves" / "mae"
-    settings = {**TINY, "data_dirs": [str(photos)], "output_dir": str(out), "run_group": "halves", "run_tags": ["half"]}
-    settings |= {"max_steps": 2, "per_device_train_batch_size": 4, "logging_steps": 1, "eval_steps": 1, "save_steps": 1}
-    settings |= {"report_to": "wandb", "prediction_maps": False, "disable_tqdm": True}
-    config = tmp_path / "run.yaml"
-    written = {**yaml.safe_load((ROOT / "configs/finetune/smoke.yaml").read_text()), **settings}
-    config.write_text(yaml.safe_dump({key: value for key, value in written.items() if not key.startswith("decoder")}))
-    launch_on_two_processes("run_finetune_geo", tmp_path, str(config))
+    train_on_two_processes(photos, out, tmp_path)
     training = logged(own_wandb_folder)
     assert (training.run.run_group, list(training.run.tags), training.run.job_type) == ("halves", ["half"], "train")
     assert json.loads((out / "run.json").read_text())["wandb"] | {"project": "geomae", "group": "halves"} == {
@@ -194,28 +238,33 @@ def test_training_and_evaluation_on_two_processes_are_one_run_each_that_belong_t
     assert {f"eval/{name}" for name in NAMES} <= set(training.summary)
     assert not [word for word in (str(tmp_path), str(Path.home()) + "/") if word in json.dumps(training.config)]
 
-    words = [
-        "--checkpoint",
-        str(out),
-        "--test_set",
-        str(photos),
-        "--output_dir",
-        str(out / "test"),
-        "--report_to",
-        "wandb",
-    ]
-    words += ["--num_resamples", "100", "--per_device_eval_batch_size", "2"]
-    command = [sys.executable, "-m", "accelerate.commands.launch"]
-    command += ["--config_file", "configs/accelerate/two_cpu.yaml", "--main_process_port", "0", "run_evaluate_geo.py"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([*command, *words], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240)
-    assert done.returncode == 0, done.stderr[-4000:]
+    evaluate_on_two_processes(photos, out)
     _, evaluation = read_offline_runs(own_wandb_folder)
     assert (evaluation.run.run_group, evaluation.run.job_type) == ("halves", "evaluate")
     assert evaluation.config["training_run"] == training.run.run_id
     assert evaluation.summary["test/photos-test/num_photos"] == 5
     names = {key.removeprefix("eval/") for key in training.summary if key.startswith("eval/")}
     assert set(NAMES) <= names & {key.removeprefix("test/photos-test/") for key in evaluation.summary}
+
+
+def train_on_two_processes(photos: Path, out: Path, folder: Path) -> None:
+    settings = {**TINY, "data_dirs": [str(photos)], "output_dir": str(out), "run_group": "halves", "run_tags": ["half"]}
+    settings |= {"max_steps": 2, "per_device_train_batch_size": 4, "logging_steps": 1, "eval_steps": 1, "save_steps": 1}
+    settings |= {"report_to": "wandb", "prediction_maps": False, "disable_tqdm": True}
+    written = {**yaml.safe_load((ROOT / "configs/finetune/smoke.yaml").read_text()), **settings}
+    config = folder / "run.yaml"
+    config.write_text(yaml.safe_dump({key: value for key, value in written.items() if not key.startswith("decoder")}))
+    launch_on_two_processes("run_finetune_geo", folder, str(config))
+
+
+def evaluate_on_two_processes(photos: Path, checkpoint: Path) -> None:
+    command = [sys.executable, "-m", "accelerate.commands.launch"]
+    command += ["--config_file", "configs/accelerate/two_cpu.yaml", "--main_process_port", "0", "run_evaluate_geo.py"]
+    command += ["--checkpoint", str(checkpoint), "--test_set", str(photos), "--output_dir", str(checkpoint / "test")]
+    command += ["--report_to", "wandb", "--num_resamples", "100", "--per_device_eval_batch_size", "2"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr[-4000:]
 
 
 def test_a_key_of_the_evaluation_names_its_run(tmp_path: Path, own_wandb_folder: Path) -> None:

@@ -116,7 +116,8 @@ def test_record_says_how_to_repeat_the_run(tmp_path: Path, monkeypatch: pytest.M
 
 def test_record_has_no_passwords_and_no_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        "sys.argv", ["run.py", "--data_dirs", "[s3://key:PASSWORD@bucket/x, https://h/0.tar?sig=TOKEN]"]
+        "sys.argv",
+        ["run.py", "--data_dirs", "[s3://key:PASSWORD@bucket/x, https://h/0.tar?sig=TOKEN]", "--hub_token", "hf_TOKEN"],
     )
     config = {"data_dirs": ["s3://key:PASSWORD@bucket/x", "https://h/0.tar?sig=TOKEN"], "seed": 1}
     text = json.dumps(describe_run(config, seed=0, num_processes=1))

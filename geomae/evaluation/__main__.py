@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from geomae.errors import GeoMAEError, SourceError
+from geomae.errors import ConfigError, GeoMAEError, SourceError
 from geomae.evaluation import (
     KNOWN_TEST_SETS,
     THRESHOLDS_KM,
@@ -49,6 +49,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     _add_compare(commands)
     arguments = parser.parse_args(argv)
     words = list(sys.argv[1:] if argv is None else argv)
+    if getattr(arguments, "seed", 0) < 0:
+        raise ConfigError(f"--seed must be at least 0; got {arguments.seed}")
     if arguments.command == "compare":
         _compare(arguments, words)
     elif arguments.command == "show":
@@ -143,6 +145,9 @@ def _add_compare(commands: Any) -> None:
     compare.add_argument("--test_sets_dir", default="data", help="where a test set given by its name lies")
     compare.add_argument("--split", default="test", help="split of a packed folder (default: test)")
     compare.add_argument("--swap_lat_lon", action="store_true", help="read the test set's columns the other way round")
+    compare.add_argument(
+        "--thresholds_km", type=float, nargs="+", help="radii in km (default: those that both folders have)"
+    )
     compare.add_argument("--output_dir", help="folder for comparison.json; without it, the table is only printed")
     compare.add_argument("--num_resamples", type=int, default=10_000, help="of the bootstrap (default: 10000)")
     compare.add_argument("--seed", type=int, default=0)
@@ -160,6 +165,7 @@ def _compare(arguments: argparse.Namespace, words: Sequence[str]) -> None:
         arguments.first,
         arguments.second,
         test_set,
+        thresholds_km=arguments.thresholds_km,
         num_resamples=arguments.num_resamples,
         seed=arguments.seed,
     )

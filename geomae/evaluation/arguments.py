@@ -9,7 +9,7 @@ from geomae.evaluation.bootstrap import MIN_RESAMPLES
 from geomae.evaluation.known_test_sets import KNOWN_TEST_SETS, find_known_list, find_known_photos
 from geomae.evaluation.metrics import THRESHOLDS_KM, check_thresholds
 from geomae.evaluation.records import refuse_other_evaluation, refuse_unwritable, shown_path
-from geomae.tracking import refuse_bad_tags
+from geomae.tracking import refuse_bad_tags, refuse_missing_packages
 
 __all__ = ["EvaluationArguments"]
 
@@ -142,6 +142,8 @@ class EvaluationArguments:
                 f"num_resamples must be at least {MIN_RESAMPLES} for a 95 % interval; got {self.num_resamples}"
             )
         refuse_bad_tags(self.run_tags)
+        if self.report_to == "wandb":
+            refuse_missing_packages()
         if self.seed < 0:
             raise ConfigError(f"seed must be at least 0; got {self.seed}")
         self._find_by_name()

@@ -11,7 +11,7 @@ from geomae.errors import PredictionError
 from geomae.evaluation.bootstrap import resampled_metrics
 from geomae.evaluation.metrics import THRESHOLDS_KM, summarise_errors
 
-__all__ = ["compare_errors", "holm_adjusted"]
+__all__ = ["compare_errors", "holm_adjusted", "paired_t_test"]
 
 COMPARED = ("mean_km", "median_km", "geoscore", "accuracy_within_km")
 
@@ -71,7 +71,7 @@ def compare_errors(
         "difference": _subtract(first, second),
         "intervals_95": intervals,
         "bootstrap": bootstrap,
-        "paired_t_test": _paired_t_test(*pair),
+        "paired_t_test": paired_t_test(*pair),
         "wilcoxon": _wilcoxon(*pair),
     }
 
@@ -145,7 +145,8 @@ def _two_sided_p(resampled_km: NDArray[np.float64]) -> float:
     return min(1.0, 2.0 * (far + 1) / (len(resampled_km) + 1))
 
 
-def _paired_t_test(error_km: NDArray[np.float64], other_km: NDArray[np.float64]) -> dict[str, Any]:
+def paired_t_test(error_km: NDArray[np.float64], other_km: NDArray[np.float64]) -> dict[str, Any]:
+    """`t`, `p` and `degrees_of_freedom` of two models' errors `(n,)`; None where all differences are equal."""
     differences = error_km - other_km
     # Up to rounding: a constant difference has no spread to compare it with, and scipy would warn of it.
     if np.ptp(differences) <= 1e-9 * np.abs(differences).max():

@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from geomae.evaluation.flickr import flickr_number, photos_in_training
 from geomae.evaluation.known_test_sets import KNOWN_TEST_SETS, SHARED_PHOTOS, recognise
 from geomae.evaluation.tables import TestSet
 from geomae.files import write_whole
-from geomae.provenance import find_commit, find_versions, shown_path
+from geomae.provenance import find_commit, find_versions, shown_command, shown_path
 
 __all__ = [
     "describe_run",
@@ -36,10 +35,10 @@ def describe_run(argv: Sequence[str]) -> dict[str, Any]:
     """The `command`, `commit` and `versions` of the running program.
 
     Args:
-        argv: `sys.argv`: the program and its arguments; absolute paths are shortened by `shown_path`.
+        argv: `sys.argv`: the program and its arguments, recorded as `shown_command` shows them.
     """
     return {
-        "command": shlex.join(["python", *map(_shown_word, argv)]),
+        "command": f"python {shown_command(argv)}",
         "commit": find_commit(),
         "versions": find_versions(PACKAGES),
     }
@@ -166,10 +165,3 @@ def read_metrics(path: str | Path) -> dict[str, Any]:
 def _on_one_line(match: re.Match[str]) -> str:
     words = [line.strip() for line in match[0].splitlines()]
     return words[0] + " ".join(words[1:-1]) + words[-1]
-
-
-def _shown_word(word: str) -> str:
-    key, equals, value = word.partition("=")
-    if equals and value.startswith("/"):
-        return f"{key}={shown_path(value)}"
-    return shown_path(word) if word.startswith("/") else word

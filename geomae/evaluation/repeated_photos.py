@@ -5,7 +5,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import ttest_rel
+
+from geomae.evaluation.comparison import paired_t_test
 
 __all__ = ["repeated_t_test", "rows_tested_by_the_thesis"]
 
@@ -33,18 +34,17 @@ def repeated_t_test(error_km: NDArray[np.float64], other_km: NDArray[np.float64]
     """The paired t-test of `error_km - other_km` as the thesis's loader would have fed it, and without its repeats.
 
     Args:
-        error_km: `(n,)` errors in the order of the test set's file, n large enough for two different differences.
-        other_km: `(n,)` errors of another model on the same photos.
+        error_km: `(n,)` errors in the order of the test set's file.
+        other_km: `(n,)` errors of another model, photo by photo.
 
     Returns:
-        `num_rows` (repeats counted), `num_photos` (distinct), and for both `t` and `p`: `with_repeats`, `without`.
+        `num_rows` (repeats counted), `num_photos` (distinct), and as `paired_t_test`: `with_repeats`, `without`.
     """
     rows = rows_tested_by_the_thesis(len(error_km))
     distinct = np.unique(rows)
-    tests = {"with_repeats": rows, "without": distinct}
-    results = {name: ttest_rel(error_km[chosen], other_km[chosen]) for name, chosen in tests.items()}
     return {
         "num_rows": len(rows),
         "num_photos": len(distinct),
-        **{name: {"t": float(result.statistic), "p": float(result.pvalue)} for name, result in results.items()},
+        "with_repeats": paired_t_test(error_km[rows], other_km[rows]),
+        "without": paired_t_test(error_km[distinct], other_km[distinct]),
     }

@@ -56,6 +56,7 @@ def _add_compare(commands: Any) -> None:
 def _add_thesis(commands: Any) -> None:
     thesis = commands.add_parser("thesis", help="the thesis's tables and figures beside ours; `make thesis` calls it")
     thesis.add_argument("runs", help="folder of seed_0/..., as `make thesis` makes it")
+    thesis.add_argument("--seeds", type=int, nargs="+", default=[0], help="of the runs, the first for the tables (0)")
     thesis.add_argument("--train_coordinates", required=True, help="packed folder or file with latitude and longitude")
     thesis.add_argument("--measured_on", required=True, help="what the runs were trained and tested on, in a few words")
     thesis.add_argument("--stand_in", action="store_true", help="that is no photos: say what still needs MP-16")
@@ -126,6 +127,7 @@ def _thesis(arguments: argparse.Namespace) -> int:
     written = write_thesis(
         arguments.runs,
         arguments.output_dir,
+        seeds=arguments.seeds,
         training_deg=read_training_coordinates(arguments.train_coordinates),
         measured_on=arguments.measured_on,
         needs_mp16=arguments.stand_in,
@@ -138,6 +140,9 @@ def _thesis(arguments: argparse.Namespace) -> int:
 
 
 def _send_to_wandb(arguments: argparse.Namespace) -> int:
+    from geomae.tracking import refuse_missing_packages
+
+    refuse_missing_packages()
     from geomae.reporting.wandb_run import log_evaluation  # matplotlib and cartopy
 
     is_sent = log_evaluation(

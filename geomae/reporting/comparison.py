@@ -1,19 +1,29 @@
 """Runs beside each other: final numbers, what was set differently, curves, error distributions and paired tests."""
 
 import json
+import logging
 from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from geomae.errors import ConfigError, SourceError
-from geomae.evaluation import compare_predictions, describe_difference, holm_adjusted, read_metrics
+from geomae.evaluation import (
+    THRESHOLDS_KM,
+    compare_predictions,
+    describe_difference,
+    holm_adjusted,
+    read_metrics,
+    refuse_unwritable,
+)
 from geomae.reporting.page import Block, Cell, Heading, Paragraph, Table
 from geomae.reporting.records import EvaluationRecord, TrainingRecord, read_evaluation, read_training, unique_names
 from geomae.reporting.report import describe_provenance, draw_curves, write_pages
-from geomae.reporting.results_section import draw_error_cdf, group_by_test_set, introduce_test_set
+from geomae.reporting.results_section import common_radii, draw_error_cdf, group_by_test_set, introduce_test_set
 
 __all__ = ["ComparedRun", "read_runs", "write_comparison"]
+
+logger = logging.getLogger(__name__)
 
 # Where a run writes and what it is called says nothing about what it did.
 NOT_SETTINGS = ("output_dir", "run_name", "run_group", "run_tags", "report_to", "overwrite_output_dir")
@@ -38,19 +48,18 @@ def read_runs(runs: Sequence[str]) -> list[ComparedRun]:
     """What is found under each `PATH` or `NAME=PATH`.
 
     A folder of `run_evaluate_geo.py` is an evaluation alone. A folder of a training brings the evaluations inside it,
-    and those beside it, in its parent folder, whose checkpoint is called as it is. Any other folder is a run where its
-    sub-folders are evaluations.
+    and those beside it, in its parent folder, whose `checkpoint` is the end of its path. Any other folder is a run
+    where its sub-folders are evaluations.
 
     Raises:
-        SourceError: a path is none of these, or an evaluation has no `predictions.parquet`.
+        SourceError: a path is none of these, or an evaluation cannot be read; one beside a training is left out with a
+            warning.
         ConfigError: two runs have the same name.
     """
     split = [(None, word) if Path(word).exists() or "=" not in word else word.split("=", 1) for word in runs]
     shortest = unique_names([Path(path) for _, path in split])
     names = [name or short for (name, _), short in zip(split, shortest, strict=True)]
-    repeated = [name for place, name in enumerate(names) if name in names[:place]]
-    if repeated:
-        raise ConfigError(f"two runs are called {repeated[0]}: give each a name of its own, NAME=PATH")
+    _refuse_repeated(names)
     return [_read_run(name, Path(path)) for name, (_, path) in zip(names, split, strict=True)]
 
 
@@ -59,21 +68,34 @@ def _read_run(name: str, folder: Path) -> ComparedRun:
         return ComparedRun(name, None, (read_evaluation(folder),))
     is_training = any(folder.glob("trainer_state.json")) or any(folder.glob("checkpoint-*/trainer_state.json"))
     inside = sorted(folder.glob("**/metrics.json" if is_training else "*/metrics.json"))
-    beside = sorted(folder.resolve().parent.glob("*/metrics.json")) if is_training else []
-    evaluations = [file.parent for file in inside if "mean_km" in read_metrics(file)]
-    evaluations += [file.parent for file in beside if _judged(file) == folder.resolve().name]
+    evaluations = [read_evaluation(file.parent) for file in inside if "mean_km" in read_metrics(file)]
     if not (is_training or evaluations):
         raise SourceError(
             f"{folder} is neither a training (trainer_state.json) nor an evaluation (metrics.json), and holds no "
             "evaluation: name a folder of run_pretrain_mae.py, run_finetune_geo.py or run_evaluate_geo.py"
         )
-    training = read_training(folder) if is_training else None
-    return ComparedRun(name, training, tuple(map(read_evaluation, evaluations)))
+    if not is_training:
+        return ComparedRun(name, None, tuple(evaluations))
+    return ComparedRun(name, read_training(folder), (*evaluations, *_read_beside(folder)))
 
 
-def _judged(file: Path) -> str:
-    """The name of the checkpoint's folder that an evaluation is of; empty where it is of something else."""
-    return Path(read_metrics(file).get("checkpoint") or "").name
+def _read_beside(training: Path) -> Iterator[EvaluationRecord]:
+    """Evaluations of a training in its parent folder, where others keep theirs too: what is broken is left out."""
+    for file in sorted(training.resolve().parent.glob("*/metrics.json")):
+        try:
+            if _is_of(read_metrics(file), training):
+                yield read_evaluation(file.parent)
+        except SourceError as problem:
+            logger.warning("%s is left out, which lies beside %s: %s", file.parent, training, problem)
+
+
+def _is_of(metrics: dict[str, Any], training: Path) -> bool:
+    """Whether the recorded checkpoint, a path from wherever the evaluation ran, is the end of the training's."""
+    judged = metrics.get("checkpoint")
+    parts = tuple(part for part in Path(judged).parts if part != "..") if isinstance(judged, str) else ()
+    # As it was given, too: `outputs` may be a link to a disk where it has another name.
+    folders = (training.resolve(), training.absolute())
+    return bool(parts) and any(folder.parts[-len(parts) :] == parts for folder in folders)
 
 
 def write_comparison(
@@ -97,21 +119,25 @@ def write_comparison(
         The paths written, the two pages first.
 
     Raises:
-        ConfigError: there is only one run, or none is called as the reference.
+        ConfigError: there is only one run, two have the same name, or none is called as the reference; or the folder
+            cannot be written to.
         PredictionError, SourceError: two evaluations of one test set are not of the same photos and truths.
     """
     names = [run.name for run in runs]
     if len(runs) < 2:
         raise ConfigError(f"a comparison needs at least two runs; got {', '.join(names) or 'none'}")
+    _refuse_repeated(names)
     reference = reference or names[0]
     if reference not in names:
         raise ConfigError(f"no run is called {reference}; --reference is one of {', '.join(names)}")
+    refuse_unwritable(output_dir)
     folder = Path(output_dir)
     folder.mkdir(parents=True, exist_ok=True)
     blocks: list[Block] = [Heading(title, level=1)]
     evaluated = [(run.name, label, record) for run in runs for label, record in _label_evaluations(run)]
     references = {label for name, label, _ in evaluated if name == reference}
-    for number, group in enumerate(group_by_test_set({label: record for _, label, record in evaluated}), start=1):
+    groups = group_by_test_set([(label, record) for _, label, record in evaluated])
+    for number, group in enumerate(groups, start=1):
         blocks += [*introduce_test_set(group), draw_error_cdf(group, folder, number)]
         blocks += _describe_tests(group, references, num_resamples)
     blocks += _describe_settings(runs)
@@ -121,11 +147,18 @@ def write_comparison(
     return write_pages(blocks, folder, "compare", title=title)
 
 
+def _refuse_repeated(names: Sequence[str]) -> None:
+    repeated = [name for place, name in enumerate(names) if name in names[:place]]
+    if repeated:
+        raise ConfigError(f"two runs are called {repeated[0]}: give each a name of its own, NAME=PATH")
+
+
 def _label_evaluations(run: ComparedRun) -> Iterator[tuple[str, EvaluationRecord]]:
-    """Each evaluation under its run's name, and its folder's where the run has several of one test set."""
-    digests = [record.metrics["test_set"]["ids_sha256"] for record in run.evaluations]
-    for digest, record in zip(digests, run.evaluations, strict=True):
-        yield (run.name if digests.count(digest) == 1 else f"{run.name}/{record.folder.name}"), record
+    """Each evaluation under its run's name, with what tells the folders apart where there are several of a test set."""
+    for group in group_by_test_set([(str(place), record) for place, record in enumerate(run.evaluations)]):
+        folders = unique_names([record.folder for record in group.values()])
+        for folder, record in zip(folders, group.values(), strict=True):
+            yield (run.name if len(group) == 1 else f"{run.name}/{folder}"), record
 
 
 def _describe_tests(group: dict[str, EvaluationRecord], references: Set[str], num_resamples: int) -> list[Block]:
@@ -134,11 +167,15 @@ def _describe_tests(group: dict[str, EvaluationRecord], references: Set[str], nu
     others = [name for name in group if name != compared_with]
     if not others:
         return [Paragraph(f"Only {compared_with} was judged on these photos: there is nothing to test it against.")]
-    comparisons = {
-        name: compare_predictions(group[name].folder, group[compared_with].folder, num_resamples=num_resamples)
-        for name in others
-    }
-    sentences = [describe_difference(comparison, name, compared_with) for name, comparison in comparisons.items()]
+    radii = [float(radius) for radius in common_radii(record.metrics for record in group.values())]
+    folders = {name: record.folder for name, record in group.items()}
+    how: dict[str, Any] = {"thresholds_km": radii or THRESHOLDS_KM, "num_resamples": num_resamples}
+    comparisons = {name: compare_predictions(folders[name], folders[compared_with], **how) for name in others}
+    adjusted = _adjusted([comparison["bootstrap"]["p"] for comparison in comparisons.values()])
+    sentences = [
+        describe_difference(comparison, name, compared_with, adjusted_p=p)
+        for (name, comparison), p in zip(comparisons.items(), adjusted, strict=True)
+    ]
     return [
         Heading(f"Against {compared_with}, photo by photo", level=3),
         *map(Paragraph, sentences),
@@ -151,6 +188,11 @@ def _describe_tests(group: dict[str, EvaluationRecord], references: Set[str], nu
             + (" Holm's adjustment is for the number of runs compared here." if len(others) > 1 else "")
         ),
     ]
+
+
+def _adjusted(p_values: Sequence[float | None]) -> list[float | None]:
+    """By Holm where there are several; None for a single one."""
+    return holm_adjusted(p_values) if len(p_values) > 1 else [None] * len(p_values)
 
 
 def _table_of_differences(comparisons: dict[str, dict[str, Any]], compared_with: str) -> Table:
@@ -179,8 +221,7 @@ def _table_of_tests(comparisons: dict[str, dict[str, Any]]) -> Table:
     columns = []
     for test in tests:
         p_values = [comparison[test]["p"] for comparison in comparisons.values()]
-        adjusted = holm_adjusted(p_values) if len(p_values) > 1 else [None] * len(p_values)
-        columns.append([_p_value(*both) for both in zip(p_values, adjusted, strict=True)])
+        columns.append([_p_value(*both) for both in zip(p_values, _adjusted(p_values), strict=True)])
     statistics = [_t_value(comparison["paired_t_test"]) for comparison in comparisons.values()]
     rows: list[list[str | Cell]] = [
         [name, columns[0][place], statistics[place], columns[1][place], columns[2][place]]

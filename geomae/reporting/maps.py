@@ -104,6 +104,7 @@ def coordinate_map(coordinates_deg: ArrayLike, *, title: str) -> Figure:
         axes.set_title(title)
         bar = figure.colorbar(drawn, ax=axes, shrink=0.75)
         bar.ax.yaxis.set_major_formatter(matplotlib.ticker.StrMethodFormatter("{x:,.0f}"))
+        bar.ax.yaxis.set_minor_formatter(matplotlib.ticker.LogFormatter())  # the usual one writes formulas
         bar.set_label("photos per hexagon")
     return figure
 

@@ -43,6 +43,7 @@ STYLE: dict[Any, Any] = {
     "legend.frameon": False,
     "lines.linewidth": 1.8,
     "figure.facecolor": "white",
+    "text.parse_math": False,  # names of runs and files may hold $, and none of our texts is a formula
 }
 
 
@@ -143,7 +144,7 @@ def loss_curves(
                     linestyle=_dashes(number + rank // len(COLOURS)),
                     marker="o" if is_evaluation or len(points) == 1 else None,
                     markersize=4,
-                    label=f"{label} ({values[-1]:,.4g} at the end)",
+                    label=_shown_label(f"{label} ({values[-1]:,.4g} at the end)"),
                 )
         axes.set(title=title, xlabel=AXES[along], ylabel=unit)
         axes.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(integer=True))
@@ -197,7 +198,7 @@ def error_cdf(
 def _draw_cdf(axes: Axes, errors: ArrayLike, name: str, **line: Any) -> None:
     error_km = np.sort(np.asarray(errors, dtype=np.float64))
     share = 100.0 * np.arange(1, error_km.size + 1) / error_km.size
-    label = f"{name}, {np.median(error_km):,.0f} km"
+    label = _shown_label(f"{name}, {np.median(error_km):,.0f} km")
     axes.step(np.concatenate([[1e-3], error_km]), np.concatenate([[0.0], share]), where="post", label=label, **line)
 
 
@@ -209,6 +210,11 @@ def _place_legend(figure: Figure, axes: Axes, *, inside: Any, title: str | None 
         return
     figure.set_figheight(figure.get_figheight() + 0.27 * ((len(lines) + 1) // 2))
     figure.legend(lines, labels, loc="outside lower left", ncols=2, title=title, alignment="left")
+
+
+def _shown_label(label: str) -> str:
+    """Legends leave out what begins with an underscore."""
+    return f" {label}" if label.startswith("_") else label
 
 
 def _colour(rank: int) -> str:

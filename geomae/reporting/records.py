@@ -16,7 +16,18 @@ from geomae.errors import SourceError
 from geomae.evaluation import read_metrics
 from geomae.evaluation.metrics import LARGEST_ERROR_KM
 
-__all__ = ["EvaluationRecord", "TrainingRecord", "read_evaluation", "read_training", "unique_names"]
+__all__ = [
+    "EvaluationRecord",
+    "TrainingRecord",
+    "read_evaluation",
+    "read_run_record",
+    "read_training",
+    "unique_names",
+]
+
+# What every page is made of: content of metrics.json, and columns of predictions.parquet.
+NEEDED_METRICS = ("num_photos", "mean_km", "accuracy_within_km", "intervals_95", "bootstrap", "test_set")
+NEEDED_COLUMNS = ("id", "true_latitude", "true_longitude", "latitude", "longitude", "error_km")
 
 
 @dataclass(frozen=True)
@@ -63,35 +74,64 @@ def read_training(folder: str | Path) -> TrainingRecord:
     """The log and the record of a training run; of the newest checkpoint where the run did not end.
 
     Raises:
-        SourceError: the folder holds no `trainer_state.json`.
+        SourceError: the folder holds no `trainer_state.json`, or that or `run.json` cannot be read.
     """
     folder = Path(folder)
     states = [folder / "trainer_state.json", *reversed(_checkpoint_states(folder))]
     state = next((path for path in states if path.is_file()), None)
     if state is None:
         raise SourceError(f"{folder} is not a training run: neither it nor a checkpoint in it has a trainer_state.json")
-    history = json.loads(state.read_text(encoding="utf-8"))["log_history"]
-    record = folder / "run.json"
-    return TrainingRecord(folder, history, json.loads(record.read_text(encoding="utf-8")) if record.is_file() else {})
+    history = _read_object(state).get("log_history")
+    if not isinstance(history, list):
+        raise SourceError(f"{state} has no log_history, which the trainer writes: is it cut off?")
+    return TrainingRecord(folder, history, read_run_record(folder))
+
+
+def read_run_record(folder: Path) -> dict[str, Any]:
+    """The `run.json` of a training; empty where there is none.
+
+    Raises:
+        SourceError: it is no JSON object.
+    """
+    return _read_object(folder / "run.json") if (folder / "run.json").is_file() else {}
+
+
+def _read_object(file: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as problem:
+        raise SourceError(f"cannot read {file}: {problem}. Is it cut off?") from problem
+    if not isinstance(content, dict):
+        raise SourceError(f"{file} holds a {type(content).__name__}; expected a JSON object")
+    return content
 
 
 def read_evaluation(folder: str | Path) -> EvaluationRecord:
     """The numbers and the rows of an evaluation.
 
     Raises:
-        SourceError: the folder lacks `metrics.json` or `predictions.parquet`.
+        SourceError: the folder lacks `metrics.json` or `predictions.parquet`, or one is not what an evaluation writes.
     """
     folder = Path(folder)
     metrics = read_metrics(folder)
+    missing = [key for key in NEEDED_METRICS if key not in metrics]
+    if missing:
+        raise SourceError(f"{folder / 'metrics.json'} has no {', '.join(missing)}; run_evaluate_geo.py writes them")
     if not (folder / "predictions.parquet").is_file():
         raise SourceError(f"{folder} has no predictions.parquet; run_evaluate_geo.py writes it beside metrics.json")
+    predictions = _read_table(folder / "predictions.parquet")
+    missing = [name for name in NEEDED_COLUMNS if name not in predictions.column_names]
+    if missing:
+        raise SourceError(f"{folder / 'predictions.parquet'} has no column {', '.join(missing)}")
     baselines = folder / "baselines.parquet"
-    return EvaluationRecord(
-        folder,
-        metrics,
-        pa.parquet.read_table(folder / "predictions.parquet"),
-        pa.parquet.read_table(baselines) if baselines.is_file() else None,
-    )
+    return EvaluationRecord(folder, metrics, predictions, _read_table(baselines) if baselines.is_file() else None)
+
+
+def _read_table(file: Path) -> pa.Table:
+    try:
+        return pa.parquet.read_table(file)
+    except (pa.ArrowException, OSError) as problem:
+        raise SourceError(f"cannot read {file}: {problem}. run_evaluate_geo.py writes it") from problem
 
 
 def unique_names(folders: Sequence[Path]) -> list[str]:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from geomae.evaluation import refuse_unwritable
 from geomae.reporting.maps import coordinate_map
 from geomae.reporting.page import Block, Code, Heading, Paragraph, Picture, render_html, render_markdown, save_picture
 from geomae.reporting.plots import loss_curves
@@ -43,7 +44,9 @@ def write_report(
 
     Raises:
         SourceError: a folder is not what it was given as.
+        ConfigError: the folder of the report cannot be written to.
     """
+    refuse_unwritable(output_dir)
     folder = Path(output_dir)
     folder.mkdir(parents=True, exist_ok=True)
     pretrained = _by_name([read_training(path) for path in pretrain_runs])

@@ -1,10 +1,11 @@
 """What a test set's evaluations say: one table, the errors' distribution, maps, and the photos at either end."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from geomae.errors import ConfigError
 from geomae.evaluation import best_constant
 from geomae.evaluation.metrics import LARGEST_ERROR_KM
 from geomae.evaluation.summary import compare_means, describe_shared_photos, with_ten_crop_rows
@@ -14,6 +15,7 @@ from geomae.reporting.plots import error_cdf
 from geomae.reporting.records import EvaluationRecord, unique_names
 
 __all__ = [
+    "common_radii",
     "describe_evaluations",
     "draw_error_cdf",
     "draw_prediction_map",
@@ -48,7 +50,7 @@ def describe_evaluations(evaluated: Sequence[EvaluationRecord], folder: Path) ->
     """
     names = unique_names([record.folder for record in evaluated])
     blocks: list[Block] = []
-    for number, group in enumerate(group_by_test_set(dict(zip(names, evaluated, strict=True))), start=1):
+    for number, group in enumerate(group_by_test_set(list(zip(names, evaluated, strict=True))), start=1):
         blocks += introduce_test_set(group)
         for name, record in group.items():
             blocks += _judge(name, record.metrics)
@@ -56,12 +58,28 @@ def describe_evaluations(evaluated: Sequence[EvaluationRecord], folder: Path) ->
     return blocks
 
 
-def group_by_test_set(evaluated: dict[str, EvaluationRecord]) -> list[dict[str, EvaluationRecord]]:
-    """The evaluations of each test set under their names, in the order in which the sets first appear."""
+def group_by_test_set(evaluated: Sequence[tuple[str, EvaluationRecord]]) -> list[dict[str, EvaluationRecord]]:
+    """The evaluations of each test set under their names, in the order in which the sets first appear.
+
+    Raises:
+        ConfigError: two evaluations on one test set have the same name: one would hide the other.
+    """
     groups: dict[str, dict[str, EvaluationRecord]] = {}
-    for name, record in evaluated.items():
-        groups.setdefault(record.metrics["test_set"]["ids_sha256"], {})[name] = record
+    for name, record in evaluated:
+        group = groups.setdefault(record.metrics["test_set"]["ids_sha256"], {})
+        if name in group:
+            raise ConfigError(
+                f"two evaluations on {record.metrics['test_set']['name']} would be called {name}: "
+                f"{group[name].folder} and {record.folder}. Give the runs other names, NAME=PATH"
+            )
+        group[name] = record
     return list(groups.values())
+
+
+def common_radii(rows: Iterable[dict[str, Any]]) -> list[str]:
+    """The radii that all rows of metrics have, as the first has them."""
+    first, *others = (list(row["accuracy_within_km"]) for row in rows)
+    return [radius for radius in first if all(radius in other for other in others)]
 
 
 def introduce_test_set(group: dict[str, EvaluationRecord]) -> list[Block]:
@@ -95,6 +113,8 @@ def _name_test_set(group: dict[str, EvaluationRecord]) -> str:
 def evaluation_table(models: dict[str, dict[str, Any]]) -> Table:
     """Models, each with its row from ten crops, above the baselines of the test set; the best of a column is marked.
 
+    Shares are shown of the radii that all rows have.
+
     Args:
         models: name -> content of its `metrics.json`.
     """
@@ -103,8 +123,7 @@ def evaluation_table(models: dict[str, dict[str, Any]]) -> Table:
         **with_ten_crop_rows(models),
         **{baseline_name(name): metrics for name, metrics in baselines.items()},
     }
-    radii = list(next(iter(rows.values()))["accuracy_within_km"])
-    header, keys = _columns(radii)
+    header, keys = _columns(common_radii(rows.values()))
     errors = ("mean_km", "median_km")  # of these the least is the best, of the others the greatest
     best = [(min if key[0] in errors else max)(_look_up(row, key) for row in rows.values()) for key in keys]
     cells: list[list[str | Cell]] = [
@@ -131,7 +150,7 @@ def _tables_by_group(models: dict[str, dict[str, Any]]) -> list[Block]:
         groups = dict.fromkeys(group for entries in by_model.values() for group in entries)
         rows = [(g, name, entries[g]) for g in groups for name, entries in by_model.items() if g in entries]
         if rows:
-            header, keys = _columns(list(rows[0][2]["accuracy_within_km"]))
+            header, keys = _columns(common_radii(numbers for _, _, numbers in rows))
             cells: list[list[str | Cell]] = [
                 [
                     f"{group}: {name}" if len(models) > 1 else group,

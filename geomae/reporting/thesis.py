@@ -4,10 +4,9 @@
     RUNS/seed_0/{mae,vit,resnet}_{full,half}               run_finetune_geo.py
     RUNS/seed_0/{mae,vit,resnet}_{full,half}/TEST_SET      run_evaluate_geo.py, TEST_SET im2gps and im2gps3k
 
-More seeds lie beside the first. The tables show the first one, and a table of their own shows all.
+More seeds lie beside the first. The tables show the first one, and a table of their own shows all that are asked for.
 """
 
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,12 +14,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from geomae.errors import SourceError
 from geomae.evaluation import compare_predictions, describe_run, read_metrics, write_evaluation
-from geomae.evaluation.metrics import LARGEST_ERROR_KM
 from geomae.evaluation.repeated_photos import repeated_t_test
-from geomae.reporting.page import Block, Cell, Code, Heading, Paragraph, Picture, Table, render_html, render_markdown
-from geomae.reporting.records import EvaluationRecord, read_evaluation, read_training
+from geomae.reporting.page import Block, Cell, Heading, Paragraph, Picture, Table, render_html, render_markdown
+from geomae.reporting.records import EvaluationRecord, TrainingRecord, read_evaluation, read_training
+from geomae.reporting.report import describe_provenance
 from geomae.reporting.thesis_figures import draw_thesis_figures
 from geomae.reporting.thesis_tables import MODELS, TEST_SETS, read_published, thesis_tables
 
@@ -31,6 +29,8 @@ KEPT = (
     *("intervals_95", "bootstrap", "command", "commit", "versions"),
 )
 PAIRS = (("vit_full", "mae_full"), ("resnet_full", "mae_full"), ("vit_half", "mae_half"), ("resnet_half", "mae_half"))
+RUNS = ("pretrain_full", "pretrain_half", *MODELS)
+MADE_BY = ("command", "commit", "versions", "hardware", "started")
 TITLE = "The thesis, done again"
 COMPARED_ON = "im2gps3k"  # the thesis's t-test is on this set
 
@@ -41,6 +41,7 @@ def write_thesis(
     runs_dir: str | Path,
     output_dir: str | Path,
     *,
+    seeds: Sequence[int] = (0,),
     training_deg: NDArray[np.float64],
     measured_on: str,
     needs_mp16: bool,
@@ -54,6 +55,7 @@ def write_thesis(
     Args:
         runs_dir: folder of the seeds.
         output_dir: folder; it is created.
+        seeds: numbers of the folders that count; the tables and the figures show the first.
         training_deg: `(n, 2)` training coordinates in degrees.
         measured_on: what the runs were trained and tested on, in a few words.
         needs_mp16: the runs are of a stand-in; each model gets a line that says what is still unmeasured.
@@ -68,13 +70,14 @@ def write_thesis(
     Raises:
         SourceError: a run, an evaluation or a file of numbers is missing.
     """
-    seeds = {path.name: _read_seed(path) for path in _find_seeds(Path(runs_dir))}
+    folders = {f"seed_{seed}": Path(runs_dir) / f"seed_{seed}" for seed in seeds}
+    evaluated = {seed: _read_evaluations(path) for seed, path in folders.items()}
+    trained = {seed: {name: read_training(path / name) for name in RUNS} for seed, path in folders.items()}
+    first = next(iter(folders))
     published = read_published(published_file)
     baselines = {name: read_metrics(Path(baselines_dir) / name)["baselines"] for name in TEST_SETS}
-    names = ("pretrain_full", "pretrain_half", *MODELS)
-    first_seed = Path(runs_dir) / next(iter(seeds))
-    runs = {name: read_training(first_seed / name) for name in names}
-    numbers = {"measured_on": measured_on, **_measure(seeds, num_resamples), **describe_run(argv)}
+    numbers = {"measured_on": measured_on, **_measure(evaluated, num_resamples), "trainings": _describe(trained)}
+    numbers |= describe_run(argv)
 
     folder = Path(output_dir)
     written = write_evaluation(folder, numbers)
@@ -85,10 +88,9 @@ def write_thesis(
         *_describe_seeds(numbers["seeds"]),
         *_describe_comparisons(numbers["comparisons"], published["thesis"]["t_test"]),
         Heading("Figures"),
-        *draw_thesis_figures(runs, training_deg, _test_coordinates(next(iter(seeds.values()))), folder),
-        Heading("How it was made"),
-        Code("\n".join(record.run["command"] for record in runs.values() if record.run)),
-        Paragraph(f"Every number measured here is in metrics.json beside this page. Commit {numbers['commit']}."),
+        *draw_thesis_figures(trained[first], training_deg, _test_coordinates(evaluated[first]), folder),
+        *describe_provenance(list(trained[first].values()), []),
+        Paragraph(f"Its numbers are in metrics.json beside it, made at commit {numbers['commit']}."),
     ]
     pages = [folder / "thesis.md", folder / "thesis.html"]
     pages[0].write_text(render_markdown(blocks), encoding="utf-8")
@@ -96,16 +98,16 @@ def write_thesis(
     return [*written, *pages, *(folder / block.file for block in blocks if isinstance(block, Picture))]
 
 
-def _find_seeds(runs_dir: Path) -> list[Path]:
-    matches = [(re.fullmatch(r"seed_(\d+)", path.name), path) for path in runs_dir.glob("seed_*")]
-    found = sorted((int(match[1]), path) for match, path in matches if match)
-    if not found:
-        raise SourceError(f"{runs_dir} holds no folder seed_0; `make thesis` makes it")
-    return [path for _, path in found]
-
-
-def _read_seed(folder: Path) -> Seed:
+def _read_evaluations(folder: Path) -> Seed:
     return {name: {test_set: read_evaluation(folder / name / test_set) for test_set in TEST_SETS} for name in MODELS}
+
+
+def _describe(trained: Mapping[str, Mapping[str, TrainingRecord]]) -> dict[str, Any]:
+    """Seed -> run -> what made it: its command, commit, versions and hardware."""
+    return {
+        seed: {name: {key: record.run.get(key) for key in MADE_BY} for name, record in records.items()}
+        for seed, records in trained.items()
+    }
 
 
 def _measure(seeds: Mapping[str, Seed], num_resamples: int) -> dict[str, Any]:
@@ -128,21 +130,22 @@ def _measure(seeds: Mapping[str, Seed], num_resamples: int) -> dict[str, Any]:
 
 
 def _over_seeds(metrics: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The mean of the seeds' mean errors, those, and their standard deviation (n - 1) where there are several."""
     means = [float(each["mean_km"]) for each in metrics]
-    spread = float(np.std(means, ddof=1)) if len(means) > 1 else None
-    return {"mean_km": means, "mean_of_mean_km": float(np.mean(means)), "standard_deviation_of_mean_km": spread}
+    numbers = {"num_seeds": len(means), "mean_km": float(np.mean(means)), "by_seed_km": means}
+    return numbers | ({"spread": {"mean_km": float(np.std(means, ddof=1))}} if len(means) > 1 else {})
 
 
 def _compare(first: EvaluationRecord, second: EvaluationRecord, num_resamples: int) -> dict[str, Any]:
     """The differences of the first minus the second, their tests, and what the thesis's repeats would have claimed."""
-    errors = [np.nan_to_num(record.columns("error_km")[:, 0], nan=LARGEST_ERROR_KM) for record in (first, second)]
-    compared = compare_predictions(first.folder, second.folder, num_resamples=num_resamples)
-    tests = ("num_photos", "intervals_95", "bootstrap", "paired_t_test", "wilcoxon")
+    compared = compare_predictions(first.folder, second.folder, num_resamples=num_resamples)  # refuses other photos
+    row_of = {name: row for row, name in enumerate(second.predictions["id"].to_pylist())}
+    matched = [row_of[name] for name in first.predictions["id"].to_pylist()]
     return {
         "test_set": COMPARED_ON,
         **compared["difference"],
-        **{key: compared[key] for key in tests},
-        "as_the_thesis_tested": repeated_t_test(*errors),
+        **{key: compared[key] for key in ("num_photos", "intervals_95", "bootstrap", "paired_t_test", "wilcoxon")},
+        "as_the_thesis_tested": repeated_t_test(first.error_km, second.error_km[matched]),
     }
 
 
@@ -165,7 +168,8 @@ def _introduce(measured_on: str, needs_mp16: bool, published: Mapping[str, Any])
             "Each cell has the number of distinct photos behind it, n, and a 95 % interval: of what is measured here "
             "by the bootstrap clustered by author; of a published share Wilson's, as if photos were independent; of a "
             "published mean none can be given. After ± the standard deviation over runs of a random guess. The "
-            "thesis's models saw 64 of the 237 and 384 of the 2,997 photos, most of them several times."
+            "thesis's models saw 64 of the 237 and 384 of the 2,997 photos, most of them several times. The tables' "
+            "numbers, 5.1 to 5.5, follow the order in which the thesis reports them."
         ),
     ]
     if needs_mp16:
@@ -176,26 +180,17 @@ def _introduce(measured_on: str, needs_mp16: bool, published: Mapping[str, Any])
 
 def _describe_seeds(seeds: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> list[Block]:
     """One line a model: the mean error of each seed, and their mean and standard deviation."""
-    rows = [
-        [
-            MODELS[name],
-            *(
-                text
-                for numbers in test_sets.values()
-                for text in (
-                    ", ".join(f"{mean:,.0f}" for mean in numbers["mean_km"]),
-                    f"{numbers['mean_of_mean_km']:,.0f}" + _spread(numbers["standard_deviation_of_mean_km"]),
-                )
-            ),
-        ]
-        for name, test_sets in seeds.items()
+    rows: list[list[str | Cell]] = [
+        [MODELS[name], *(_seeds_cell(numbers) for numbers in test_sets.values())] for name, test_sets in seeds.items()
     ]
-    header = ["", *(text for label in TEST_SETS.values() for text in (f"{label}, km, by seed", f"{label}, mean, km"))]
-    return [Heading("Over seeds"), Table(header, rows, "Mean errors of the same run from several seeds.")]
+    header = ["", *(f"{label}, km" for label in TEST_SETS.values())]
+    caption = "Mean errors over the seeds, ± their standard deviation; below, seed by seed."
+    return [Heading("Over seeds"), Table(header, rows, caption)]
 
 
-def _spread(deviation: float | None) -> str:
-    return "" if deviation is None else f" ± {deviation:,.0f}"
+def _seeds_cell(numbers: Mapping[str, Any]) -> Cell:
+    spread = f" ± {numbers['spread']['mean_km']:,.0f}" if "spread" in numbers else ""
+    return Cell(f"{numbers['mean_km']:,.0f}{spread}", ", ".join(f"{mean:,.0f}" for mean in numbers["by_seed_km"]))
 
 
 def _describe_comparisons(comparisons: Mapping[str, Mapping[str, Any]], published: Mapping[str, Any]) -> list[Block]:
@@ -220,16 +215,19 @@ def _describe_comparisons(comparisons: Mapping[str, Mapping[str, Any]], publishe
 
 
 def _comparison_row(pair: str, seed: str, comparison: Mapping[str, Any]) -> list[str | Cell]:
-    low, high = comparison["intervals_95"]["mean_km"]
     claims = comparison["as_the_thesis_tested"]
     names = [MODELS[name].partition(",")[0] for name in pair.split("_minus_")]
+    interval, p = "no interval", comparison["bootstrap"]["p"]
+    if comparison["intervals_95"] is not None:
+        interval = "[{:+,.0f}, {:+,.0f}]".format(*comparison["intervals_95"]["mean_km"])
     return [
         f"{' – '.join(names)}, {pair.rpartition('_')[2]} set",
         seed.removeprefix("seed_"),
-        Cell(f"{comparison['mean_km']:+,.0f}", f"[{low:+,.0f}, {high:+,.0f}]"),
-        f"{comparison['bootstrap']['p']:.2g}",
-        *(
-            Cell(f"{test['t']:+.2f}", f"p {test['p']:.2g}")
-            for test in (comparison["paired_t_test"], claims["without"], claims["with_repeats"])
-        ),
+        Cell(f"{comparison['mean_km']:+,.0f}", interval),
+        "–" if p is None else f"{p:.2g}",
+        *(_t_cell(test) for test in (comparison["paired_t_test"], claims["without"], claims["with_repeats"])),
     ]
+
+
+def _t_cell(test: Mapping[str, Any]) -> Cell:
+    return Cell("–", "equal") if test["t"] is None else Cell(f"{test['t']:+.2f}", f"p {test['p']:.2g}")

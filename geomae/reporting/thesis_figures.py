@@ -18,6 +18,7 @@ from geomae.reporting.thesis_tables import MODELS
 
 __all__ = ["draw_thesis_figures"]
 
+NETWORKS = ("resnet", "vit", "mae")  # each in the same colour in both figures
 PARTS = {"full": "5.3", "half": "5.4"}  # what was trained on -> the figure of its loss curves
 
 
@@ -72,7 +73,8 @@ def _draw_losses(runs: Mapping[str, TrainingRecord], folder: Path) -> list[Pictu
     caption = "Figure 5.1: loss of the masked autoencoder by epoch, for the full set and for its first half."
     pictures = [save_picture(figure, folder, "figure_5_1_pretraining_loss", caption)]
     for part, number in PARTS.items():
-        histories = {MODELS[name].partition(",")[0]: runs[name].history for name in MODELS if name.endswith(part)}
+        names = [f"{network}_{part}" for network in NETWORKS]
+        histories = {MODELS[name].partition(",")[0]: runs[name].history for name in names}
         figure = loss_curves(
             histories,
             {"loss": "training", "eval_loss": "validation"},
@@ -87,7 +89,7 @@ def _draw_losses(runs: Mapping[str, TrainingRecord], folder: Path) -> list[Pictu
 
 def _losses_per_photo(record: TrainingRecord) -> list[dict[str, Any]]:
     """The log with training losses of one photo, as its validation losses are, where they were sums over a batch."""
-    if record.run["config"]["loss_reduction"] != "sum":
+    if record.run.get("config", {}).get("loss_reduction") != "sum":
         return record.history
     num_photos = record.run["training"]["total_batch_size"]
     return [{**entry, "loss": entry["loss"] / num_photos} if "loss" in entry else entry for entry in record.history]

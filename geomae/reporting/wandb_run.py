@@ -3,7 +3,6 @@
 `docs/wandb.md` says what is called how, and which panels to build from it.
 """
 
-import json
 import logging
 import os
 from collections.abc import Mapping, Sequence
@@ -15,9 +14,9 @@ from numpy.typing import NDArray
 
 from geomae.evaluation.known_test_sets import KNOWN_TEST_SETS
 from geomae.provenance import shown_config
-from geomae.reporting.records import EvaluationRecord, read_evaluation
+from geomae.reporting.records import EvaluationRecord, read_evaluation, read_run_record
 from geomae.reporting.results_section import draw_error_cdf, draw_prediction_map
-from geomae.tracking import flat_metrics, run_group_of, run_name_of
+from geomae.tracking import flat_metrics, refuse_bad_tags, run_group_of, run_name_of
 
 __all__ = ["MAX_TABLE_ROWS", "choose_rows", "log_evaluation", "name_test_set", "summarise_for_wandb"]
 
@@ -48,15 +47,21 @@ def log_evaluation(
         tags: of the run; those of WANDB_TAGS where there are none.
 
     Returns:
-        Whether W&B has it. Where W&B cannot be reached or nobody is logged in, a warning says what to do.
+        Whether W&B has it. Where W&B cannot be reached, nobody is logged in, or the training's `run.json` is broken, a
+        warning says what to do.
+
+    Raises:
+        SourceError: the folder holds no whole evaluation.
+        ConfigError: W&B would not take a tag.
     """
     import wandb  # seconds: only runs that report pay for it
 
+    refuse_bad_tags(tags)
     evaluation = read_evaluation(output_dir)
-    training = _read_training_record(checkpoint or evaluation.metrics.get("checkpoint"))
     name = name or run_name_of(str(output_dir))
-    group = group or training.get("config", {}).get("run_group") or os.environ.get("WANDB_RUN_GROUP")
     try:
+        training = _read_training_record(checkpoint or evaluation.metrics.get("checkpoint"))
+        group = group or training.get("config", {}).get("run_group") or os.environ.get("WANDB_RUN_GROUP")
         with wandb.init(
             project=os.environ.get("WANDB_PROJECT", "geomae"),
             name=name,
@@ -67,7 +72,7 @@ def log_evaluation(
             reinit="create_new",  # a training in the same process keeps its run
         ) as run:
             _log(run, evaluation, name)
-    except (wandb.Error, OSError) as problem:
+    except (wandb.Error, OSError, ValueError) as problem:  # what a variable WANDB_* is wrong in is a ValueError
         logger.warning(
             "W&B did not take the evaluation: %s\n  Its numbers are in %s. `wandb login` and "
             "`python -m geomae.reporting wandb %s` send them; WANDB_MODE=offline keeps them for `wandb sync`.",
@@ -121,8 +126,7 @@ def _read_training_record(checkpoint: str | None) -> dict[str, Any]:
     if checkpoint is None:
         return {}
     folder = Path(checkpoint)
-    record = (folder.absolute().parent if folder.name.startswith("checkpoint-") else folder) / "run.json"
-    return dict(json.loads(record.read_text(encoding="utf-8"))) if record.is_file() else {}
+    return read_run_record(folder.absolute().parent if folder.name.startswith("checkpoint-") else folder)
 
 
 def _describe(metrics: Mapping[str, Any], training: Mapping[str, Any]) -> dict[str, Any]:

@@ -14,10 +14,9 @@ from typing import Any
 
 import torch
 
-from geomae.data.filesystems import public_text
 from geomae.errors import ConfigError
 from geomae.files import write_whole
-from geomae.provenance import find_commit, find_versions, shown_config
+from geomae.provenance import find_commit, find_versions, shown_command, shown_config
 
 __all__ = ["claim_output_dir", "describe_run", "empty_output_dir", "find_checkpoint", "write_run_record"]
 
@@ -139,7 +138,7 @@ def write_run_record(output_dir: str, record: Mapping[str, Any]) -> Path:
 def describe_run(config: Mapping[str, Any], *, seed: int, num_processes: int) -> dict[str, Any]:
     """What is needed to repeat a run: command, configuration, commit, versions, hardware, seed."""
     return {
-        "command": public_text(" ".join([Path(sys.argv[0]).name, *sys.argv[1:]])),
+        "command": shown_command([Path(sys.argv[0]).name, *sys.argv[1:]]),
         "config": shown_config(config),
         "commit": find_commit(),
         "versions": find_versions(PACKAGES),
