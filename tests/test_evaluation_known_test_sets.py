@@ -143,7 +143,7 @@ def test_a_comparison_takes_a_test_set_by_its_name(
         files[-1].write_text("\n".join(["id,latitude,longitude", *(f"{name},{latitude},0" for name in ids)]))
     words = ["compare", *map(str, files), "--num_resamples", "100", "--test_set", "im2gps"]
     evaluation_main.main([*words, "--test_sets_dir", str(shared_data / "geotags")])
-    assert "237 photos, every one judged for both" in capsys.readouterr().out
+    assert "237 photos, every one counted for both" in capsys.readouterr().out
     with pytest.raises(SourceError, match="the list of the test set im2gps is neither"):
         evaluation_main.main([*words, "--test_sets_dir", str(tmp_path)])
 

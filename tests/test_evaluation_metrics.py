@@ -118,6 +118,11 @@ def test_a_prediction_off_earth_fails_by_its_id():
         compute_metrics([[0.0, 0.0], [0.0, 180.5]], np.zeros((2, 2)))
 
 
+def test_swapped_columns_of_predictions_are_suspected():
+    with pytest.raises(PredictionError, match="Are the two columns swapped"):
+        compute_metrics([[139.7, 35.7], [100.0, 13.8]], [[35.7, 139.7], [13.8, 100.0]])
+
+
 @pytest.mark.parametrize("truth", [[np.nan, 0.0], [91.0, 0.0], [0.0, 181.0], [0.0, np.inf]])
 def test_a_truth_off_earth_fails_by_its_id(truth):
     with pytest.raises(CoordinateError, match=r"1 of 2 rows of the truths are not on Earth; the first is id b\.jpg"):

@@ -51,7 +51,9 @@ def write_judged(folder, test_set, degrees, rows=slice(None), **how):
 
 def expected(test_set, first, second, **options):
     errors = [great_circle_km(degrees, test_set.coordinates_deg) for degrees in (first, second)]
-    return compare_errors(*errors, test_set.authors, **options)
+    both = {"num_photos": NUM_PHOTOS, "mean_km": pytest.approx(errors[0].mean() - errors[1].mean())}
+    missing = {"num_missing": {"first": 0, "second": 0}, "answered_by_both": both}
+    return compare_errors(*errors, test_set.authors, **options) | missing
 
 
 def test_files_are_matched_by_id_whatever_their_order(tmp_path):
@@ -94,6 +96,11 @@ def test_a_photo_without_an_answer_is_a_miss_on_its_side(tmp_path):
     assert compared["num_photos"] == NUM_PHOTOS
     assert compared["difference"]["mean_km"] == pytest.approx(-0.25 * np.pi * EARTH_RADIUS_KM)
     assert compared["difference"]["accuracy_within_km"]["1"] == 0.25
+    assert compared["num_missing"] == {"first": 0, "second": 10}
+    assert compared["answered_by_both"] == {"num_photos": 30, "mean_km": 0.0}
+    text = describe_difference(compared, "all", "part")
+    assert "0 photos have no answer of all and 10 none of part" in text
+    assert "On the 30 photos that both answer, the difference of the means is +0 km" in text
 
 
 def test_a_photo_that_both_files_leave_out_is_a_miss_of_both(tmp_path):
@@ -187,7 +194,7 @@ def test_the_command_reads_a_packed_split_and_swapped_columns(tmp_path, capsys):
     evaluation_main.main(["compare", str(file), str(file), "--test_set", str(swapped), "--swap_lat_lon"])
     printed = capsys.readouterr().out
     assert printed.count("have the same mean error") == 2
-    assert printed.count("6 photos, every one judged for both") == 2
+    assert printed.count("6 photos, every one counted for both") == 2
 
 
 def test_an_interval_that_holds_zero_names_no_winner_and_one_author_gives_none():

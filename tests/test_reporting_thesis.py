@@ -29,6 +29,7 @@ from geomae.reporting.__main__ import main
 from geomae.reporting.page import Cell
 from geomae.reporting.plots import reconstruction_grid, save_figure
 from geomae.reporting.records import read_training
+from geomae.reporting.thesis import _shown_p
 from geomae.reporting.thesis_figures import _losses_per_photo
 from geomae.reporting.thesis_tables import MODELS, TEST_SETS, read_published, thesis_tables
 
@@ -44,14 +45,14 @@ def make_test_set(name):
 
 
 def make_training(folder, *, with_pictures=False):
-    scale = 1 + len(folder.name)  # so that no two kinds of runs have the same curves
+    scale = sum(folder.name.encode())  # so that no two kinds of runs have the same curves
     history = [{"step": 10 * n, "epoch": 0.5 * n, "loss": scale / n, "eval_loss": 2 * scale / n} for n in (1, 2, 3)]
     folder.mkdir(parents=True)
     (folder / "trainer_state.json").write_text(json.dumps({"log_history": history}))
     run = {
         "command": f"run {folder.name}",
         "commit": "c0ffee",
-        "config": {"loss_reduction": "sum"},
+        "config": {"loss_reduction": "sum", "image_size": 8, "backbone": "tiny", "backbone_kwargs": {"depth": 2}},
         "training": {"total_batch_size": 64},
     }
     (folder / "run.json").write_text(json.dumps(run))
@@ -116,6 +117,8 @@ def test_pages_have_five_tables_the_paired_test_and_every_figure(folders, tmp_pa
     markdown = (tmp_path / "out" / "thesis.md").read_text()
     for number in range(1, 6):
         assert f"Table 5.{number}:" in markdown
+    assert "ResNet regressor: tiny (depth 2), 8 px" in markdown
+    assert "the figures show seed 0" in markdown
     assert "needs MP-16: make thesis ON=mp16" in markdown
     assert "stand-in say nothing about photos" in markdown
     assert "t, 64 photos | t, 128 rows" in markdown
@@ -222,7 +225,7 @@ def test_paired_table_says_of_each_pair_what_was_measured(without_figures, folde
     line = next(row for row in markdown.splitlines() if row.startswith("| ViT regressor – MAE, full set | 1 |"))
     measured, claims = numbers["seed_1"], numbers["seed_1"]["as_the_thesis_tested"]
     t_values = [measured["paired_t_test"]["t"], claims["without"]["t"], claims["with_repeats"]["t"]]
-    shown = [float(cell.split()[0].replace(",", "")) for cell in line.strip("| ").split("|")[2:]]
+    shown = [float(cell.replace("≤", "").split()[0].replace(",", "")) for cell in line.strip("| ").split("|")[2:]]
     assert shown[0] == round(measured["mean_km"])
     assert shown[1] == pytest.approx(measured["bootstrap"]["p"], rel=0.1)
     assert shown[2:] == [round(t, 2) for t in t_values]
@@ -283,3 +286,8 @@ def test_pretraining_losses_are_per_photo(folders):
     per_photo = _losses_per_photo(record)
     assert [entry["loss"] for entry in per_photo] == [entry["loss"] / 64 for entry in record.history]
     assert [entry["eval_loss"] for entry in per_photo] == [entry["eval_loss"] for entry in record.history]
+
+
+def test_p_says_where_the_resamples_end():
+    assert _shown_p(2 / 10_001, 10_000) == "≤ 0.0002"
+    assert _shown_p(4 / 10_001, 10_000) == "0.0004"

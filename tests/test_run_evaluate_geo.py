@@ -1,5 +1,6 @@
 """The script from its arguments to its files, with a checkpoint and with a file of predictions."""
 
+import importlib
 import json
 import os
 import subprocess
@@ -388,3 +389,11 @@ def test_what_is_no_evaluation_is_not_shown(tmp_path, content):
     (tmp_path / "comparison.json").write_text(content)
     with pytest.raises(SourceError, match=r"comparison\.json is not an evaluation: its keys are"):
         evaluation_main.main(["show", str(tmp_path / "comparison.json")])
+
+
+@pytest.mark.parametrize("script", ["run_pretrain_mae", "run_finetune_geo", "run_evaluate_geo"])
+def test_help_lists_every_option(script, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        importlib.import_module(script).main(["--help"])
+    assert stopped.value.code == 0
+    assert "--output_dir" in capsys.readouterr().out

@@ -96,7 +96,7 @@ class EvaluationArguments:
         },
     )
     num_resamples: int = field(
-        default=2000, metadata={"help": "Resamples behind the 95 % intervals, at least 100; 10000 takes seconds."}
+        default=2000, metadata={"help": "Resamples behind the intervals, at least 100; 10000 takes seconds."}
     )
     report_to: Literal["none", "wandb"] = field(
         default="none",

@@ -109,7 +109,8 @@ def _where_from(name: str, folder: Path) -> str:
     return (
         f"  The list of its {known.num_photos:,} photos with coordinates and authors:\n"
         f"    curl -fL --create-dirs -o {folder / name / file} {_LISTS}{file}\n"
-        f"  The photos, which only a checkpoint needs, in {folder / name / 'photos'}: {known.photos_from}\n"
+        "  The photos, which only a checkpoint needs (a file of answers does not: --predictions FILE), in "
+        f"{folder / name / 'photos'}: {known.photos_from}\n"
         "  Then run the same command again. A checkpoint is judged by: python run_evaluate_geo.py "
         f"configs/evaluate/{name}.yaml --checkpoint outputs/NAME --output_dir outputs/NAME/{name}\n"
         f"  Where they lie elsewhere than in {folder}: --test_sets_dir FOLDER."

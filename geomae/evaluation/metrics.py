@@ -151,9 +151,10 @@ def check_predictions(predicted_deg: NDArray[np.float64], ids: Sequence[object],
         first = int(np.argmax(off_earth))
         latitude, longitude = predicted_deg[first]
         kind = "not on Earth" if np.isfinite([latitude, longitude]).all() else "not finite"
+        swapped = not find_off_earth(predicted_deg[:, 1], predicted_deg[:, 0]).any()
         raise PredictionError(
             f"{int(off_earth.sum())} of {len(predicted_deg)} rows of {source} cannot be judged; the first is id "
             f"{ids[first]}, which is {kind}: latitude={latitude:g}, longitude={longitude:g}.\n"
             "  Latitude runs from -90 to 90 degrees, longitude from -180 to 180. "
-            "Leave a photo out to let it count as a miss."
+            + ("Are the two columns swapped?" if swapped else "Leave a photo out to let it count as a miss.")
         )

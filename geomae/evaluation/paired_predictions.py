@@ -63,7 +63,8 @@ def compare_predictions(
         seed: of the bootstrap.
 
     Returns:
-        As `compare_errors`.
+        As `compare_errors`, with `num_missing` on either side, and `answered_by_both`: how many photos, and the
+        difference of the means on those alone.
 
     Raises:
         PredictionError: the files are not of the same photos, or a prediction cannot be judged.
@@ -84,8 +85,8 @@ def compare_predictions(
         _refuse_other_authors(known)
     author_of = next((_author_of(each) for each in known if each.authors), None)
     authors = None if author_of is None else [author_of[name] for name in known[0].ids]
-    error_km, other_km = (_errors_in_order(each, known[0]) for each in answers)
-    return compare_errors(
+    (error_km, is_missing), (other_km, is_missing_too) = (_errors_in_order(each, known[0]) for each in answers)
+    compared = compare_errors(
         error_km,
         other_km,
         authors,
@@ -93,6 +94,15 @@ def compare_predictions(
         num_resamples=num_resamples,
         seed=seed,
     )
+    both = ~(is_missing | is_missing_too)
+    return {
+        **compared,
+        "num_missing": {"first": int(is_missing.sum()), "second": int(is_missing_too.sum())},
+        "answered_by_both": {
+            "num_photos": int(both.sum()),
+            "mean_km": float((error_km - other_km)[both].mean()) if both.any() else None,
+        },
+    }
 
 
 def _author_of(test_set: TestSet) -> dict[str, str]:
@@ -184,15 +194,15 @@ def _refuse_other_authors(known: Sequence[TestSet]) -> None:
             )
 
 
-def _errors_in_order(answers: _Answers, test_set: TestSet) -> NDArray[np.float64]:
-    """Errors `(n,)` in the order of the test set."""
+def _errors_in_order(answers: _Answers, test_set: TestSet) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+    """Errors `(n,)` in the order of the test set, and where there is no answer."""
     answered = ~np.isnan(answers.predicted_deg[:, 0])
     ids = [name for name, is_there in zip(answers.ids, answered, strict=True) if is_there]
     matched = match_predictions(Predictions(ids, answers.predicted_deg[answered]), test_set)
     is_missing = np.isnan(matched[:, 0])
     error_km = np.full(len(matched), LARGEST_ERROR_KM)
     error_km[~is_missing] = great_circle_km(matched[~is_missing], test_set.coordinates_deg[~is_missing])
-    return error_km
+    return error_km, is_missing
 
 
 def format_comparison(comparison: dict[str, Any], first: str, second: str) -> str:
@@ -211,7 +221,7 @@ def format_comparison(comparison: dict[str, Any], first: str, second: str) -> st
     rows.append(_row(comparison, ("geoscore",), "GeoScore"))
     return "\n".join(
         [
-            f"{comparison['num_photos']:,} photos, every one judged for both; the difference is {first} - {second}.",
+            f"{comparison['num_photos']:,} photos, every one counted for both; the difference is {first} - {second}.",
             "",
             *align_columns(rows),
             "",
@@ -259,7 +269,26 @@ def describe_difference(comparison: dict[str, Any], first: str, second: str, *, 
     low, high = comparison["intervals_95"]["mean_km"]
     drawn = f"{bootstrap['num_resamples']:,} resamples of {bootstrap['num_clusters']:,} {bootstrap['clustered_by']}s"
     verdict = _verdict(comparison, first, second, adjusted_p)
-    return f"{opening} (95 % interval [{low:+,.0f}, {high:+,.0f}], p = {_p(bootstrap['p'])}, {drawn}); {verdict}."
+    return (
+        f"{opening} (95 % interval [{low:+,.0f}, {high:+,.0f}], p = {_p(bootstrap['p'])}, {drawn}); {verdict}."
+        f"{_describe_missing(comparison, first, second)}"
+    )
+
+
+def _describe_missing(comparison: dict[str, Any], first: str, second: str) -> str:
+    """What photos without an answer have to do with the difference; nothing where there are none."""
+    missing, both = comparison.get("num_missing", {}), comparison.get("answered_by_both", {})
+    if not any(missing.values()):
+        return ""
+    without = (
+        f" ATTENTION: {missing['first']:,} photos have no answer of {first} and {missing['second']:,} none of {second}"
+    )
+    if both["mean_km"] is None:
+        return f"{without}: they count as misses of 20,015 km. No photo has an answer of both."
+    return (
+        f"{without}: they count as misses of 20,015 km. On the {both['num_photos']:,} photos that both answer, the "
+        f"difference of the means is {both['mean_km']:+,.0f} km."
+    )
 
 
 def _verdict(comparison: dict[str, Any], first: str, second: str, adjusted_p: float | None) -> str:

@@ -219,7 +219,11 @@ def draw_error_cdf(group: dict[str, EvaluationRecord], folder: Path, number: int
     errors = {name: record.error_km for name, record in group.items()}
     baselines = next((r.baseline_errors for r in group.values() if r.baseline_errors is not None), None)
     columns = {} if baselines is None else {name: baselines[name].to_numpy() for name in baselines.column_names}
-    grey = {BASELINE_NAMES[key]: columns[key] for key in BASELINES_IN_CDF if key in columns}
+    grey = {  # of a random answer the first of its runs was kept
+        BASELINE_NAMES[key] + ", one run" * key.startswith("random"): columns[key]
+        for key in BASELINES_IN_CDF
+        if key in columns
+    }
     num_photos = len(next(iter(errors.values())))
     figure = error_cdf(errors, grey, title=f"{_name_test_set(group)}: {num_photos:,} photos")
     caption = "Share of photos within each error, against answers that saw no photo."

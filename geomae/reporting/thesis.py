@@ -84,6 +84,7 @@ def write_thesis(
     tables = thesis_tables(published, numbers["models"], baselines, measured_on=measured_on, needs_mp16=needs_mp16)
     blocks: list[Block] = [
         *_introduce(measured_on, needs_mp16, published),
+        Paragraph(_describe_networks(trained[first], first)),
         *tables,
         *_describe_seeds(numbers["seeds"]),
         *_describe_comparisons(numbers["comparisons"], published["thesis"]["t_test"]),
@@ -178,6 +179,21 @@ def _introduce(measured_on: str, needs_mp16: bool, published: Mapping[str, Any])
     return blocks
 
 
+def _describe_networks(runs: Mapping[str, TrainingRecord], seed: str) -> str:
+    """What was trained, which on a stand-in is smaller than what the thesis trained."""
+    told = []
+    for name in ("resnet_full", "vit_full", "mae_full"):
+        config = runs[name].run.get("config", {})
+        if "backbone" in config:
+            options = ", ".join(f"{key} {value}" for key, value in config["backbone_kwargs"].items())
+            network = config["backbone"] + (f" ({options})" if options else "")
+        else:
+            network = f"{config.get('num_hidden_layers')} layers of width {config.get('hidden_size')}"
+        told.append(f"{MODELS[name].partition(',')[0]}: {network}, {config.get('image_size')} px")
+    shown = f"Tables 5.1 to 5.5 and the figures show {seed.replace('_', ' ')}."
+    return f"Trained here: {'; '.join(told)}. {shown}"
+
+
 def _describe_seeds(seeds: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> list[Block]:
     """One line a model: the mean error of each seed, and their mean and standard deviation."""
     rows: list[list[str | Cell]] = [
@@ -224,9 +240,15 @@ def _comparison_row(pair: str, seed: str, comparison: Mapping[str, Any]) -> list
         f"{' – '.join(names)}, {pair.rpartition('_')[2]} set",
         seed.removeprefix("seed_"),
         Cell(f"{comparison['mean_km']:+,.0f}", interval),
-        "–" if p is None else f"{p:.2g}",
+        "–" if p is None else _shown_p(p, comparison["bootstrap"]["num_resamples"]),
         *(_t_cell(test) for test in (comparison["paired_t_test"], claims["without"], claims["with_repeats"])),
     ]
+
+
+def _shown_p(p: float, num_resamples: int) -> str:
+    """So many resamples cannot tell smaller ones apart."""
+    smallest = 2.0 / (num_resamples + 1)
+    return f"{'≤ ' if p <= smallest else ''}{p:.2g}"
 
 
 def _t_cell(test: Mapping[str, Any]) -> Cell:
