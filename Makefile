@@ -48,7 +48,7 @@ lint: $(INSTALLED) ## Check style, formatting and types
 	$(BIN)/mypy
 
 bench: $(INSTALLED) ## Run every benchmark
-	@shopt -s nullglob; files=(benchmarks/*.py); \
+	@files=($$(grep -l '^if __name__' benchmarks/*.py)); \
 	if [ $${#files[@]} -eq 0 ]; then echo "There are no benchmarks in benchmarks/ yet."; fi; \
 	for file in "$${files[@]}"; do echo "== $$file"; $(BIN)/python "$$file"; done
 

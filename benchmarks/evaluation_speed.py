@@ -10,7 +10,6 @@ minutes on two cores. Writes the JSON and a page beside it.
 """
 
 import argparse
-import json
 import os
 import statistics
 import sys
@@ -29,6 +28,7 @@ import cv2
 import datasets
 import numpy as np
 import torch
+from recording import write_results
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -36,7 +36,6 @@ from geomae.data import PhotoCollator
 from geomae.data.photos import encode_jpeg
 from geomae.errors import ConfigError, GeoMAEError
 from geomae.evaluation.predict import predict_coordinates
-from geomae.files import write_whole
 from geomae.provenance import find_commit, find_versions
 from machine import find_cpu_model
 from modeling import GeoBaselineConfig, GeoBaselineForGeolocation, GeoMAEConfig, GeoMAEForGeolocation
@@ -103,11 +102,7 @@ def main() -> None:
         "mean_kilobytes": mean_kilobytes,
         "cases": entries,
     }
-    arguments.output.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(arguments.output, json.dumps(record, indent=2) + "\n")
-    page = to_markdown(record)
-    write_whole(arguments.output.with_suffix(".md"), page)
-    print(page)
+    write_results(arguments.output, record, to_markdown)
 
 
 def make_photos(folder: Path, size: tuple[int, int]) -> list[Path]:

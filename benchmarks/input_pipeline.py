@@ -14,7 +14,6 @@ Takes about seven minutes on two cores. Writes the JSON and a page of tables bes
 """
 
 import argparse
-import json
 import math
 import os
 import sys
@@ -27,9 +26,9 @@ os.environ |= {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}  # read once, whe
 import cv2
 import numpy as np
 import torch
+from recording import write_results
 
 from geomae.errors import ConfigError, GeoMAEError
-from geomae.files import write_whole
 from geomae.provenance import find_commit, find_versions
 from loading.measure import Measurement, measure, memory_over_epochs
 from loading.peers import missing_modules, peer_pipelines
@@ -74,11 +73,7 @@ def main() -> None:
         "memory": _look_at_memory(photos, options, arguments.memory_epochs),
         "cores_needed": cores_needed(entries),
     }
-    arguments.output.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(arguments.output, json.dumps(record, indent=2) + "\n")
-    page = to_markdown(record)
-    write_whole(arguments.output.with_suffix(".md"), page)
-    print(page)
+    write_results(arguments.output, record, to_markdown)
 
 
 def _parse_arguments() -> argparse.Namespace:

@@ -10,7 +10,6 @@ its own, imports and baselines included. Takes about five minutes. Writes the JS
 """
 
 import argparse
-import json
 import os
 import resource
 import subprocess
@@ -32,6 +31,7 @@ import pyarrow as pa
 import pyarrow.parquet
 import scipy.stats
 from numpy.typing import NDArray
+from recording import write_results
 
 from geomae.data.places import draw_near_places
 from geomae.errors import GeoMAEError
@@ -43,7 +43,6 @@ from geomae.evaluation import (
     summarise_errors,
     write_evaluation,
 )
-from geomae.files import write_whole
 from geomae.geography import great_circle_km
 from geomae.populated_places import read_populated_places
 from geomae.provenance import find_commit, find_versions
@@ -102,11 +101,7 @@ def main() -> None:
         "largest_relative_difference_to_naive": {name: _compare_with_naive(*errors[name]) for name in SETS},
         "memory": memory,
     }
-    arguments.output.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(arguments.output, json.dumps(record, indent=2) + "\n")
-    page = to_markdown(record)
-    write_whole(arguments.output.with_suffix(".md"), page)
-    print(page)
+    write_results(arguments.output, record, to_markdown)
 
 
 def _parse_arguments() -> argparse.Namespace:

@@ -189,7 +189,7 @@ def densest_point(coordinates_deg: Points, *, radius_km: float) -> Points:
     length = np.linalg.norm(inside)
     middle = inside / length if length > 1e-9 else best  # points all round the Earth have no middle
     candidates = np.concatenate([candidates, middle[None]])
-    num_near = tree.query_ball_point(candidates, chord, return_length=True)
+    num_near = np.append(num_near, tree.query_ball_point(middle, chord, return_length=True))
     tied = candidates[num_near == num_near.max()]
     return to_degrees(tied[np.argmax(tied @ middle)])
 

@@ -76,18 +76,13 @@ def bootstrap_intervals(
     """
     if not 0.0 < confidence < 1.0:
         raise ConfigError(f"confidence must be a share between 0 and 1, such as 0.95; got {confidence}")
-    resampling: dict[str, Any] = {
-        "thresholds_km": thresholds_km,
-        "quantiles": quantiles,
-        "num_resamples": num_resamples,
-        "seed": seed,
-    }
     error_km = np.asarray(error_km, dtype=np.float64)
-    _check(error_km, clusters, **resampling)
-    num_clusters = len(np.unique(_as_labels(clusters, error_km.size)))
+    _check(error_km, clusters, thresholds_km, quantiles, num_resamples, seed)
+    photos = _sort_by_error(error_km, clusters)
+    num_clusters = photos[2]
     if num_clusters < MIN_CLUSTERS:
         return None
-    resampled = resampled_metrics(error_km, clusters, **resampling) or {}
+    resampled = _resample(*photos, thresholds_km, quantiles, num_resamples, seed)
     tails = [(1.0 - confidence) / 2.0, (1.0 + confidence) / 2.0]
 
     def interval(values: Floats) -> list[float]:
@@ -130,9 +125,20 @@ def resampled_metrics(
     """
     error_km = np.asarray(error_km, dtype=np.float64)
     _check(error_km, clusters, thresholds_km, quantiles, num_resamples, seed)
-    sorted_km, membership, num_clusters = _sort_by_error(error_km, clusters)
-    if num_clusters < 2:
-        return None
+    photos = _sort_by_error(error_km, clusters)
+    return None if photos[2] < 2 else _resample(*photos, thresholds_km, quantiles, num_resamples, seed)
+
+
+def _resample(
+    sorted_km: Floats,
+    membership: NDArray[np.intp],
+    num_clusters: int,
+    thresholds_km: Sequence[float],
+    quantiles: Sequence[float],
+    num_resamples: int,
+    seed: int,
+) -> dict[str, Any]:
+    """`resampled_metrics` of what `_sort_by_error` gives."""
     columns = [np.ones_like(sorted_km), sorted_km, geoscores(sorted_km), *(sorted_km <= km for km in thresholds_km)]
     sums = np.stack([np.bincount(membership, weights=each, minlength=num_clusters) for each in columns], axis=1)
     blocks = _SortedBlocks(sorted_km, membership, num_clusters)

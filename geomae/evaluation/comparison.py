@@ -59,8 +59,6 @@ def compare_errors(
         raise PredictionError(
             f"paired errors must be of the same photos, (n,) each; got {pair[0].shape} and {pair[1].shape}"
         )
-    if clusters is not None and len(clusters) != len(pair[0]):
-        raise PredictionError(f"every photo needs a cluster; got {len(clusters)} clusters of {len(pair[0])} photos")
     summaries = [summarise_errors(errors, thresholds_km=thresholds_km) for errors in pair]
     first, second = ({name: summary[name] for name in COMPARED} for summary in summaries)
     intervals, bootstrap = _bootstrap(pair, clusters, thresholds_km, num_resamples=num_resamples, seed=seed)

@@ -14,7 +14,14 @@ from geomae.evaluation.metrics import LARGEST_ERROR_KM, THRESHOLDS_KM, check_pre
 from geomae.evaluation.tables import Predictions, TestSet, nearest_ids
 from geomae.geography import great_circle_km
 
-__all__ = ["judge_errors", "judge_groups", "judge_predictions", "judge_with_ten_crop", "match_predictions"]
+__all__ = [
+    "judge_errors",
+    "judge_groups",
+    "judge_predictions",
+    "judge_with_ten_crop",
+    "match_predictions",
+    "measure_errors",
+]
 
 # What a group's entry holds of the numbers and of their intervals; the rest follows from predictions.parquet.
 KEPT_OF_GROUPS = ("num_photos", "mean_km", "median_km", "geoscore", "accuracy_within_km")
@@ -47,6 +54,24 @@ def match_predictions(predictions: Predictions, test_set: TestSet) -> NDArray[np
     matched = np.full((len(test_set.ids), 2), np.nan)
     matched[[position[name] for name in predictions.ids]] = predictions.coordinates_deg
     return matched
+
+
+def measure_errors(
+    matched_deg: NDArray[np.float64], test_set: TestSet
+) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+    """Great-circle errors, the largest there is where a photo has no answer, and which photos those are.
+
+    Args:
+        matched_deg: `(n, 2)` degrees of `match_predictions`.
+        test_set: n photos.
+
+    Returns:
+        `(n,)` kilometres, and `(n,)` True where there is no answer.
+    """
+    is_missing: NDArray[np.bool_] = np.isnan(matched_deg[:, 0])
+    error_km = np.full(len(matched_deg), LARGEST_ERROR_KM)
+    error_km[~is_missing] = great_circle_km(matched_deg[~is_missing], test_set.coordinates_deg[~is_missing])
+    return error_km, is_missing
 
 
 def judge_predictions(
@@ -83,9 +108,7 @@ def judge_predictions(
         ConfigError: there are too few resamples, or a radius cannot be one.
     """
     matched = match_predictions(predictions, test_set)
-    is_missing: NDArray[np.bool_] = np.isnan(matched[:, 0])
-    error_km = np.full(len(matched), LARGEST_ERROR_KM)
-    error_km[~is_missing] = great_circle_km(matched[~is_missing], test_set.coordinates_deg[~is_missing])
+    error_km, is_missing = measure_errors(matched, test_set)
     resampling: dict[str, Any] = {"thresholds_km": thresholds_km, "num_resamples": num_resamples, "seed": seed}
     metrics = judge_errors(error_km, test_set, **resampling)
     metrics["by"] = judge_groups(error_km, test_set, **resampling)
@@ -151,9 +174,10 @@ def judge_errors(
     Raises:
         ConfigError: there are too few resamples, or a radius cannot be one.
     """
-    clusters = np.asarray(test_set.authors or test_set.ids)  # by their names: equal draws whatever the rows' order
-    unit = "author" if test_set.authors is not None else "photo"
-    return _judge(error_km, clusters, unit, thresholds_km=thresholds_km, num_resamples=num_resamples, seed=seed)
+    clusters = np.asarray(test_set.clusters)  # by their names: equal draws whatever the rows' order
+    return _judge(
+        error_km, clusters, test_set.cluster_unit, thresholds_km=thresholds_km, num_resamples=num_resamples, seed=seed
+    )
 
 
 def judge_groups(
@@ -177,8 +201,7 @@ def judge_groups(
         `scene`, `continent`, `country` (`find_groups`): group -> `KEPT_OF_GROUPS` with `intervals_95` of the same and
         `bootstrap`, groups with most photos first. `author`: `summarise_authors`, where the authors are known.
     """
-    unit = "author" if test_set.authors is not None else "photo"
-    _, clusters = np.unique(test_set.authors or test_set.ids, return_inverse=True)  # numbers in the names' order
+    _, clusters = np.unique(test_set.clusters, return_inverse=True)  # numbers in the names' order
     by: dict[str, dict[str, Any]] = {}
     for kind, labels in find_groups(test_set).items():
         groups, membership, num_photos = np.unique(labels, return_inverse=True, return_counts=True)
@@ -188,7 +211,7 @@ def judge_groups(
             judged = _judge(
                 error_km[rows],
                 clusters[rows],
-                unit,
+                test_set.cluster_unit,
                 thresholds_km=thresholds_km,
                 quantiles=(),
                 num_resamples=num_resamples,

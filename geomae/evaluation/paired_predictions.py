@@ -12,12 +12,11 @@ from numpy.typing import NDArray
 
 from geomae.errors import ConfigError, PredictionError, SourceError
 from geomae.evaluation.comparison import compare_errors
-from geomae.evaluation.judge import match_predictions
-from geomae.evaluation.metrics import LARGEST_ERROR_KM, THRESHOLDS_KM
+from geomae.evaluation.judge import match_predictions, measure_errors
+from geomae.evaluation.metrics import THRESHOLDS_KM
 from geomae.evaluation.records import read_metrics
 from geomae.evaluation.summary import align_columns
 from geomae.evaluation.tables import Predictions, TestSet, read_predictions
-from geomae.geography import great_circle_km
 
 __all__ = ["compare_predictions", "describe_difference", "format_comparison"]
 
@@ -25,7 +24,7 @@ SAME_PLACE_DEG = 1e-6  # 11 cm: the same truth, written with fewer digits
 # With few clusters the percentile bootstrap sees differences where there are none: 2,000 pairs of equally good models
 # (normal differences, clusters of one size) had p < 0.05 in 50 % of the cases with 2 clusters, in 20 % with 4, in 11 %
 # with 9, in 6.5 % with 20.
-MIN_CLUSTERS = 20
+MIN_CLUSTERS_OF_A_VERDICT = 20
 
 
 @dataclass(frozen=True)
@@ -198,11 +197,7 @@ def _errors_in_order(answers: _Answers, test_set: TestSet) -> tuple[NDArray[np.f
     """Errors `(n,)` in the order of the test set, and where there is no answer."""
     answered = ~np.isnan(answers.predicted_deg[:, 0])
     ids = [name for name, is_there in zip(answers.ids, answered, strict=True) if is_there]
-    matched = match_predictions(Predictions(ids, answers.predicted_deg[answered]), test_set)
-    is_missing = np.isnan(matched[:, 0])
-    error_km = np.full(len(matched), LARGEST_ERROR_KM)
-    error_km[~is_missing] = great_circle_km(matched[~is_missing], test_set.coordinates_deg[~is_missing])
-    return error_km, is_missing
+    return measure_errors(match_predictions(Predictions(ids, answers.predicted_deg[answered]), test_set), test_set)
 
 
 def format_comparison(comparison: dict[str, Any], first: str, second: str) -> str:
@@ -293,10 +288,10 @@ def _describe_missing(comparison: dict[str, Any], first: str, second: str) -> st
 
 def _verdict(comparison: dict[str, Any], first: str, second: str, adjusted_p: float | None) -> str:
     bootstrap, (low, high) = comparison["bootstrap"], comparison["intervals_95"]["mean_km"]
-    if bootstrap["num_clusters"] < MIN_CLUSTERS:
+    if bootstrap["num_clusters"] < MIN_CLUSTERS_OF_A_VERDICT:
         return (
-            f"with fewer than {MIN_CLUSTERS} {bootstrap['clustered_by']}s such intervals are too narrow and such p too "
-            "small: these photos do not tell which of the two is better"
+            f"with fewer than {MIN_CLUSTERS_OF_A_VERDICT} {bootstrap['clustered_by']}s such intervals are too narrow "
+            "and such p too small: these photos do not tell which of the two is better"
         )
     if adjusted_p is None:
         is_sure, why = low > 0 or high < 0, "the interval " + ("leaves 0 out" if low > 0 or high < 0 else "holds 0")

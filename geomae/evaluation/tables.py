@@ -91,6 +91,16 @@ class TestSet:
         """Digest of the sorted ids: equal for equal sets of photos, whatever their order."""
         return _digest(self.ids)
 
+    @property
+    def clusters(self) -> list[str]:
+        """N names: photos of one name are drawn together where intervals are resampled."""
+        return self.authors or self.ids
+
+    @property
+    def cluster_unit(self) -> str:
+        """What a cluster is: `author`, or `photo` where no author is known."""
+        return "photo" if self.authors is None else "author"
+
 
 @dataclass(frozen=True)
 class Predictions:

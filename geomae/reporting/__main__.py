@@ -10,6 +10,7 @@ python -m geomae.reporting wandb outputs/evaluate
 import argparse
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from geomae.errors import GeoMAEError
@@ -102,8 +103,7 @@ def _report(arguments: argparse.Namespace) -> int:
         training_deg=training_deg,
         title=arguments.title,
     )
-    print("\n".join(f"wrote {path}" for path in written))
-    return 0
+    return _say_written(written)
 
 
 def _compare(arguments: argparse.Namespace) -> int:
@@ -116,8 +116,7 @@ def _compare(arguments: argparse.Namespace) -> int:
         num_resamples=arguments.num_resamples,
         title=arguments.title,
     )
-    print("\n".join(f"wrote {path}" for path in written))
-    return 0
+    return _say_written(written)
 
 
 def _thesis(arguments: argparse.Namespace) -> int:
@@ -135,6 +134,10 @@ def _thesis(arguments: argparse.Namespace) -> int:
         published_file=arguments.published,
         argv=["-m", "geomae.reporting", *sys.argv[1:]],
     )
+    return _say_written(written)
+
+
+def _say_written(written: Sequence[Path]) -> int:
     print("\n".join(f"wrote {path}" for path in written))
     return 0
 

@@ -1,7 +1,7 @@
 """What a test set's evaluations say: one table, the errors' distribution, maps, and the photos at either end."""
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ __all__ = [
     "evaluation_table",
     "group_by_test_set",
     "introduce_test_set",
+    "number_cell",
 ]
 
 BASELINE_NAMES = {
@@ -129,7 +130,10 @@ def evaluation_table(models: dict[str, dict[str, Any]]) -> Table:
     cells: list[list[str | Cell]] = [
         [
             name,
-            *(_cell(metrics, key, is_best=_look_up(metrics, key) == top) for key, top in zip(keys, best, strict=True)),
+            *(
+                number_cell(metrics, key, is_best=_look_up(metrics, key) == top)
+                for key, top in zip(keys, best, strict=True)
+            ),
         ]
         for name, metrics in rows.items()
     ]
@@ -155,7 +159,7 @@ def _tables_by_group(models: dict[str, dict[str, Any]]) -> list[Block]:
                 [
                     f"{group}: {name}" if len(models) > 1 else group,
                     f"{numbers['num_photos']:,}",
-                    *(_cell(numbers, key, is_best=False) for key in keys),
+                    *(number_cell(numbers, key) for key in keys),
                 ]
                 for group, name, numbers in rows
             ]
@@ -163,29 +167,35 @@ def _tables_by_group(models: dict[str, dict[str, Any]]) -> list[Block]:
     return blocks
 
 
-def _look_up(metrics: dict[str, Any], key: Sequence[str]) -> Any:
+def _look_up(metrics: Mapping[str, Any], key: Sequence[str]) -> Any:
     value: Any = metrics
     for part in key:
         value = value[part]
     return value
 
 
-def _cell(metrics: dict[str, Any], key: Sequence[str], *, is_best: bool) -> Cell:
+def number_cell(metrics: Mapping[str, Any], key: Sequence[str], *, is_best: bool = False) -> Cell:
+    """A number with its interval, or its spread over runs; `no interval` where there is none for it.
+
+    Args:
+        metrics: content of a `metrics.json`, or an entry of its baselines or groups.
+        key: where the number is in it, such as `("accuracy_within_km", "200")`.
+        is_best: of its column; nobody is best at 0.0 %.
+    """
     is_share = key[0] == "accuracy_within_km"
 
     def shown(value: float) -> str:
         return f"{100.0 * value:.1f}" if is_share else f"{value:,.0f}"
 
     note = ""
-    if "intervals_95" in metrics and metrics["intervals_95"] is None:
-        note = "no interval"
-    elif "intervals_95" in metrics:
-        low, high = _look_up(metrics["intervals_95"], key)
-        note = f"[{shown(low)}, {shown(high)}]"
+    if "intervals_95" in metrics:
+        intervals = metrics["intervals_95"]
+        has_one = intervals is not None and key[0] in intervals  # of published means nobody knows one
+        note = "[{}, {}]".format(*map(shown, _look_up(intervals, key))) if has_one else "no interval"
     elif "spread" in metrics:
         note = f"± {shown(_look_up(metrics['spread'], key))}"
     text = shown(_look_up(metrics, key))
-    return Cell(text, note, is_best and text.strip("0.") != "")  # nobody is best at 0.0 %
+    return Cell(text, note, is_best and text.strip("0.") != "")
 
 
 def _judge(name: str, metrics: dict[str, Any]) -> list[Block]:

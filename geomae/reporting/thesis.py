@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 
 from geomae.evaluation import compare_predictions, describe_run, read_metrics, write_evaluation
 from geomae.evaluation.repeated_photos import repeated_t_test
-from geomae.reporting.page import Block, Cell, Heading, Paragraph, Picture, Table, render_html, render_markdown
+from geomae.reporting.page import Block, Cell, Heading, Paragraph, Table
 from geomae.reporting.records import EvaluationRecord, TrainingRecord, read_evaluation, read_training
-from geomae.reporting.report import describe_provenance
+from geomae.reporting.report import describe_provenance, write_pages
 from geomae.reporting.thesis_figures import draw_thesis_figures
 from geomae.reporting.thesis_tables import MODELS, TEST_SETS, read_published, thesis_tables
 
@@ -93,10 +93,7 @@ def write_thesis(
         *describe_provenance(list(trained[first].values()), []),
         Paragraph(f"Its numbers are in metrics.json beside it, made at commit {numbers['commit']}."),
     ]
-    pages = [folder / "thesis.md", folder / "thesis.html"]
-    pages[0].write_text(render_markdown(blocks), encoding="utf-8")
-    pages[1].write_text(render_html(blocks, title=TITLE, folder=folder), encoding="utf-8")
-    return [*written, *pages, *(folder / block.file for block in blocks if isinstance(block, Picture))]
+    return [*written, *write_pages(blocks, folder, "thesis", title=TITLE)]
 
 
 def _read_evaluations(folder: Path) -> Seed:

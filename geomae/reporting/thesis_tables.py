@@ -14,6 +14,7 @@ from scipy.stats import binomtest
 
 from geomae.errors import SourceError
 from geomae.reporting.page import Cell, Table
+from geomae.reporting.results_section import number_cell
 
 __all__ = ["MODELS", "TEST_SETS", "Row", "model_rows", "read_published", "thesis_tables"]
 
@@ -154,24 +155,8 @@ def _cell(numbers: Mapping[str, Any] | None, key: Sequence[str]) -> Cell:
     """A number with its interval, or its spread over runs, and the number of photos behind it."""
     if numbers is None or key[0] not in numbers:
         return Cell("–", "unmeasured" if numbers is None else "not published")
-    count = f"n {numbers['num_photos']:,}"
-    if "spread" in numbers:
-        beside = f"± {_shown(_look_up(numbers['spread'], key), key)}"
-    else:
-        interval = _look_up(numbers["intervals_95"] or {}, key)
-        beside = "no interval" if interval is None else "[{}, {}]".format(*(_shown(end, key) for end in interval))
-    return Cell(_shown(_look_up(numbers, key), key), f"{beside}, {count}")
-
-
-def _look_up(numbers: Mapping[str, Any], key: Sequence[str]) -> Any:
-    value: Any = numbers
-    for part in key:
-        value = None if value is None else value.get(part)
-    return value
-
-
-def _shown(value: float, key: Sequence[str]) -> str:
-    return f"{100.0 * value:.1f}" if key[0] == "accuracy_within_km" else f"{value:,.0f}"
+    cell = number_cell(numbers, key)
+    return Cell(cell.text, f"{cell.note}, n {numbers['num_photos']:,}")
 
 
 def _wilson(share: float, num_photos: int) -> list[float]:
