@@ -8,7 +8,8 @@ from torch import Tensor, nn
 from geomae.evaluation.metrics import summarise_errors
 from geomae.geography import great_circle_km
 from geomae.tracking import flat_metrics
-from geomae.training.streaming import Batch, EvaluationRows, StreamingTrainer
+from geomae.training.evaluation_rows import EvaluationRows
+from geomae.training.streaming import Batch, StreamingTrainer
 
 __all__ = ["GeolocationTrainer", "MAETrainer"]
 
