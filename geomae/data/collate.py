@@ -13,6 +13,7 @@ import cv2
 import numpy as np
 import torch
 
+from geomae.data.augmentation import PixelAugmentation
 from geomae.data.photos import center_crop, decode_photo, evaluation_short_side, random_resized_crop, ten_crops
 from geomae.data.shared_batches import BatchMemory, small_tensor
 from geomae.errors import ConfigError, CoordinateError, DamagedPhotoError
@@ -20,6 +21,8 @@ from geomae.errors import ConfigError, CoordinateError, DamagedPhotoError
 __all__ = ["PhotoCollator", "SkippingDamagedBatches"]
 
 logger = logging.getLogger(__name__)
+
+NO_CHANGE = PixelAugmentation()
 
 
 class PhotoCollator:
@@ -43,6 +46,7 @@ class PhotoCollator:
         augment: bool,
         crop_scale: tuple[float, float] = (0.66, 1.0),
         flip: bool = True,
+        pixels: PixelAugmentation = NO_CHANGE,
         num_patches: int | None = None,
         labelled: bool = True,
         crops_per_photo: int = 1,
@@ -55,6 +59,7 @@ class PhotoCollator:
             augment: random crop and flip, a pure function of the sample's `augmentation_seed`; else the central crop.
             crop_scale: smallest and largest share of the photo that a random crop covers, 0 to 1.
             flip: whether half of the augmented photos are mirrored.
+            pixels: what else becomes of a random crop, drawn from the same seed.
             num_patches: with it, a photo not augmented gets masking noise that is a function of its id alone, so that a
                 validation loss of the masked autoencoder can be repeated.
             labelled: whether coordinates are needed.
@@ -76,7 +81,7 @@ class PhotoCollator:
             raise ConfigError("ten_crop is for evaluations, whose photos are not augmented: leave out one of both.")
         self.crops_per_photo, self.ten_crop = crops_per_photo, ten_crop
         self.image_size, self.augment, self.flip = image_size, augment, flip
-        self.crop_scale = (low, high)
+        self.crop_scale, self.pixels = (low, high), pixels
         self.num_patches, self.labelled = num_patches, labelled
         self._memory = BatchMemory(0, image_size)
 
@@ -128,7 +133,9 @@ class PhotoCollator:
         flip_probability = 0.5 if self.flip else 0.0
         place = self._memory.next_place()
         size, scale = self.image_size, self.crop_scale
-        return random_resized_crop(photo, size, scale, rng, flip_probability=flip_probability, out=place)
+        crop = random_resized_crop(photo, size, scale, rng, flip_probability=flip_probability, out=place)
+        self.pixels.apply(crop, rng)
+        return crop
 
     def share_memory(self, *, batch_size: int, num_workers: int, prefetch_factor: int) -> None:
         """Write crops straight into memory that forked workers share with this process; before they are started.

@@ -228,6 +228,7 @@ def build_collators(
         augment=data.augment,
         crop_scale=(low, high),
         flip=data.flip,
+        pixels=data.pixel_augmentation,
         labelled=labelled,
         crops_per_photo=data.crops_per_photo,
     )
