@@ -67,10 +67,12 @@ def main(argv: Sequence[str]) -> None:
     with refuse_what_the_model_refuses():
         architecture = inherit_encoder(architecture, start.init_from, given=given_keys(argv))
         config = config_class(**vars(architecture))
-    stream = build_stream(data, args, labelled=True)
+    stream = build_stream(data, args, labelled=True, num_scenes=config.num_scenes)
     validation = load_validation(data)
     refuse_training_photos(stream, validation)
-    training_collator, validation_collator = build_collators(data, image_size=config.image_size, labelled=True)
+    training_collator, validation_collator = build_collators(
+        data, image_size=config.image_size, labelled=True, num_scenes=config.num_scenes
+    )
 
     # model
     set_seed(args.seed)
