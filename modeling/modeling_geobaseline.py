@@ -9,7 +9,9 @@ from torch import Tensor, nn
 from transformers import initialization as init
 
 from .configuration_geobaseline import GeoBaselineConfig
-from .geolocation_head import GeolocationHead, GeolocationOutput, build_head
+from .geocell_tensors import GeocellTensors
+from .geolocation_head import GeolocationHead, GeolocationOutput
+from .heads import build_head
 from .patches import PixelNormalizer
 from .pretrained_model import GeoPreTrainedModel
 
@@ -50,21 +52,22 @@ class GeoBaselineForGeolocation(GeoPreTrainedModel):
         self.pixel_normalizer = PixelNormalizer(config.image_mean, config.image_std)
         self.backbone = build_backbone(config)
         # num_features is the width before timm's own last layers, which some models keep without a classifier
-        self.head = build_head(
-            config.head_type, self.backbone.head_hidden_size, config.head_hidden_sizes, config.head_dropout_prob
-        )
+        self.head = build_head(self.backbone.head_hidden_size, config)
         self._keep_timm_initialization()
         self.post_init()
 
-    def forward(self, pixel_values: Tensor, coordinates_deg: Tensor | None = None) -> GeolocationOutput:
+    def forward(
+        self, pixel_values: Tensor, coordinates_deg: Tensor | None = None, scene_labels: Tensor | None = None
+    ) -> GeolocationOutput:
         """Locate photos.
 
         Args:
             pixel_values: `(B, C, H, W)`, uint8 0..255 or normalised floats.
             coordinates_deg: `(B, 2)` true latitude and longitude, degrees; gives `loss` and `error_km`.
+            scene_labels: `(B,)` int64, -1 where the scene is not known; only where `config.num_scenes` is above 0.
         """
         pixels = self.pixel_normalizer(pixel_values).to(next(self.backbone.parameters()).dtype)
-        return self.head(self.backbone(pixels), coordinates_deg)  # (B, C, H, W) -> (B, head_hidden_size)
+        return self.head(self.backbone(pixels), coordinates_deg, scene_labels)  # (B, C, H, W) -> (B, head_hidden_size)
 
     def combine_crops(self, outputs: Sequence[GeolocationOutput]) -> GeolocationOutput:
         """One answer from those to several crops of the same photos, as the head combines them."""
@@ -78,7 +81,7 @@ class GeoBaselineForGeolocation(GeoPreTrainedModel):
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         """Fill what no checkpoint and no timm constructor has filled; `init` leaves everything marked alone."""
-        if isinstance(module, PixelNormalizer):
+        if isinstance(module, (PixelNormalizer, GeocellTensors)):
             module.reset_buffers()
         elif isinstance(module, GeolocationHead):
             for layer in module.layers:
