@@ -28,7 +28,9 @@ S16 = {"0.jpg": 0, "1.jpg": 15, "2.jpg": 7, "3.jpg": 4, "4.jpg": -1, "5.jpg": 10
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Six photos and the table of MP-16's kind beside them; pandas made numbers with a point of one column."""
-    folder = write_photos(tmp_path_factory.mktemp("source") / "photos", list(S3))
+    folder = tmp_path_factory.mktemp("source") / "photos"
+    for number, name in enumerate(S3):
+        write_photos(folder, [name], first=10 + 45 * number)
     places = [
         ("0.jpg", "a", 10, 20, 0, "0.0", 1, 1, 0, 0),
         ("1.jpg", "b", 11, 21, 1, "15.0", 2, 0, 1, 0),
@@ -129,10 +131,10 @@ def test_other_numbers_of_scenes_are_refused() -> None:
 @pytest.mark.parametrize("num_scenes", [3, 16])
 def test_scenes_are_learned_and_their_accuracy_is_logged(packed: Path, tmp_path: Path, num_scenes: int) -> None:
     data = DataArguments(data_dirs=[str(packed / "train")], validation_dir=str(packed / "validation"), augment=False)
-    args = training_arguments(tmp_path, per_device_train_batch_size=6, max_steps=30, learning_rate=0.02)
+    args = training_arguments(tmp_path, per_device_train_batch_size=6, max_steps=100, learning_rate=0.01)
     training, judging = build_collators(data, image_size=16, labelled=True, num_scenes=num_scenes)
     trainer = GeolocationTrainer(
-        GeoMAEForGeolocation(GeoMAEConfig(**TINY, head_type="sphere", num_scenes=num_scenes, scene_loss_weight=5000)),
+        GeoMAEForGeolocation(GeoMAEConfig(**TINY, head_type="sphere", num_scenes=num_scenes, scene_loss_weight=50)),
         args,
         train_dataset=build_stream(data, args, labelled=True, num_scenes=num_scenes),
         train_collator=training,

@@ -82,9 +82,7 @@ class PhotoCollator:
                 f"image_size={image_size}, crops_per_photo={crops_per_photo}: expected at least 1 pixel and 1 crop."
             )
         if num_scenes and num_scenes not in SCENE_COLUMNS:
-            raise ConfigError(
-                f"num_scenes is {num_scenes}; write 3 (S3_Label), 16 (S16_Label), or 0: none"
-            )
+            raise ConfigError(f"num_scenes is {num_scenes}; write 3 (S3_Label), 16 (S16_Label), or 0: none")
         if ten_crop and augment:
             raise ConfigError("ten_crop is for evaluations, whose photos are not augmented: leave out one of both.")
         self.crops_per_photo, self.ten_crop = crops_per_photo, ten_crop
