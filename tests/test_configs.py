@@ -376,7 +376,9 @@ def test_modern_geocells_have_the_three_partitions_and_the_whole_recipe() -> Non
     assert 8 * args.per_device_train_batch_size == 1024
 
 
-@pytest.mark.parametrize("path", [ROOT / f"configs/{kind}/geomae_vit_base_mp16.yaml" for kind in ("pretrain", "finetune")])
+@pytest.mark.parametrize(
+    "path", [ROOT / f"configs/{kind}/geomae_vit_base_mp16.yaml" for kind in ("pretrain", "finetune")]
+)
 def test_hours_and_memory_of_the_header_follow_from_work_and_peak(path: Path) -> None:
     _, _, architecture, args = load(path)
     is_pretraining = path in PRETRAIN

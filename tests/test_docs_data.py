@@ -1,4 +1,4 @@
-"""What `docs/data.md`, `docs/scaling.md` and `docs/recipes.md` tell a user to write exists: commands, options, keys and names."""
+"""What `docs/data.md`, `docs/scaling.md` and `docs/recipes.md` tell a user to write exists: commands, options, keys."""
 
 import ast
 import dataclasses
