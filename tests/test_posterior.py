@@ -120,7 +120,7 @@ def test_radii_hold_what_they_promise_of_points_drawn_from_the_posterior() -> No
         spread = spread_around(*posterior)
         for share, radius in ((0.5, spread.radius_50_km), (0.9, spread.radius_90_km)):
             assert np.mean(distance_km <= radius.item()) == pytest.approx(share, abs=0.02)
-            assert mass_within(*posterior, radius).item() == pytest.approx(share, abs=1e-6)
+            assert mass_within(*posterior, radius).item() == pytest.approx(share, abs=1e-3)
         assert spread.expected_km.item() == pytest.approx(distance_km.mean(), rel=0.01)
 
 
