@@ -1,8 +1,9 @@
 """From photos to coordinates: every photo exactly once, on any number of processes, with the same digits."""
 
 import os
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -17,7 +18,10 @@ from geomae.data.collate import SkippingDamagedBatches
 from geomae.errors import SourceError, TooManyDamagedPhotosError
 from geomae.evaluation.tables import Predictions
 
-__all__ = ["is_main_process", "predict_coordinates"]
+__all__ = ["answer_photos", "in_order_of", "is_main_process", "predict_coordinates", "unique_ids"]
+
+Answer = TypeVar("Answer")
+Row = TypeVar("Row")
 
 
 class PhotoDataset(Protocol):
@@ -77,14 +81,67 @@ def predict_coordinates(
         SourceError: the data set is empty or repeats an id.
         TooManyDamagedPhotosError: more photos are damaged than `max_damaged_share` allows.
     """
+    all_ids = unique_ids(dataset)
+    batches = list(
+        answer_photos(
+            partial(_locate, model),
+            model,
+            dataset,
+            collator,
+            batch_size=batch_size,
+            num_workers=num_workers,
+            bf16=bf16,
+            device=device,
+            description="Predicting",
+        )
+    )
+    degrees = torch.cat([answers for _, answers in batches]).tolist() if batches else []
+    rows = list(zip((name for ids, _ in batches for name in ids), degrees, strict=True))
+    answers = in_order_of(all_ids, gather_object(rows), max_damaged_share=max_damaged_share)
+    coordinates_deg = np.array(list(answers.values()), dtype=np.float64)
+    coordinates_deg = coordinates_deg.reshape(len(answers), -1 if answers else 2)
+    ten_crop = Predictions(list(answers), coordinates_deg[:, 2:]) if coordinates_deg.shape[1] > 2 else None
+    return Predictions(list(answers), coordinates_deg[:, :2], ten_crop)
+
+
+def unique_ids(dataset: PhotoDataset) -> list[str]:
+    """The ids of a data set; SourceError where there is none, or one stands there twice."""
+    ids = [str(name) for name in dataset["id"]]
+    if not ids or len(set(ids)) < len(ids):
+        raise SourceError(f"these need to be photos with unique ids; got {len(ids)} rows, {len(set(ids))} ids")
+    return ids
+
+
+def answer_photos(
+    answer: Callable[[Sequence[Tensor]], Answer],
+    model: PreTrainedModel,
+    dataset: PhotoDataset,
+    collator: Callable[[list[Any]], dict[str, Any]],
+    *,
+    batch_size: int,
+    num_workers: int,
+    bf16: bool,
+    device: torch.device | str | None = None,
+    description: str,
+) -> Iterator[tuple[list[str], Answer]]:
+    """Batch by batch, the ids of this process's share of the photos and what `answer` makes of them.
+
+    Args:
+        answer: called without gradients on the crops of a batch, one or ten, each `(B, 3, H, W)` on the device.
+        model: moved to the device, in evaluation mode; what `answer` runs.
+        dataset: as `predict_coordinates`, and so are the other arguments.
+        collator: samples -> `pixel_values` and `ids`.
+        batch_size: photos in a forward pass.
+        num_workers: decoding processes for each device.
+        bf16: run under bfloat16 autocast.
+        device: where the model runs; this process's device where None.
+        description: of the progress bar, which the first process shows.
+    """
     state = _process_state()
     device = torch.device(device) if device is not None else state.device
-    all_ids = [str(name) for name in dataset["id"]]
-    if not all_ids or len(set(all_ids)) < len(all_ids):
-        raise SourceError(f"a test set needs photos with unique ids; got {len(all_ids)} rows, {len(set(all_ids))} ids")
     loader: DataLoader[Any] = DataLoader(
         dataset,  # type: ignore[arg-type]  # the Protocol is what DataLoader needs of a Dataset
-        batch_sampler=_batches_of_rank(len(all_ids), batch_size, state.process_index, state.num_processes),
+        batch_sampler=_batches_of_rank(len(dataset), batch_size, state.process_index, state.num_processes),
         collate_fn=SkippingDamagedBatches(collator),
         num_workers=num_workers,
         pin_memory=device.type == "cuda",
@@ -92,34 +149,25 @@ def predict_coordinates(
     ready = iter(loader)  # before the model moves: workers decode meanwhile, and fork before there is a CUDA context
     model.to(device)  # type: ignore[arg-type]  # transformers wraps torch's method without its type
     model.eval()
-    progress = tqdm(ready, desc="Predicting", unit="batch", total=len(loader), disable=not state.is_main_process)
-    ids, batches = _predict_batches(model, progress, device, bf16=bf16)
-    rows = list(zip(ids, torch.cat(batches).tolist() if batches else [], strict=True))
-    return _in_order(gather_object(rows), all_ids, max_damaged_share)
-
-
-@torch.inference_mode()
-def _predict_batches(
-    model: PreTrainedModel, loaded: Iterable[dict[str, Any]], device: torch.device, *, bf16: bool
-) -> tuple[list[str], list[Tensor]]:
-    """This process's ids and predictions, `(B, 2)` or, of the first crop and of all, `(B, 4)`.
-
-    These stay on the device, so that no batch waits for a copy.
-    """
-    ids: list[str] = []
-    batches: list[Tensor] = []
-    for batch in loaded:
+    for batch in tqdm(ready, desc=description, unit="batch", total=len(loader), disable=not state.is_main_process):
         if not batch["ids"]:
             continue
         pixel_values = batch["pixel_values"].to(device, non_blocking=True)
-        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16):
-            outputs = [model(pixel_values=crops) for crops in pixel_values.split(len(batch["ids"]))]
-        answers = outputs[:1]
-        if len(outputs) > 1:
-            answers.append(model.combine_crops(outputs))  # type: ignore[operator]  # of our models; torch thinks of a tensor
-        batches.append(torch.cat([answer.coordinates_deg for answer in answers], dim=1).double())
-        ids.extend(map(str, batch["ids"]))
-    return ids, batches
+        with torch.inference_mode(), torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16):
+            answers = answer(pixel_values.split(len(batch["ids"])))
+        yield list(map(str, batch["ids"])), answers  # outside of the contexts, which a caller must not inherit
+
+
+def _locate(model: PreTrainedModel, crops: Sequence[Tensor]) -> Tensor:
+    """Coordinates `(B, 2)` or, of the first crop and of all, `(B, 4)`.
+
+    These stay on the device, so that no batch waits for a copy.
+    """
+    outputs = [model(pixel_values=crop) for crop in crops]
+    answers = outputs[:1]
+    if len(outputs) > 1:
+        answers.append(model.combine_crops(outputs))  # type: ignore[operator]  # of our models; torch thinks of a tensor
+    return torch.cat([answer.coordinates_deg for answer in answers], dim=1).double()
 
 
 def _batches_of_rank(num_photos: int, batch_size: int, rank: int, num_ranks: int) -> list[list[int]]:
@@ -127,19 +175,19 @@ def _batches_of_rank(num_photos: int, batch_size: int, rank: int, num_ranks: int
     return [list(range(start, min(start + batch_size, num_photos))) for start in starts]
 
 
-def _in_order(rows: Sequence[tuple[str, list[float]]], all_ids: list[str], max_damaged_share: float) -> Predictions:
-    """Gathered rows in the data set's order; asserts that every one is there once."""
+def in_order_of(all_ids: Sequence[str], rows: Sequence[tuple[str, Row]], *, max_damaged_share: float) -> dict[str, Row]:
+    """Gathered rows by id, in the data set's order; asserts that every one is there once.
+
+    Raises:
+        TooManyDamagedPhotosError: more ids have no row than `max_damaged_share` allows.
+    """
     answers = dict(rows)
-    assert len(answers) == len(rows), "a photo was predicted twice"
-    assert answers.keys() <= set(all_ids), "a photo was predicted that the data set does not have"
+    assert len(answers) == len(rows), "a photo was answered twice"
+    assert answers.keys() <= set(all_ids), "a photo was answered that the data set does not have"
     num_damaged = len(all_ids) - len(answers)
     if num_damaged > max_damaged_share * len(all_ids):
         raise TooManyDamagedPhotosError(
             f"{num_damaged} of {len(all_ids)} photos are damaged, more than max_damaged_share={max_damaged_share:g} "
             "allows; the log names each with its reason. Mend them, or allow more with --max_damaged_share"
         )
-    ids = [name for name in all_ids if name in answers]
-    width = len(rows[0][1]) if rows else 2
-    degrees = np.array([answers[name] for name in ids], dtype=np.float64).reshape(-1, width)
-    ten_crop = Predictions(ids, degrees[:, 2:]) if width > 2 else None
-    return Predictions(ids, degrees[:, :2], ten_crop)
+    return {name: answers[name] for name in all_ids if name in answers}
