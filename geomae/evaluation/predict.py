@@ -1,10 +1,10 @@
 """From photos to rows of numbers: every photo exactly once, on any number of processes, with the same digits."""
 
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -22,8 +22,19 @@ from geomae.evaluation.posterior import POSTERIOR_COLUMNS
 from geomae.evaluation.posterior_head import describe_decoding, measure_posterior, other_decodings, posterior_head
 from geomae.evaluation.tables import Predictions
 
-__all__ = ["PhotoRows", "collect_rows", "is_main_process", "predict_coordinates", "run_model"]
+__all__ = [
+    "PhotoRows",
+    "answer_photos",
+    "collect_rows",
+    "in_order_of",
+    "is_main_process",
+    "predict_coordinates",
+    "unique_ids",
+]
 
+
+Answer = TypeVar("Answer")
+Row = TypeVar("Row")
 Columns = dict[str, Tensor]
 TEN_CROP = "ten_crop/"  # begins the name of a column of the combined answer
 
@@ -47,68 +58,6 @@ def _process_state() -> PartialState:
     return PartialState(cpu=forced or not torch.accelerator.is_available())
 
 
-@dataclass(frozen=True)
-class PhotoRows:
-    """What was computed of n photos, over all processes, in the order of the data set; damaged photos are left out."""
-
-    ids: list[str]
-    columns: dict[str, NDArray[Any]]  # name -> (n, ...); empty where every photo is damaged
-
-
-def collect_rows(
-    model: PreTrainedModel,
-    compute: Callable[[dict[str, Any]], Columns],
-    dataset: PhotoDataset,
-    collator: Callable[[list[Any]], dict[str, Any]],
-    *,
-    batch_size: int,
-    num_workers: int = 0,
-    device: torch.device | str | None = None,
-    max_damaged_share: float = 0.1,
-) -> PhotoRows:
-    """Compute columns of numbers from every photo of a data set once.
-
-    Batches are cut from the data set in order and whole batches are dealt to the processes, so that a photo is computed
-    beside the same neighbours however many processes there are, and its digits do not depend on their number. Columns
-    stay on the device until the end, so that no batch waits for a copy.
-
-    Args:
-        model: is moved to the device and put into evaluation mode.
-        compute: a batch of B photos, its tensors on the device -> named tensors `(B, ...)`; without gradients.
-        dataset: map-style, with unique ids in its column `id`.
-        collator: samples -> tensors and B `ids`; it leaves damaged photos out.
-        batch_size: photos of a batch.
-        num_workers: decoding processes for each device.
-        device: where the model runs; this process's device where None.
-        max_damaged_share: share of photos that may be damaged.
-
-    Returns:
-        The same rows on every process.
-
-    Raises:
-        SourceError: the data set is empty or repeats an id.
-        TooManyDamagedPhotosError: more photos are damaged than `max_damaged_share` allows.
-    """
-    state = _process_state()
-    device = torch.device(device) if device is not None else state.device
-    all_ids = [str(name) for name in dataset["id"]]
-    if not all_ids or len(set(all_ids)) < len(all_ids):
-        raise SourceError(f"a test set needs photos with unique ids; got {len(all_ids)} rows, {len(set(all_ids))} ids")
-    loader: DataLoader[Any] = DataLoader(
-        dataset,  # type: ignore[arg-type]  # the Protocol is what DataLoader needs of a Dataset
-        batch_sampler=_batches_of_rank(len(all_ids), batch_size, state.process_index, state.num_processes),
-        collate_fn=SkippingDamagedBatches(collator),
-        num_workers=num_workers,
-        pin_memory=device.type == "cuda",
-    )
-    ready = iter(loader)  # before the model moves: workers decode meanwhile, and fork before there is a CUDA context
-    model.to(device)  # type: ignore[arg-type]  # transformers wraps torch's method without its type
-    model.eval()
-    progress = tqdm(ready, desc="Predicting", unit="batch", total=len(loader), disable=not state.is_main_process)
-    parts = gather_object([_compute_rows(compute, progress, device)])
-    return _in_order(parts, all_ids, max_damaged_share)
-
-
 def predict_coordinates(
     model: PreTrainedModel,
     dataset: PhotoDataset,
@@ -122,6 +71,9 @@ def predict_coordinates(
     max_damaged_share: float = 0.1,
 ) -> Predictions:
     """Predict every photo of a data set once.
+
+    Batches are cut from the data set in order and whole batches are dealt to the processes, so that a photo is computed
+    beside the same neighbours however many processes there are, and its digits do not depend on their number.
 
     A collator that makes several crops of each photo gets two answers: that of the first crop, with the digits that it
     has alone, since every crop has a forward pass of its own; and that of all crops, as the model combines them.
@@ -150,12 +102,13 @@ def predict_coordinates(
         TooManyDamagedPhotosError: more photos are damaged than `max_damaged_share` allows.
     """
     rows = collect_rows(
+        partial(_locate, model, other_decodings(model, decodings)),
         model,
-        partial(_answer_photos, model, other_decodings(model, decodings), bf16=bf16),
         dataset,
         collator,
         batch_size=batch_size,
         num_workers=num_workers,
+        bf16=bf16,
         device=device,
         max_damaged_share=max_damaged_share,
     )
@@ -166,15 +119,66 @@ def predict_coordinates(
     return _as_predictions(rows.ids, central, decoded_with, ten_crop)
 
 
-def run_model(model: PreTrainedModel, pixel_values: Tensor, *, bf16: bool) -> Any:
-    """The model's output for a batch; the backbone under bfloat16 autocast where that is asked for."""
-    with torch.autocast(pixel_values.device.type, dtype=torch.bfloat16, enabled=bf16):
-        return model(pixel_values=pixel_values)
+@dataclass(frozen=True)
+class PhotoRows:
+    """What was computed of n photos, over all processes, in the order of the data set; damaged photos are left out."""
+
+    ids: list[str]
+    columns: dict[str, NDArray[Any]]  # name -> (n, ...); empty where every photo is damaged
 
 
-def _answer_photos(model: PreTrainedModel, others: Sequence[str], batch: dict[str, Any], *, bf16: bool) -> Columns:
+def collect_rows(
+    answer: Callable[[dict[str, Any]], Columns],
+    model: PreTrainedModel,
+    dataset: PhotoDataset,
+    collator: Callable[[list[Any]], dict[str, Any]],
+    *,
+    batch_size: int,
+    num_workers: int = 0,
+    bf16: bool = False,
+    device: torch.device | str | None = None,
+    max_damaged_share: float = 0.1,
+    description: str = "Predicting",
+) -> PhotoRows:
+    """Columns of numbers, computed from every photo of a data set once.
+
+    Columns stay on the device until the end, so that no batch waits for a copy.
+
+    Args:
+        answer: a batch of B photos -> named tensors `(B, ...)`; see `answer_photos` for it and for the others.
+        model: what `answer` runs.
+        dataset: map-style, with unique ids in its column `id`.
+        collator: samples -> tensors and B `ids`; it leaves damaged photos out.
+        batch_size: photos of a batch.
+        num_workers: decoding processes for each device.
+        bf16: run under bfloat16 autocast.
+        device: where the model runs; this process's device where None.
+        max_damaged_share: share of photos that may be damaged.
+        description: of the progress bar.
+
+    Returns:
+        The same rows on every process.
+
+    Raises:
+        SourceError: the data set is empty or repeats an id.
+        TooManyDamagedPhotosError: more photos are damaged than `max_damaged_share` allows.
+    """
+    all_ids = unique_ids(dataset)
+    how: dict[str, Any] = {"batch_size": batch_size, "num_workers": num_workers, "bf16": bf16, "device": device}
+    batches = list(answer_photos(answer, model, dataset, collator, description=description, **how))
+    names = list(batches[0][1]) if batches else []
+    own = {name: torch.cat([answers[name] for _, answers in batches]).cpu().numpy() for name in names}
+    parts: list[PhotoRows] = gather_object([PhotoRows([name for ids, _ in batches for name in ids], own)])
+    ids = [name for part in parts for name in part.ids]
+    row_of = in_order_of(all_ids, list(zip(ids, range(len(ids)), strict=True)), max_damaged_share=max_damaged_share)
+    filled = [part.columns for part in parts if part.ids]  # a process that saw no photo knows no columns
+    columns = {name: np.concatenate([each[name] for each in filled]) for name in (filled[0] if filled else ())}
+    return PhotoRows(list(row_of), {name: column[list(row_of.values())] for name, column in columns.items()})
+
+
+def _locate(model: PreTrainedModel, others: Sequence[str], batch: dict[str, Any]) -> Columns:
     """Columns of the first crop, and, behind `TEN_CROP`, of all of them together where there are several."""
-    outputs = [run_model(model, crops, bf16=bf16) for crops in batch["pixel_values"].split(len(batch["ids"]))]
+    outputs = [model(pixel_values=crops) for crops in batch["pixel_values"].split(len(batch["ids"]))]
     columns = _answer(model, others, outputs[0], batch)
     if len(outputs) > 1:
         combined = model.combine_crops(outputs)  # type: ignore[operator]  # of our models; torch thinks of a tensor
@@ -209,24 +213,61 @@ def _as_predictions(
     )
 
 
-@torch.inference_mode()
-def _compute_rows(
-    compute: Callable[[dict[str, Any]], Columns], loaded: Iterable[dict[str, Any]], device: torch.device
-) -> PhotoRows:
-    """This process's rows, in the order of its batches."""
-    ids: list[str] = []
-    batches: list[Columns] = []
-    for batch in loaded:
+def unique_ids(dataset: PhotoDataset) -> list[str]:
+    """The ids of a data set; SourceError where there is none, or one stands there twice."""
+    ids = [str(name) for name in dataset["id"]]
+    if not ids or len(set(ids)) < len(ids):
+        raise SourceError(f"these need to be photos with unique ids; got {len(ids)} rows, {len(set(ids))} ids")
+    return ids
+
+
+def answer_photos(
+    answer: Callable[[dict[str, Any]], Answer],
+    model: PreTrainedModel,
+    dataset: PhotoDataset,
+    collator: Callable[[list[Any]], dict[str, Any]],
+    *,
+    batch_size: int,
+    num_workers: int,
+    bf16: bool,
+    device: torch.device | str | None = None,
+    description: str,
+) -> Iterator[tuple[list[str], Answer]]:
+    """Batch by batch, the ids of this process's share of the photos and what `answer` makes of them.
+
+    Args:
+        answer: called without gradients on a batch of the collator, its tensors on the device.
+        model: moved to the device, in evaluation mode; what `answer` runs.
+        dataset: as `predict_coordinates`, and so are the other arguments.
+        collator: samples -> `pixel_values` and `ids`.
+        batch_size: photos in a forward pass.
+        num_workers: decoding processes for each device.
+        bf16: run under bfloat16 autocast.
+        device: where the model runs; this process's device where None.
+        description: of the progress bar, which the first process shows.
+    """
+    state = _process_state()
+    device = torch.device(device) if device is not None else state.device
+    loader: DataLoader[Any] = DataLoader(
+        dataset,  # type: ignore[arg-type]  # the Protocol is what DataLoader needs of a Dataset
+        batch_sampler=_batches_of_rank(len(dataset), batch_size, state.process_index, state.num_processes),
+        collate_fn=SkippingDamagedBatches(collator),
+        num_workers=num_workers,
+        pin_memory=device.type == "cuda",
+    )
+    ready = iter(loader)  # before the model moves: workers decode meanwhile, and fork before there is a CUDA context
+    model.to(device)  # type: ignore[arg-type]  # transformers wraps torch's method without its type
+    model.eval()
+    for batch in tqdm(ready, desc=description, unit="batch", total=len(loader), disable=not state.is_main_process):
         if not batch["ids"]:
             continue
         moved = {
             name: value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
             for name, value in batch.items()
         }
-        batches.append(compute(moved))
-        ids.extend(map(str, batch["ids"]))
-    names = list(batches[0]) if batches else []
-    return PhotoRows(ids, {name: torch.cat([batch[name] for batch in batches]).cpu().numpy() for name in names})
+        with torch.inference_mode(), torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16):
+            answers = answer(moved)
+        yield list(map(str, batch["ids"])), answers  # outside of the contexts, which a caller must not inherit
 
 
 def _batches_of_rank(num_photos: int, batch_size: int, rank: int, num_ranks: int) -> list[list[int]]:
@@ -234,19 +275,19 @@ def _batches_of_rank(num_photos: int, batch_size: int, rank: int, num_ranks: int
     return [list(range(start, min(start + batch_size, num_photos))) for start in starts]
 
 
-def _in_order(parts: Sequence[PhotoRows], all_ids: list[str], max_damaged_share: float) -> PhotoRows:
-    """Gathered rows in the data set's order; asserts that every one is there once."""
-    row_of = {name: row for row, name in enumerate(name for part in parts for name in part.ids)}
-    assert len(row_of) == sum(len(part.ids) for part in parts), "a photo was predicted twice"
-    assert row_of.keys() <= set(all_ids), "a photo was predicted that the data set does not have"
-    num_damaged = len(all_ids) - len(row_of)
+def in_order_of(all_ids: Sequence[str], rows: Sequence[tuple[str, Row]], *, max_damaged_share: float) -> dict[str, Row]:
+    """Gathered rows by id, in the data set's order; asserts that every one is there once.
+
+    Raises:
+        TooManyDamagedPhotosError: more ids have no row than `max_damaged_share` allows.
+    """
+    answers = dict(rows)
+    assert len(answers) == len(rows), "a photo was answered twice"
+    assert answers.keys() <= set(all_ids), "a photo was answered that the data set does not have"
+    num_damaged = len(all_ids) - len(answers)
     if num_damaged > max_damaged_share * len(all_ids):
         raise TooManyDamagedPhotosError(
             f"{num_damaged} of {len(all_ids)} photos are damaged, more than max_damaged_share={max_damaged_share:g} "
             "allows; the log names each with its reason. Mend them, or allow more with --max_damaged_share"
         )
-    ids = [name for name in all_ids if name in row_of]
-    filled = [part.columns for part in parts if part.ids]  # a process that saw no photo knows no columns
-    order = [row_of[name] for name in ids]
-    names = list(filled[0]) if filled else []
-    return PhotoRows(ids, {name: np.concatenate([columns[name] for columns in filled])[order] for name in names})
+    return {name: answers[name] for name in all_ids if name in answers}
