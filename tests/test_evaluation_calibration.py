@@ -2,6 +2,9 @@
 
 import json
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,6 +20,8 @@ from geomae.evaluation import calibration
 from geomae.evaluation.calibration import fit_temperature, format_calibration, measure_calibration
 from modeling import GeoMAEConfig, GeoMAEForGeolocation, load_geolocator
 from run_evaluate_geo import main as evaluate_main
+
+ROOT = Path(__file__).resolve().parent.parent
 
 
 def draw(num_photos=5000, sharpness=1.0):
@@ -110,6 +115,14 @@ def test_the_temperature_is_written_into_the_checkpoint_and_used_from_there(tmp_
     again = calibrate(checkpoint, *validation)
     assert again["temperature"] == pytest.approx(record["temperature"], rel=1e-3)
     assert "about right" in format_calibration(again)
+
+
+def test_a_process_of_its_own_loads_the_checkpoint_by_the_code_beside_it(validation, checkpoint):
+    command = [sys.executable, "-m", "geomae.evaluation", "calibrate", "--checkpoint", str(checkpoint), *validation]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr[-3000:]
+    written = json.loads((checkpoint / "config.json").read_text())["temperature"]
+    assert written == pytest.approx(calibrate(checkpoint, *validation)["temperature"], rel=1e-3)
 
 
 def test_photos_can_be_drawn(validation, checkpoint):

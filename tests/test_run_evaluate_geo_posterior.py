@@ -2,6 +2,7 @@
 
 import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet
@@ -163,6 +164,12 @@ def test_options_of_a_posterior_are_refused_for_a_head_that_answers_a_point(
         evaluate(tmp_path / "out", *words, *option)
     assert not (tmp_path / "out").exists()
     assert "posterior" not in evaluate(tmp_path / "out", *words)
+
+
+def test_what_is_recorded_of_a_posterior_is_explained(tmp_path, words):
+    document = (Path(__file__).resolve().parent.parent / "docs" / "evaluation.md").read_text()
+    recorded = {*evaluate(tmp_path / "out", *words)["posterior"], *DECODINGS, *POSTERIOR_COLUMNS}
+    assert not [name for name in recorded if f"`{name}`" not in document]
 
 
 def test_decodings_have_the_names_that_the_models_know():

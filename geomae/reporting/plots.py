@@ -234,7 +234,8 @@ def calibration_curve(
             place = mass + 0.8 * (rank - (len(curves) - 1) / 2)
             bars = None
             if (ends := intervals.get(name)) is not None:
-                bars = np.abs(100.0 * np.array([ends[key] for key in curve]).T - shares)
+                low, high = 100.0 * np.array([ends[key] for key in curve]).T
+                bars = np.maximum([shares - low, high - shares], 0.0)  # an interval may leave its number out
             look = {"color": _colour(rank), "linestyle": _dashes(rank // len(COLOURS)), "marker": "o", "markersize": 4}
             axes.errorbar(place, shares, yerr=bars, capsize=2, elinewidth=1.0, label=_shown_label(name), **look)
         axes.set(xlim=(0, 100), ylim=(0, 100), title=title)
