@@ -108,7 +108,9 @@ def test_the_density_sums_up_to_one_over_the_sphere():
     z, weights = np.polynomial.legendre.leggauss(200)
     longitudes = np.arange(400) * 0.9 - 180
     points = np.stack(np.broadcast_arrays(np.degrees(np.arcsin(z))[:, None], longitudes[None]), axis=-1).reshape(-1, 2)
-    many = Neighbours(np.repeat(neighbours.similarity, len(points), 0), np.repeat(neighbours.places_deg, len(points), 0))
+    many = Neighbours(
+        np.repeat(neighbours.similarity, len(points), 0), np.repeat(neighbours.places_deg, len(points), 0)
+    )
     log_density = kernel_log_density(many, points, sigma_km=800.0, similarity_exponent=1.0, uniform_share=0.1)
     total = (np.exp(log_density).reshape(200, 400) * weights[:, None]).sum() * 2 * np.pi / 400
     assert total == pytest.approx(1.0, abs=1e-9)
