@@ -92,7 +92,7 @@ def test_answers_are_the_decodings_of_the_model_and_the_density_is_that_of_its_c
         output = model(torch.from_numpy(np.stack(crops)).permute(0, 3, 1, 2))
         decoded = {name: each.numpy() for name, each in model.head.decode(output.logits, DECODINGS).items()}
         truths = read(tmp_path / "out")[["true_latitude", "true_longitude"]].to_numpy()[:-1]
-        density = model.head.log_density(output.logits, torch.from_numpy(truths))
+        density = model.head.log_density(output.logits, torch.tensor(truths))
     for name, answers in decoded.items():
         table = read(tmp_path / "out", "predictions" if name == "kernel" else f"predictions_{name}")
         written = table[["latitude", "longitude"]].to_numpy()[:-1]
