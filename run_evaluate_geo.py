@@ -9,19 +9,15 @@ The first runs a checkpoint on photos, also under `accelerate launch`. The secon
 
 import sys
 from collections.abc import Sequence
-from pathlib import Path
-
-import numpy as np
 
 from geomae.errors import GeoMAEError
 from geomae.evaluation import (
     EvaluationArguments,
-    TestSet,
     describe_run,
     describe_test_set,
     format_summary,
+    judge_answers,
     judge_baselines,
-    judge_with_ten_crop,
     read_predictions,
     read_test_set,
     read_training_coordinates,
@@ -42,28 +38,24 @@ def main(argv: Sequence[str]) -> None:
 
     if arguments.checkpoint:
         # Only this branch needs torch: a file of predictions is judged without it.
-        from geomae.data import PhotoCollator, find_absent, load_photos
+        from geomae.data import PhotoCollator
+        from geomae.evaluation.photos_to_judge import load_photos_to_judge
+        from geomae.evaluation.posterior_head import override_decoding
         from geomae.evaluation.predict import is_main_process, predict_coordinates
         from geomae.training import refuse_what_the_model_refuses
         from modeling import load_geolocator
 
-        photos = load_photos(
-            arguments.photos or arguments.test_set,
-            arguments.split,
-            csv_file=arguments.test_set if arguments.photos else None,
-            swap_lat_lon=arguments.swap_lat_lon,
-        )
-        test_set = TestSet.from_columns(
-            Path(arguments.test_set).name, photos, split=None if arguments.photos else arguments.split
-        )
-        is_absent = find_absent(photos)  # misses, but not damaged: what Flickr has no more is nobody's fault
-        num_absent = int(is_absent.sum())
+        photos, test_set, num_absent = load_photos_to_judge(arguments)
         with refuse_what_the_model_refuses():
             model = load_geolocator(arguments.checkpoint)
+        override_decoding(
+            model, kernel_km=arguments.kernel_km, top_k=arguments.top_k, temperature=arguments.temperature
+        )
         predictions = predict_coordinates(
             model,
-            photos.select(np.flatnonzero(~is_absent)),
-            PhotoCollator(model.config.image_size, augment=False, labelled=False, ten_crop=arguments.ten_crop),
+            photos,
+            PhotoCollator(model.config.image_size, augment=False, ten_crop=arguments.ten_crop),
+            decodings=arguments.decodings,
             batch_size=arguments.per_device_eval_batch_size,
             num_workers=arguments.dataloader_num_workers,
             bf16=arguments.bf16,
@@ -76,7 +68,7 @@ def main(argv: Sequence[str]) -> None:
         predictions = read_predictions(arguments.predictions)
 
     how = {name: getattr(arguments, name) for name in ("thresholds_km", "num_resamples", "seed")}
-    metrics, tables = judge_with_ten_crop(predictions, test_set, **how)
+    metrics, tables = judge_answers(predictions, test_set, **how)
     metrics["baselines"], tables["baselines"] = judge_baselines(test_set, training_deg, **how)
     metrics |= {**arguments.describe(), "num_absent": num_absent, "test_set": describe_test_set(test_set, training_ids)}
     metrics |= describe_run(sys.argv[:1] + list(argv))

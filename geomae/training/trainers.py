@@ -6,6 +6,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from geomae.evaluation.metrics import summarise_errors
+from geomae.evaluation.posterior_head import posterior_head
 from geomae.geography import great_circle_km
 from geomae.tracking import flat_metrics
 from geomae.training.evaluation_rows import EvaluationRows
@@ -49,18 +50,25 @@ class GeolocationTrainer(StreamingTrainer):
         return (outputs.loss, outputs) if return_outputs else outputs.loss
 
     def evaluation_columns(self, inputs: Batch, loss: Tensor, outputs: Any) -> dict[str, Tensor]:
-        """The loss, the coordinates answered and true, degrees, and the scenes where the model tells them."""
+        """The loss; coordinates answered and true, degrees; a posterior's NLL, and scenes where the model tells them."""
         columns = super().evaluation_columns(inputs, loss, outputs)
         columns |= {"predicted_deg": outputs.coordinates_deg.float(), "target_deg": inputs["coordinates_deg"]}
+        if (head := posterior_head(self.model)) is not None:
+            columns["nll"] = -head.log_density(outputs.logits, inputs["coordinates_deg"])
         if "scene_labels" in inputs:
             columns |= {"predicted_scene": outputs.scene_logits.argmax(dim=-1), "scene": inputs["scene_labels"]}
         return columns
 
     def evaluation_metrics(self, rows: EvaluationRows) -> dict[str, float]:
-        """Mean and median great-circle error, GeoScore, the share of photos within each radius and of scenes told."""
+        """Mean and median great-circle error, GeoScore, the share of photos within each radius.
+
+        And, where there are such columns, `nll` in nats per steradian and `scene_accuracy` of the scenes known.
+        """
         predicted, target = (rows.columns[name].astype(np.float64) for name in ("predicted_deg", "target_deg"))
         summary = summarise_errors(great_circle_km(predicted, target))
         metrics = super().evaluation_metrics(rows) | flat_metrics(summary)
+        if "nll" in rows.columns:
+            metrics["nll"] = float(rows.columns["nll"].astype(np.float64).mean())
         if "scene" in rows.columns and (is_known := rows.columns["scene"] >= 0).any():
             is_right = rows.columns["predicted_scene"] == rows.columns["scene"]
             metrics["scene_accuracy"] = float(is_right[is_known].mean())
