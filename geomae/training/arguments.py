@@ -8,7 +8,7 @@ misspelt one is refused; a test holds the two together.
 import math
 import os
 from dataclasses import MISSING, dataclass, fields
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 from transformers import TrainingArguments
@@ -93,6 +93,9 @@ class FinetuneArguments:
         "Weights to start from: a GeoMAE folder, timm or public MAE weights; null: fresh. Encoder sizes that are not "
         "given are taken from a GeoMAE folder.",
     )
+    geocells: str | None = option(
+        None, "Cells for a head that has some: geocells.parquet of `python -m geomae.geocells build`."
+    )
 
 
 @dataclass
@@ -165,6 +168,9 @@ class GeoBaselineArguments(HeadArguments):
     image_mean: list[float] = option([0.485, 0.456, 0.406], "Per channel, subtracted from photos scaled to 0..1.")
     image_std: list[float] = option([0.229, 0.224, 0.225], "Per channel, divides what image_mean leaves.")
     drop_path_rate: float = option(0.0, "Stochastic depth of the backbone, where it knows it.")
+
+
+Architecture = TypeVar("Architecture", GeoMAEArguments, GeoBaselineArguments)
 
 
 @dataclass

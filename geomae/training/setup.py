@@ -6,7 +6,7 @@ import logging
 from collections.abc import Iterator, Set
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -25,7 +25,7 @@ from geomae.data.manifest import refuse_other_sizes
 from geomae.data.sources import SourceOptions, open_source
 from geomae.data.stream import PhotoStream
 from geomae.errors import ConfigError, GeoMAEError, SourceError
-from geomae.training.arguments import DataArguments, GeoBaselineArguments, GeoMAEArguments, GeoMAETrainingArguments
+from geomae.training.arguments import Architecture, DataArguments, GeoMAETrainingArguments
 
 __all__ = [
     "build_collators",
@@ -38,8 +38,6 @@ __all__ = [
 ]
 
 logger = logging.getLogger(__name__)
-
-Architecture = TypeVar("Architecture", GeoMAEArguments, GeoBaselineArguments)
 
 # What a checkpoint's encoder is built of; dropout, head and decoder are each run's own.
 ENCODER_FIELDS = (
