@@ -113,14 +113,14 @@ def load_encoder_weights(model: PreTrainedModel, source: str | Path) -> LoadRepo
 
 
 def load_decoder(model: PreTrainedModel, offered: Mapping[str, Tensor]) -> list[str]:
-    """Fill the decoder of a model that has one where all of it is offered in its sizes; the names of its tensors."""
+    """Fill the decoder of a model that has one where one of the same sizes is offered; the names of its tensors."""
     decoder = getattr(model, "decoder", None)
-    wanted = {} if decoder is None else decoder.state_dict()
-    found = {name: offered.get(f"decoder.{name}") for name in wanted}
-    if decoder is None or any(found[name] is None or found[name].shape != wanted[name].shape for name in wanted):
+    found = {name.removeprefix("decoder."): tensor for name, tensor in offered.items() if name.startswith("decoder.")}
+    shapes = {} if decoder is None else {name: tensor.shape for name, tensor in decoder.state_dict().items()}
+    if decoder is None or shapes != {name: tensor.shape for name, tensor in found.items()}:
         return []
     decoder.load_state_dict(found)
-    return [f"decoder.{name}" for name in wanted]
+    return [f"decoder.{name}" for name in found]
 
 
 def read_state_dict(source: Path) -> dict[str, Tensor]:
