@@ -82,7 +82,9 @@ def check_photos_per_cell(max_photos: Sequence[int], min_photos: int) -> None:
     """
     if not max_photos or list(max_photos) != sorted(set(max_photos), reverse=True):
         given = " ".join(map(str, max_photos)) or "none"
-        raise ConfigError(f"max_photos must fall, from the coarsest partition to the finest: 5000 2000 1000; got {given}")
+        raise ConfigError(
+            f"max_photos must fall, from the coarsest partition to the finest: 5000 2000 1000; got {given}"
+        )
     if not 1 <= min_photos <= max_photos[-1] / 4:
         raise ConfigError(
             f"min_photos must be from 1 to a quarter of the least max_photos, {max_photos[-1]}: of more, all four parts "

@@ -47,9 +47,7 @@ class DataArguments:
         "Brightness, contrast and saturation of a training photo change by factors between 1 - x and 1 + x.",
     )
     grey_probability: float = option(0.0, "Of a training photo without its colours.")
-    erase_probability: float = option(
-        0.0, "Of a training photo with noise on a fiftieth to a third of it."
-    )
+    erase_probability: float = option(0.0, "Of a training photo with noise on a fiftieth to a third of it.")
     crops_per_photo: int = option(
         1,
         "Crops of each decoded photo: less decoding, less variety. Divides the batch; an epoch counts crops.",

@@ -1,7 +1,9 @@
 """Geocells from their file into a head: counts into the configuration, places into the weights."""
 
 import dataclasses
+from typing import Any
 
+import numpy as np
 from transformers import PreTrainedModel
 
 from geomae.errors import ConfigError
@@ -16,22 +18,15 @@ def read_head_geocells(architecture: Architecture, path: str | None) -> tuple[Ar
 
     Args:
         architecture: of the run; its `num_geocells` is set from the file.
-        path: `geocells.parquet` of `python -m geomae.geocells build`; None: the head has no cells, or a run without a
-            file has `num_geocells` evenly spread ones.
+        path: `geocells.parquet` of `python -m geomae.geocells build`; None: there are none, or, where `num_geocells`
+            was given, evenly spread ones.
 
     Raises:
-        ConfigError: the head has no cells, or `num_geocells` was given and says otherwise.
+        ConfigError: `num_geocells` was given and says otherwise.
         SourceError: the file cannot be used.
     """
     if path is None:
         return architecture, None
-    if architecture.head_type not in ("geocells", "hybrid", "vmf_mixture") or (
-        architecture.head_type == "vmf_mixture" and architecture.num_mixture_components
-    ):
-        raise ConfigError(
-            f"geocells is {path}, but a head of head_type {architecture.head_type} with num_mixture_components "
-            f"{architecture.num_mixture_components} has no cells: leave it out, or choose head_type: geocells"
-        )
     geocells = read_geocells(path)
     if architecture.num_geocells not in ([], geocells.num_geocells):
         raise ConfigError(
@@ -42,11 +37,17 @@ def read_head_geocells(architecture: Architecture, path: str | None) -> tuple[Ar
 
 
 def give_geocells(model: PreTrainedModel, geocells: Geocells) -> None:
-    """Write cells into the buffers of a model's head, which travel in its checkpoints."""
+    """Write cells into the buffers of a model's head, which travel in its checkpoints.
+
+    Raises:
+        ValueError: the head has no cells.
+    """
     finest = geocells.partitions[-1]
-    model.head.set_geocells(  # type: ignore[operator]  # of our models; torch thinks of a tensor
-        [partition.centroids_deg for partition in geocells.partitions],
-        [partition.parents for partition in geocells.partitions[1:]],
-        finest.area_km2,
-        finest.spread_km,
+    # copies: torch warns of arrays that it could write through, and parquet's are read-only
+    head: Any = model.head  # torch thinks of a tensor
+    head.set_geocells(
+        [np.array(partition.centroids_deg) for partition in geocells.partitions],
+        [np.array(partition.parents) for partition in geocells.partitions[1:]],
+        np.array(finest.area_km2),
+        np.array(finest.spread_km),
     )
