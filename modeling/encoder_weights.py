@@ -53,6 +53,8 @@ class LoadReport:
     """Tensors of the checkpoint that the backbone has no place for, such as a decoder or a classifier."""
     resized: tuple[str, ...] = ()
     """Position embeddings that were interpolated to another grid."""
+    decoder: tuple[str, ...] = ()
+    """Tensors of GeoMAE's decoder that were filled as well, where a pretraining goes on."""
 
     def __str__(self) -> str:
         lines = [f"Loaded {len(self.loaded)} tensors of the backbone from {self.source}."]
@@ -60,6 +62,7 @@ class LoadReport:
             ("new", "Fresh in the model"),
             ("unused", "Unused in the checkpoint"),
             ("resized", "Resized"),
+            ("decoder", "Loaded of the decoder"),
         ):
             names = getattr(self, name)
             if names:
@@ -72,7 +75,8 @@ def load_encoder_weights(model: PreTrainedModel, source: str | Path) -> LoadRepo
     """Start a model's backbone from a checkpoint, wherever it comes from.
 
     Args:
-        model: any model here; its `backbone` is filled, everything else stays.
+        model: any model here; its `backbone` is filled, and its `decoder` where the checkpoint is of a GeoMAE whose
+            decoder has the same sizes. Everything else stays.
         source: a folder of GeoMAE, transformers `ViTMAE` / `ViT` or timm; a `.pth`, `.bin` or `.safetensors` file with
             timm's names (facebookresearch's MAE has them); or the id of such a repository on the Hub.
 
@@ -101,10 +105,22 @@ def load_encoder_weights(model: PreTrainedModel, source: str | Path) -> LoadRepo
             f"{source} does not fit the model in {len(misfits)} tensors: {shapes}. Adapt the model's sizes."
         )
     backbone.load_state_dict({name: offered[name] for name in wanted})
+    decoder = load_decoder(model, offered)
     inside = {id(parameter) for parameter in backbone.parameters()}
-    new = (name for name, parameter in model.named_parameters() if id(parameter) not in inside)
-    unused = sorted(offered.keys() - wanted.keys())
-    return LoadReport(str(source), tuple(wanted), tuple(new), tuple(unused), tuple(resized))
+    new = (name for name, p in model.named_parameters() if id(p) not in inside and name not in decoder)
+    unused = sorted(offered.keys() - wanted.keys() - set(decoder))
+    return LoadReport(str(source), tuple(wanted), tuple(new), tuple(unused), tuple(resized), tuple(decoder))
+
+
+def load_decoder(model: PreTrainedModel, offered: Mapping[str, Tensor]) -> list[str]:
+    """Fill the decoder of a model that has one where one of the same sizes is offered; the names of its tensors."""
+    decoder = getattr(model, "decoder", None)
+    found = {name.removeprefix("decoder."): tensor for name, tensor in offered.items() if name.startswith("decoder.")}
+    shapes = {} if decoder is None else {name: tensor.shape for name, tensor in decoder.state_dict().items()}
+    if decoder is None or shapes != {name: tensor.shape for name, tensor in found.items()}:
+        return []
+    decoder.load_state_dict(found)
+    return [f"decoder.{name}" for name in found]
 
 
 def read_state_dict(source: Path) -> dict[str, Tensor]:

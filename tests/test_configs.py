@@ -392,7 +392,7 @@ def test_hours_and_memory_of_the_header_follow_from_work_and_peak(path: Path) ->
     assert f"{flops / 1e9:.1f} GFLOP a photo" in header
     (written,) = re.findall(r"time: ([\d.]+) hours on 8 A100, ([\d.]+) hours on 1 H200 \(computed\)", header)
     for hours, peak in zip(written, (8 * 312e12, 790e12), strict=True):  # the chips' peaks: PITFALLS, at half of which
-        assert float(hours) == pytest.approx(photos * flops / (peak / 2) / 3600, rel=0.07)
+        assert float(hours) == pytest.approx(photos * flops / (peak / 2) / 3600, rel=0.03)
     assert f"{model.num_parameters() / 1e6:.0f} million parameters" in header
     states = 16 if is_pretraining else 20
     assert f"{model.num_parameters() * states / 1e9:.1f} GB; activations" in header

@@ -136,6 +136,25 @@ def test_pretraining_checkpoint_initialises_a_geolocator(tiny_sizes: dict, photo
     assert (first_layer.bias == 0).all()
 
 
+def test_pretraining_that_goes_on_keeps_its_decoder_where_the_sizes_are_the_same(
+    tiny_sizes: dict, photos: Tensor, tmp_path: Path
+) -> None:
+    peer = randomise(GeoMAEForPreTraining(GeoMAEConfig(**tiny_sizes)))
+    peer.save_pretrained(tmp_path)
+    model = GeoMAEForPreTraining(GeoMAEConfig(**tiny_sizes)).eval()
+    report = load_encoder_weights(model, tmp_path)
+    noise = torch.rand(3, 16)
+    assert torch.equal(model(photos, noise).loss, peer(photos, noise).loss)
+    assert not [name for name in (*report.new, *report.unused) if name.startswith("decoder.")]
+    assert "Loaded of the decoder: decoder." in str(report)
+    smaller = GeoMAEForPreTraining(GeoMAEConfig(**{**tiny_sizes, "decoder_num_hidden_layers": 1}))
+    before = {name: tensor.clone() for name, tensor in smaller.decoder.state_dict().items()}
+    report = load_encoder_weights(smaller, tmp_path)
+    assert all(torch.equal(before[name], tensor) for name, tensor in smaller.decoder.state_dict().items())
+    assert report.decoder == ()
+    assert all(name.startswith("decoder.") for name in report.new)
+
+
 def test_encoder_exports_to_timm(tiny_sizes: dict, photos: Tensor, tmp_path: Path) -> None:
     model = randomise(geolocator(tiny_sizes))
     path = export_encoder(model, tmp_path / "new" / "encoder.safetensors")
