@@ -7,7 +7,7 @@ from typing import Any
 
 from geomae.training import refuse_what_the_model_refuses
 
-__all__ = ["load_embedder"]
+__all__ = ["load_embedder", "load_geolocator"]
 
 
 def load_embedder(path: str | Path) -> Any:
@@ -18,6 +18,16 @@ def load_embedder(path: str | Path) -> Any:
     """
     with refuse_what_the_model_refuses():
         return _models().load_embedder(path)
+
+
+def load_geolocator(path: str | Path) -> Any:
+    """The fine-tuned model in a checkpoint folder, GeoMAE or baseline, in evaluation mode.
+
+    Raises:
+        ConfigError: the folder holds no model, or one that was not fine-tuned to coordinates yet.
+    """
+    with refuse_what_the_model_refuses():
+        return _models().load_geolocator(path)
 
 
 def _models() -> Any:

@@ -9,6 +9,7 @@ from .configuration_geobaseline import GeoBaselineConfig
 from .configuration_geolocation_head import DECODINGS, HEAD_TYPES, GeolocationHeadConfig
 from .configuration_geomae import GeoMAEConfig
 from .encoder_weights import LoadReport, export_encoder, load_embedder, load_encoder_weights, load_geolocator
+from .geocell_tensors import GeocellTensors
 from .geodesy import EARTH_RADIUS_KM, great_circle_km, to_degrees, to_unit_vectors
 from .geolocation_head import GeolocationHead, GeolocationOutput, SphereHead, TanhHead
 from .heads import HEADS, build_head
@@ -39,6 +40,7 @@ __all__ = [
     "GeoMAEModel",
     "GeoMAEModelOutput",
     "GeoMAEReconstruction",
+    "GeocellTensors",
     "GeocellsHead",
     "GeolocationHead",
     "GeolocationHeadConfig",

@@ -138,7 +138,8 @@ def test_what_is_imported_is_declared_and_what_is_declared_is_imported() -> None
     with (ROOT / "pyproject.toml").open("rb") as file:
         project = tomllib.load(file)["project"]
     requirements = project["dependencies"] + project["optional-dependencies"]["report"]
-    requirements += project["optional-dependencies"]["ray"] + project["optional-dependencies"]["retrieval"]
+    for extra in ("ray", "retrieval", "geocells"):
+        requirements += project["optional-dependencies"][extra]
     declared = {re.split(r"[<>=!~\[; ]", requirement)[0] for requirement in requirements}
     assert distributions <= declared
     assert declared - distributions <= IMPORTED_BY_OTHERS

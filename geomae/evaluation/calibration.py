@@ -16,17 +16,18 @@ import torch
 from numpy.typing import NDArray
 from scipy.optimize import minimize_scalar
 from torch import Tensor
-from transformers import AutoModelForImageClassification, PreTrainedModel
+from transformers import PreTrainedModel
 
-from geomae.data import PhotoCollator, find_absent, load_photos
+from geomae.checkpoints import load_geolocator
+from geomae.data import PhotoCollator
 from geomae.errors import ConfigError
 from geomae.evaluation.known_test_sets import KNOWN_TEST_SETS
+from geomae.evaluation.photos_to_judge import load_photos_to_judge
 from geomae.evaluation.posterior import summarise_posterior
 from geomae.evaluation.posterior_head import measure_posterior, posterior_head
 from geomae.evaluation.predict import PhotoDataset, collect_rows, is_main_process
 from geomae.evaluation.records import describe_run, describe_test_set
 from geomae.evaluation.summary import align_columns
-from geomae.evaluation.tables import TestSet
 from geomae.files import write_whole
 from geomae.geography import great_circle_km
 
@@ -87,14 +88,17 @@ def calibrate(arguments: CalibrationArguments, words: Sequence[str]) -> dict[str
         ConfigError: the checkpoint has no posterior, the photos are a test set, there are too many of them, or there is
             no best temperature.
     """
-    model = load_checkpoint(arguments.checkpoint)
+    model = load_geolocator(arguments.checkpoint)
     head = posterior_head(model)
     if head is None:
         raise ConfigError(
             f"{arguments.checkpoint} has no posterior: its head, {model.config.head_type}, answers with a point, and "
             "there is nothing to calibrate. Heads of the types geocells, hybrid and vmf_mixture have one"
         )
-    photos, validation = read_validation_photos(arguments)
+    photos, validation, _ = load_photos_to_judge(arguments)
+    described = describe_test_set(validation)
+    if described["known_as"]:
+        raise _cheating(f"{validation.name}, whose photos are those of {described['known_as']},")
     photos = choose_photos(photos, arguments.max_photos, arguments.seed)
     ids, logits, truth_deg = collect_logits(model, photos, arguments)
     if not is_main_process():
@@ -113,46 +117,11 @@ def calibrate(arguments: CalibrationArguments, words: Sequence[str]) -> dict[str
         "num_photos": len(ids),
         "before": before,
         "after": {"temperature": head.temperature, **measure()},
-        "validation_set": describe_test_set(validation),
+        "validation_set": described,
         **describe_run(["-m", "geomae.evaluation", *words]),
     }
     write_temperature(arguments.checkpoint, record)
     return record
-
-
-def load_checkpoint(path: str) -> PreTrainedModel:
-    """The fine-tuned model in a folder, by the code that lies beside its weights.
-
-    Raises:
-        ConfigError: the folder holds no model that answers with coordinates.
-    """
-    config_file = Path(path) / "config.json"
-    if not config_file.is_file():
-        raise ConfigError(f"{path} is not a checkpoint: it has no config.json. Give the folder that training wrote")
-    architecture = (json.loads(config_file.read_text(encoding="utf-8")).get("architectures") or ["unknown"])[0]
-    if not architecture.endswith("ForGeolocation"):
-        raise ConfigError(f"{path} holds a {architecture}, which answers no coordinates: fine-tune it first")
-    model: PreTrainedModel = AutoModelForImageClassification.from_pretrained(path, trust_remote_code=True)
-    return model
-
-
-def read_validation_photos(arguments: CalibrationArguments) -> tuple[Any, TestSet]:
-    """Photos that are there, and the truths of all.
-
-    Raises:
-        ConfigError: they are those of a known test set, whatever they are called here.
-    """
-    photos = load_photos(
-        arguments.photos or arguments.test_set,
-        arguments.split,
-        csv_file=arguments.test_set if arguments.photos else None,
-        swap_lat_lon=arguments.swap_lat_lon,
-    )
-    split = None if arguments.photos else arguments.split
-    validation = TestSet.from_columns(Path(arguments.test_set).name, photos, split=split)
-    if known_as := describe_test_set(validation)["known_as"]:
-        raise _cheating(f"{validation.name}, whose photos are those of {known_as},")
-    return photos.select(np.flatnonzero(~find_absent(photos))), validation
 
 
 def choose_photos(photos: Any, max_photos: int | None, seed: int) -> Any:

@@ -1,18 +1,33 @@
 """The photos of a test set, for whoever looks at them, and their truths, for whoever judges the answers."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
 from geomae.data import find_absent, load_photos
-from geomae.evaluation.arguments import EvaluationArguments
 from geomae.evaluation.tables import TestSet
 
 __all__ = ["load_photos_to_judge"]
 
 
-def load_photos_to_judge(arguments: EvaluationArguments) -> tuple[Any, TestSet, int]:
+class NamesPhotos(Protocol):
+    """Names and meanings are those of `EvaluationArguments`."""
+
+    @property
+    def test_set(self) -> str | None: ...
+
+    @property
+    def split(self) -> str: ...
+
+    @property
+    def photos(self) -> str | None: ...
+
+    @property
+    def swap_lat_lon(self) -> bool: ...
+
+
+def load_photos_to_judge(arguments: NamesPhotos) -> tuple[Any, TestSet, int]:
     """What an evaluation of a checkpoint looks at and is judged by.
 
     Returns:

@@ -19,7 +19,16 @@ from PIL.PngImagePlugin import PngInfo
 
 from geomae.evaluation.metrics import LARGEST_ERROR_KM, THRESHOLDS_KM
 
-__all__ = ["BASELINE_COLOURS", "COLOURS", "error_cdf", "loss_curves", "reconstruction_grid", "save_figure", "style"]
+__all__ = [
+    "BASELINE_COLOURS",
+    "COLOURS",
+    "calibration_curve",
+    "error_cdf",
+    "loss_curves",
+    "reconstruction_grid",
+    "save_figure",
+    "style",
+]
 
 # Okabe and Ito (2008), "Color universal design", without the yellow that vanishes on white.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
@@ -200,6 +209,40 @@ def _draw_cdf(axes: Axes, errors: ArrayLike, name: str, **line: Any) -> None:
     share = 100.0 * np.arange(1, error_km.size + 1) / error_km.size
     label = _shown_label(f"{name}, {np.median(error_km):,.0f} km")
     axes.step(np.concatenate([[1e-3], error_km]), np.concatenate([[0.0], share]), where="post", label=label, **line)
+
+
+def calibration_curve(
+    curves: Mapping[str, Mapping[str, float]],
+    intervals: Mapping[str, Mapping[str, Sequence[float]] | None],
+    *,
+    title: str,
+) -> Figure:
+    """The share of photos within each radius against the share that it should hold; on the diagonal where they agree.
+
+    Args:
+        curves: model -> share of the mass, as text -> share of the photos within the radius that holds it.
+        intervals: model -> share of the mass -> `[low, high]`; None where there are none.
+        title: stands above the curves.
+    """
+    with style():
+        figure = Figure(figsize=(6.4, 5.6), layout="constrained")
+        axes = figure.add_subplot()
+        axes.plot([0, 100], [0, 100], color="#666666", linestyle=BASELINE_DASHES[0], linewidth=1.2, label="calibrated")
+        for rank, (name, curve) in enumerate(curves.items()):
+            mass, shares = (100.0 * np.array([*each], dtype=np.float64) for each in (curve, curve.values()))
+            # side by side, or the bars of two models would hide each other
+            place = mass + 0.8 * (rank - (len(curves) - 1) / 2)
+            bars = None
+            if (ends := intervals.get(name)) is not None:
+                low, high = 100.0 * np.array([ends[key] for key in curve]).T
+                bars = np.maximum([shares - low, high - shares], 0.0)  # an interval may leave its number out
+            look = {"color": _colour(rank), "linestyle": _dashes(rank // len(COLOURS)), "marker": "o", "markersize": 4}
+            axes.errorbar(place, shares, yerr=bars, capsize=2, elinewidth=1.0, label=_shown_label(name), **look)
+        axes.set(xlim=(0, 100), ylim=(0, 100), title=title)
+        axes.set(xlabel="mass that the radius should hold, %", ylabel="photos within the radius, %")
+        axes.text(97, 4, "below the line: too sure of itself", ha="right", color="#666666")
+        _place_legend(figure, axes, inside="upper left")
+    return figure
 
 
 def _place_legend(figure: Figure, axes: Axes, *, inside: Any, title: str | None = None) -> None:
