@@ -100,7 +100,10 @@ def test_the_nearest_answer_is_that_of_brute_force(tmp_path, index, packed, chec
     assert metrics["retrieval"]["index"]["num_photos"] == 60
     assert metrics["retrieval"]["chosen"]["kernel_density"] == {"k": 5, "sigma_km": 500, "similarity_exponent": 2}
     assert "uniform_on_sphere" in metrics["baselines"]
-    assert "retrieval with cells" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "retrieval with cells" in printed
+    assert "nearest" in printed
+    assert "NLL" in printed
 
 
 def test_the_headline_has_a_posterior_whose_nll_is_that_of_its_column(tmp_path, index, packed, checkpoint):
