@@ -100,7 +100,10 @@ def test_the_nearest_answer_is_that_of_brute_force(tmp_path, index, packed, chec
     assert metrics["retrieval"]["index"]["num_photos"] == 60
     assert metrics["retrieval"]["chosen"]["kernel_density"] == {"k": 5, "sigma_km": 500, "similarity_exponent": 2}
     assert "uniform_on_sphere" in metrics["baselines"]
-    assert "retrieval with cells" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "retrieval with cells" in printed
+    assert "nearest" in printed
+    assert "NLL" in printed
 
 
 def test_the_headline_has_a_posterior_whose_nll_is_that_of_its_column(tmp_path, index, packed, checkpoint):
@@ -311,3 +314,27 @@ def test_photos_in_a_folder_with_a_table_are_indexed_with_their_authors(tmp_path
     assert table.schema.field("author").type == pa.string()
     rows = table.to_pylist()
     assert rows[1] == {"id": "1.jpg", "latitude": 10.0, "longitude": 20.0, "author": "author 1"}
+    (tmp_path / "folder" / "table.csv").rename(tmp_path / "elsewhere.csv")
+    words += ["--csv_file", str(tmp_path / "elsewhere.csv"), "--swap_lat_lon", "--bf16"]
+    main(["index", *words, "--output_dir", str(tmp_path / "swapped")])
+    swapped = read_index(tmp_path / "swapped")
+    assert swapped.places.coordinates_deg[1].tolist() == [20.0, 10.0]
+    assert swapped.record["bf16"] is True
+    exact, half = (read_index(tmp_path / name).vectors for name in ("index", "swapped"))
+    exact.make_direct_map()  # of an inverted file
+    assert half.reconstruct_n(0, 4) == pytest.approx(exact.reconstruct_n(0, 4), abs=0.02)
+
+
+def test_another_split_may_be_the_validation_and_wandb_is_told_where_the_numbers_are(
+    tmp_path, index, packed, checkpoint, monkeypatch
+):
+    told = []
+    monkeypatch.setattr(
+        "geomae.reporting.wandb_run.log_evaluation", lambda folder, **naming: told.append((folder, naming["name"]))
+    )
+    words = ["--validation", str(packed), "--validation_split", "test", "--split", "validation"]
+    words += ["--report_to", "wandb", "--run_name", "neighbours", *ONE_OF_EACH.split()]
+    metrics = run_search(tmp_path, index, checkpoint, packed, *words)
+    assert metrics["retrieval"]["validation"]["split"] == "test"
+    assert metrics["test_set"]["split"] == "validation"
+    assert told == [(str(tmp_path), "neighbours")]

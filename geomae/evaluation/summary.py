@@ -107,10 +107,10 @@ def describe_posterior(posterior: dict[str, Any]) -> str:
         f"the {float(q):.0%} radius holds {share:.1%}{interval('coverage', q)} of the truths"
         for q, share in posterior["coverage"].items()
     ]
+    temperature = f" (temperature {posterior['temperature']:.3g})" if "temperature" in posterior else ""
     return (
         f"NLL {posterior['nll']:.2f}{interval('nll')} nats per steradian; {'; '.join(radii)}; expected error "
-        f"{posterior['mean_expected_km']:,.0f} km where it is {posterior['mean_error_km']:,.0f} km "
-        f"(temperature {posterior['temperature']:.3g})."
+        f"{posterior['mean_expected_km']:,.0f} km where it is {posterior['mean_error_km']:,.0f} km{temperature}."
     )
 
 

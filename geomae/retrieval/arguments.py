@@ -36,8 +36,8 @@ class IndexArguments:
     kind: Literal["auto", "flat", "hnsw", "ivf"] = field(
         default="auto",
         metadata={
-            "help": "flat compares with every photo; hnsw (a graph) and ivf (lists) are approximate. auto: flat up to "
-            "100,000 photos, hnsw up to a million, ivf beyond."
+            "help": "flat compares with every photo; ivf (lists) and hnsw (a graph) are approximate. auto: flat up "
+            "to a million photos, ivf beyond."
         },
     )
     per_device_eval_batch_size: int = field(default=64, metadata={"help": "Photos in a forward pass."})
