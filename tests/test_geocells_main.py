@@ -41,7 +41,7 @@ def test_build_writes_cells_a_map_and_what_they_cover(
     folder, printed = tmp_path / "cells", capsys.readouterr().out
     assert sorted(path.name for path in folder.iterdir()) == ["geocells.json", "geocells.parquet", "geocells.png"]
     geocells, record = read_geocells(folder / "geocells.parquet"), json.loads((folder / "geocells.json").read_text())
-    assert [each["num_geocells"] for each in record["partitions"]] == geocells.num_geocells
+    assert [each["num_geocells"] for each in record["partitions"].values()] == geocells.num_geocells
     assert record["options"] == {
         "kind": "s2",
         "max_photos": [200, 50],
@@ -74,12 +74,12 @@ def test_coverage_and_moved_photos_are_those_that_the_library_counts(words: list
     geocells = read_geocells(tmp_path / "cells" / "geocells.parquet")
     record = json.loads((tmp_path / "cells" / "geocells.json").read_text())
     leaves = [s2geometry.S2CellId(s2geometry.S2LatLng.FromDegrees(*point)) for point in PHOTOS_DEG.tolist()]
-    assert record["partitions"][-1]["num_dropped"] == 0, "else the file does not name all cells of S2"
+    assert record["partitions"]["1"]["num_dropped"] == 0, "else the file does not name all cells of S2"
     cells = [s2geometry.S2CellId.FromToken(token) for token in geocells.partitions[-1].s2_tokens]
     within = [next((row for row, cell in enumerate(cells) if cell.contains(leaf)), -1) for leaf in leaves]
     nearest = haversine_km(PHOTOS_DEG, geocells.partitions[-1].centroids_deg).argmin(axis=1)
-    assert record["partitions"][-1]["coverage"] == pytest.approx(np.mean(np.array(within) >= 0))
-    assert record["partitions"][-1]["num_moved"] == sum(
+    assert record["partitions"]["1"]["coverage"] == pytest.approx(np.mean(np.array(within) >= 0))
+    assert record["partitions"]["1"]["num_moved"] == sum(
         inside not in (-1, near) for inside, near in zip(within, nearest, strict=True)
     )
 
@@ -89,7 +89,7 @@ def test_build_by_kmeans_makes_as_many_cells_as_asked_for(words: list[str], tmp_
     assert read_geocells(tmp_path / "cells" / "geocells.parquet").num_geocells == [5, 20]
     record = json.loads((tmp_path / "cells" / "geocells.json").read_text())
     assert record["options"]["seed"] == 3
-    assert [each["coverage"] for each in record["partitions"]] == [1.0, 1.0]
+    assert [each["coverage"] for each in record["partitions"].values()] == [1.0, 1.0]
 
 
 def test_columns_can_be_read_the_other_way_round(words: list[str], tmp_path: Path) -> None:
@@ -108,7 +108,14 @@ def test_columns_can_be_read_the_other_way_round(words: list[str], tmp_path: Pat
 def test_the_test_sets_of_the_field_go_by_their_names(words: list[str], shared_data: Path, tmp_path: Path) -> None:
     main([*words, *S2, "--test_set", "im2gps", "--test_sets_dir", str(shared_data / "geotags")])
     record = json.loads((tmp_path / "cells" / "geocells.json").read_text())
-    assert record["ceilings"]["im2gps_places365.csv"]["num_photos"] == 237
+    assert record["ceilings"]["im2gps"]["num_photos"] == 237
+
+
+def test_two_test_sets_of_one_name_are_refused(words: list[str], tmp_path: Path) -> None:
+    (tmp_path / "other").mkdir()
+    tests = [write_points(folder / "some.parquet", TEST_DEG) for folder in (tmp_path, tmp_path / "other")]
+    with pytest.raises(ConfigError, match=r"two test sets are called some.parquet"):
+        main([*words, *S2, "--test_set", *map(str, tests)])
 
 
 def test_the_same_cells_can_be_built_again_and_others_are_refused(words: list[str], tmp_path: Path) -> None:

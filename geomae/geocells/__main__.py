@@ -82,7 +82,8 @@ def _build(arguments: argparse.Namespace, words: Sequence[str]) -> None:
     refuse_unwritable(arguments.output_dir)
     refuse_other_content(arguments.output_dir, options)
     files = [find_known_list(name, arguments.test_sets_dir) for name in arguments.test_set]
-    test_sets = [read_test_set(file, split=arguments.split, swap_lat_lon=arguments.swap_lat_lon) for file in files]
+    read = [read_test_set(file, split=arguments.split, swap_lat_lon=arguments.swap_lat_lon) for file in files]
+    test_sets = _named(arguments.test_set, read)
     training_deg = read_training_coordinates(arguments.train_coordinates, swap_lat_lon=arguments.swap_train_lat_lon)
     print(f"{options['train_coordinates']}: {len(training_deg):,} training coordinates; making cells ...", flush=True)
     built = _make(training_deg, options)
@@ -90,7 +91,7 @@ def _build(arguments: argparse.Namespace, words: Sequence[str]) -> None:
         "options": options,
         "num_train_coordinates": len(training_deg),
         "partitions": describe_partitions(built),
-        "ceilings": _judge(built, test_sets),
+        "ceilings": {name: judge_ceiling(built.geocells, each.coordinates_deg) for name, each in test_sets.items()},
         "command": f"python {shown_command(['-m', 'geomae.geocells', *words])}",
         "commit": find_commit(),
         "versions": find_versions(PACKAGES),
@@ -130,8 +131,12 @@ def _make(training_deg: NDArray[np.float64], options: dict[str, Any]) -> BuiltGe
     return build_geocells(training_deg, blueprints)
 
 
-def _judge(built: BuiltGeocells, test_sets: Sequence[TestSet]) -> dict[str, Any]:
-    return {test_set.name: judge_ceiling(built.geocells, test_set.coordinates_deg) for test_set in test_sets}
+def _named(given: Sequence[str], test_sets: Sequence[TestSet]) -> dict[str, TestSet]:
+    """The test sets by their names: the field's, or those of their files and folders."""
+    names = [word if word in KNOWN_TEST_SETS else each.name for word, each in zip(given, test_sets, strict=True)]
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise ConfigError(f"two test sets are called {twice}: give each once, or rename one")
+    return dict(zip(names, test_sets, strict=True))
 
 
 def _write(folder: Path, built: BuiltGeocells, record: dict[str, Any]) -> None:

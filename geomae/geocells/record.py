@@ -1,7 +1,7 @@
 """`geocells.json`: what cells were made of, how many, and what they allow; in words, for the terminal."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +17,16 @@ __all__ = ["FILES", "describe_partitions", "format_ceilings", "format_partitions
 FILES = ("geocells.parquet", "geocells.png", "geocells.json")
 
 
-def describe_partitions(built: BuiltGeocells) -> list[dict[str, Any]]:
+def describe_partitions(built: BuiltGeocells) -> dict[str, dict[str, Any]]:
     """What a reader wants to know of each partition, coarse to fine, as JSON can hold it.
 
     Returns:
-        `num_geocells`, `num_dropped`; `coverage`, the share of training photos that shaped a cell (for S2, that lie in
+        The partition's number (0 for the coarsest) -> `num_geocells`, `num_dropped`; `coverage`, the share of training photos that shaped a cell (for S2, that lie in
         a kept S2 cell), and `num_moved`, how many of these belong to another cell, whose centroid is nearer; `least`,
         `median` and `most` of `num_photos`, `area_km2` and `spread_km`.
     """
-    return [
-        {
+    return {
+        str(level): {
             "num_geocells": len(partition),
             "num_dropped": built.num_dropped[level],
             "coverage": built.coverage[level],
@@ -34,7 +34,7 @@ def describe_partitions(built: BuiltGeocells) -> list[dict[str, Any]]:
             **_ranges(partition),
         }
         for level, partition in enumerate(built.geocells.partitions)
-    ]
+    }
 
 
 def _ranges(partition: Partition) -> dict[str, dict[str, float]]:
@@ -45,7 +45,7 @@ def _range(values: NDArray[Any]) -> dict[str, float]:
     return {"least": float(np.min(values)), "median": float(np.median(values)), "most": float(np.max(values))}
 
 
-def format_partitions(partitions: Sequence[Mapping[str, Any]]) -> str:
+def format_partitions(partitions: Mapping[str, Mapping[str, Any]]) -> str:
     """A table of `describe_partitions` for the terminal."""
     header = ["cells", "dropped", "photos a cell", "spread, km", "photos that shape cells", "that belong to others"]
     rows = [
@@ -57,7 +57,7 @@ def format_partitions(partitions: Sequence[Mapping[str, Any]]) -> str:
             f"{100 * each['coverage']:.1f} %",
             f"{each['num_moved']:,}",
         ]
-        for each in partitions
+        for each in partitions.values()
     ]
     widths = [max(len(row[column]) for row in [header, *rows]) for column in range(len(header))]
     return "\n".join(
