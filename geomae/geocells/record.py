@@ -21,9 +21,9 @@ def describe_partitions(built: BuiltGeocells) -> dict[str, dict[str, Any]]:
     """What a reader wants to know of each partition, coarse to fine, as JSON can hold it.
 
     Returns:
-        The partition's number (0 for the coarsest) -> `num_geocells`, `num_dropped`; `coverage`, the share of training photos that shaped a cell (for S2, that lie in
-        a kept S2 cell), and `num_moved`, how many of these belong to another cell, whose centroid is nearer; `least`,
-        `median` and `most` of `num_photos`, `area_km2` and `spread_km`.
+        The partition's number (0 for the coarsest) -> `num_geocells`, `num_dropped`; `coverage`, the share of training
+        photos that shaped a cell (for S2, that lie in a kept S2 cell), and `num_moved`, how many of these belong to
+        another cell, whose centroid is nearer; `least`, `median` and `most` of `num_photos`, `area_km2`, `spread_km`.
     """
     return {
         str(level): {
