@@ -96,3 +96,26 @@ def test_judging_compares_ours_with_a_loop_over_resamples_that_gives_the_same(tm
     assert "| run_evaluate_geo.py as a process, with the baselines of 100,000 training points | 25,600 |" in page
     assert "Targets are judged by the CPU seconds of one core, not by the clock" in page
     assert "| the same intervals, by a loop over resamples | 25,600 |" in page
+
+
+def test_geocells_are_timed_step_by_step_with_their_memory(tmp_path: Path) -> None:
+    command = [sys.executable, "benchmarks/geocells.py", "--shared_data", str(tmp_path), "--num_points", "2000"]
+    command += ["--rounds", "1", "--max_photos", "200", "50", "--min_photos", "10", "--num_cells", "5", "20"]
+    subprocess.run([*command, "--output", str(tmp_path / "result.json")], cwd=ROOT, check=True, capture_output=True)
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert not result["points_are_real"]
+    assert len(result["num_geocells"]) == 2
+    assert all(step["cpu_s"] > 0 for step in result["steps"].values())
+    page = (tmp_path / "result.md").read_text()
+    assert "# Geocells of 2,000 photos" in page
+    assert "The points are drawn." in page
+    assert "s of at most 60 s of one core: met." in page
+
+
+def test_a_step_s_memory_is_its_own_peak(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    benchmark = importlib.import_module("geocells")
+    size = 200_000_000
+    large, small = (benchmark.measure(lambda n=n: bytearray(n).count(1)) for n in (size, size // 4))
+    assert large.peak_mb == pytest.approx(200, rel=0.1)
+    assert small.peak_mb == pytest.approx(50, rel=0.2), "the peak of the step before does not count"

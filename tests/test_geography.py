@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.stats import directional_stats
 
 from geomae.errors import CoordinateError
 from geomae.geography import (
@@ -13,6 +14,7 @@ from geomae.geography import (
     find_off_earth,
     geometric_median,
     great_circle_km,
+    spherical_means,
     to_degrees,
     unit_vectors,
 )
@@ -120,6 +122,30 @@ def test_uniform_points_have_the_mean_distance_of_a_sphere():
     distances = great_circle_km(draw_uniform(20_000, rng), (54.0, -3.0))
     assert distances.mean() == pytest.approx(QUARTER, rel=0.01)  # by symmetry of the two hemispheres
     assert (distances <= 2500).mean() == pytest.approx((1 - np.cos(2500 / EARTH_RADIUS_KM)) / 2, rel=0.06)
+
+
+def test_spherical_means_are_the_mean_directions_of_their_groups():
+    vectors = unit_vectors(draw_uniform(300, np.random.default_rng(0)))
+    labels = np.arange(300) % 4 - 1  # of group -1 there is no mean
+    expected = [directional_stats(vectors[labels == group]).mean_direction for group in range(3)]
+    np.testing.assert_allclose(spherical_means(vectors, labels, 3), expected, atol=1e-12)
+
+
+def test_spherical_mean_across_the_date_line_is_not_on_the_other_side_of_the_earth():
+    east_and_west = unit_vectors([(10, 179), (10, -179), (-10, 179), (-10, -179)])
+    mean = to_degrees(spherical_means(east_and_west, np.zeros(4, int), 1))
+    np.testing.assert_allclose(np.abs(mean), [[0, 180]], atol=1e-12)
+
+
+def test_spherical_means_count_weights_as_repetitions():
+    vectors, labels = unit_vectors([(0, 0), (0, 90), (60, 10)]), np.array([0, 0, 1])
+    thrice = spherical_means(np.repeat(vectors, [3, 1, 2], axis=0), np.repeat(labels, [3, 1, 2]), 2)
+    np.testing.assert_allclose(spherical_means(vectors, labels, 2, weights=[3, 1, 2]), thrice, atol=1e-15)
+
+
+def test_spherical_means_of_nothing_and_of_antipodes_are_unit_vectors_too():
+    means = spherical_means(unit_vectors([(0, 0), (0, 180)]), np.array([1, 1]), 2)
+    np.testing.assert_array_equal(means, [[1, 0, 0], [1, 0, 0]])
 
 
 def test_geometric_median_of_a_symmetric_cross_is_its_centre():

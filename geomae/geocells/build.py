@@ -126,7 +126,8 @@ def _measure(
                 s2_tokens=tokens[level],
             ),
         )
-        areas = np.empty(0) if partition.parents is None else np.bincount(partition.parents, areas)
+        if partition.parents is not None:
+            areas = np.bincount(partition.parents, areas).astype(np.float64)
     return Geocells(tuple(measured))
 
 
