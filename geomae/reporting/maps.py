@@ -17,7 +17,7 @@ from scipy.cluster.vq import vq
 from geomae.evaluation.metrics import LARGEST_ERROR_KM
 from geomae.reporting.plots import style
 
-__all__ = ["cluster_map", "coordinate_map", "prediction_map"]
+__all__ = ["cluster_map", "coordinate_map", "draw_world", "prediction_map"]
 
 # Near to far, in steps of lightness that survive without colour; the steps are the field's radii.
 ERROR_COLOURS = ListedColormap(["#fff7bc", "#fec44f", "#f07818", "#b5179e", "#3a0ca3"])
@@ -50,7 +50,7 @@ def prediction_map(true_deg: ArrayLike, predicted_deg: ArrayLike, error_km: Arra
         truths, answers = (figure.add_subplot(2, 1, row, projection=PROJECTION) for row in (1, 2))
         arcs = _evenly_spread(len(error_km), MAX_ARCS)
         for axes, points, name in ((truths, true_deg, "True places"), (answers, predicted_deg, "Predicted places")):
-            _draw_world(axes)
+            draw_world(axes)
             shown = points[farthest_first]
             drawn = axes.scatter(
                 shown[:, 1],
@@ -85,7 +85,7 @@ def coordinate_map(coordinates_deg: ArrayLike, *, title: str) -> Figure:
     with style():
         figure = Figure(figsize=(9.0, 4.9), layout="constrained")
         axes = figure.add_subplot(projection=PROJECTION)
-        _draw_world(axes)
+        draw_world(axes)
         points = PROJECTION.transform_points(DEGREES, coordinates_deg[:, 1], coordinates_deg[:, 0])
         columns = 140 if len(points) > 3000 else 70
         (west, east), (south, north) = PROJECTION.x_limits, PROJECTION.y_limits
@@ -124,7 +124,7 @@ def cluster_map(coordinates_deg: ArrayLike, means_deg: ArrayLike, deviations_deg
     with style():
         figure = Figure(figsize=(9.0, 4.7), layout="constrained")
         axes = figure.add_subplot(projection=PROJECTION)
-        _draw_world(axes)
+        draw_world(axes)
         for number, (mean, deviation) in enumerate(zip(means_deg, np.asarray(deviations_deg), strict=True)):
             colour = CLUSTER_COLOURS(number % CLUSTER_COLOURS.N)
             latitude, longitude = coordinates_deg[nearest == number].T
@@ -159,7 +159,8 @@ def _world_picture() -> tuple[Any, tuple[float, float, float, float]]:
     return np.ma.filled(world, 1.0), extent
 
 
-def _draw_world(axes: Any) -> None:
+def draw_world(axes: Any) -> None:
+    """The whole Earth in `PROJECTION`, pale, for points to be drawn on."""
     axes.set_global()
     world, extent = _world_picture()
     axes.imshow(world, extent=extent, origin="lower", alpha=0.55, zorder=0)  # paler than its points

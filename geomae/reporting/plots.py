@@ -19,7 +19,17 @@ from PIL.PngImagePlugin import PngInfo
 
 from geomae.evaluation.metrics import LARGEST_ERROR_KM, THRESHOLDS_KM
 
-__all__ = ["BASELINE_COLOURS", "COLOURS", "error_cdf", "loss_curves", "reconstruction_grid", "save_figure", "style"]
+__all__ = [
+    "BASELINE_COLOURS",
+    "COLOURS",
+    "calibration_curves",
+    "error_cdf",
+    "loss_curves",
+    "reconstruction_grid",
+    "save_figure",
+    "show_photo",
+    "style",
+]
 
 # Okabe and Ito (2008), "Color universal design", without the yellow that vanishes on white.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
@@ -91,14 +101,15 @@ def reconstruction_grid(original: ArrayLike, masked: ArrayLike, restored: ArrayL
         axes = figure.subplots(3, num_photos, squeeze=False)
         for row, (label, batch) in enumerate(photos.items()):
             for column in range(num_photos):
-                _show_photo(axes[row, column], batch[column].transpose(1, 2, 0))
+                show_photo(axes[row, column], batch[column].transpose(1, 2, 0))
             axes[row, 0].set_ylabel(label)
         if title:
             figure.suptitle(title, x=0.0, ha="left", fontsize=12, fontweight="bold")
     return figure
 
 
-def _show_photo(axes: Axes, photo: NDArray[np.uint8]) -> None:
+def show_photo(axes: Axes, photo: NDArray[np.uint8]) -> None:
+    """`(H, W, 3)` pixels without a frame, a grid or numbers along the sides."""
     axes.imshow(photo, interpolation="nearest")
     axes.set_xticks([])
     axes.set_yticks([])
@@ -200,6 +211,27 @@ def _draw_cdf(axes: Axes, errors: ArrayLike, name: str, **line: Any) -> None:
     share = 100.0 * np.arange(1, error_km.size + 1) / error_km.size
     label = _shown_label(f"{name}, {np.median(error_km):,.0f} km")
     axes.step(np.concatenate([[1e-3], error_km]), np.concatenate([[0.0], share]), where="post", label=label, **line)
+
+
+def calibration_curves(models: Mapping[str, Mapping[str, float]], *, title: str) -> Figure:
+    """Do radii hold what they say? Share of the photos within the radius around the answer, against its probability.
+
+    Args:
+        models: name -> probability that a radius holds, 0 to 1 -> share of the photos whose truth lies within it.
+        title: stands above the curves; should say n.
+    """
+    with style():
+        figure = Figure(figsize=(6.4, 5.6), layout="constrained")
+        axes = figure.add_subplot()
+        axes.plot([0, 100], [0, 100], color=BASELINE_COLOURS[1], linestyle=BASELINE_DASHES[1], label="as it should be")
+        for rank, (name, shares) in enumerate(models.items()):
+            points = 100.0 * np.array([(float(stated), held) for stated, held in shares.items()])
+            line: dict[str, Any] = {"color": _colour(rank), "linestyle": _dashes(rank // len(COLOURS))}
+            axes.plot(*points.T, marker="o", markersize=4, label=_shown_label(name), **line)
+        axes.set(title=title, xlim=(0, 100), ylim=(0, 100), aspect="equal")
+        axes.set(xlabel="probability within the radius, %", ylabel="photos whose truth lies within it, %")
+        _place_legend(figure, axes, inside="upper left")
+    return figure
 
 
 def _place_legend(figure: Figure, axes: Axes, *, inside: Any, title: str | None = None) -> None:
