@@ -20,8 +20,8 @@ from geomae.evaluation import (
     describe_run,
     describe_test_set,
     format_summary,
+    judge_answers,
     judge_baselines,
-    judge_with_ten_crop,
     read_predictions,
     read_test_set,
     read_training_coordinates,
@@ -43,6 +43,7 @@ def main(argv: Sequence[str]) -> None:
     if arguments.checkpoint:
         # Only this branch needs torch: a file of predictions is judged without it.
         from geomae.data import PhotoCollator, find_absent, load_photos
+        from geomae.evaluation.posterior_head import override_decoding
         from geomae.evaluation.predict import is_main_process, predict_coordinates
         from geomae.training import refuse_what_the_model_refuses
         from modeling import load_geolocator
@@ -60,10 +61,14 @@ def main(argv: Sequence[str]) -> None:
         num_absent = int(is_absent.sum())
         with refuse_what_the_model_refuses():
             model = load_geolocator(arguments.checkpoint)
+        override_decoding(
+            model, kernel_km=arguments.kernel_km, top_k=arguments.top_k, temperature=arguments.temperature
+        )
         predictions = predict_coordinates(
             model,
             photos.select(np.flatnonzero(~is_absent)),
-            PhotoCollator(model.config.image_size, augment=False, labelled=False, ten_crop=arguments.ten_crop),
+            PhotoCollator(model.config.image_size, augment=False, ten_crop=arguments.ten_crop),
+            decodings=arguments.decodings,
             batch_size=arguments.per_device_eval_batch_size,
             num_workers=arguments.dataloader_num_workers,
             bf16=arguments.bf16,
@@ -76,7 +81,7 @@ def main(argv: Sequence[str]) -> None:
         predictions = read_predictions(arguments.predictions)
 
     how = {name: getattr(arguments, name) for name in ("thresholds_km", "num_resamples", "seed")}
-    metrics, tables = judge_with_ten_crop(predictions, test_set, **how)
+    metrics, tables = judge_answers(predictions, test_set, **how)
     metrics["baselines"], tables["baselines"] = judge_baselines(test_set, training_deg, **how)
     metrics |= {**arguments.describe(), "num_absent": num_absent, "test_set": describe_test_set(test_set, training_ids)}
     metrics |= describe_run(sys.argv[:1] + list(argv))

@@ -7,7 +7,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForImageClassification,
 
 from .configuration_geobaseline import GeoBaselineConfig
 from .configuration_geomae import GeoMAEConfig
-from .encoder_weights import LoadReport, export_encoder, load_encoder_weights, load_geolocator
+from .encoder_weights import LoadReport, export_encoder, load_embedder, load_encoder_weights, load_geolocator
 from .geodesy import EARTH_RADIUS_KM, great_circle_km, to_degrees, to_unit_vectors
 from .geolocation_head import HEADS, GeolocationHead, GeolocationOutput, SphereHead, TanhHead
 from .modeling_geobaseline import GeoBaselineForGeolocation
@@ -39,6 +39,7 @@ __all__ = [
     "TanhHead",
     "export_encoder",
     "great_circle_km",
+    "load_embedder",
     "load_encoder_weights",
     "load_geolocator",
     "to_degrees",

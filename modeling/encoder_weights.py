@@ -14,11 +14,11 @@ from huggingface_hub import snapshot_download
 from safetensors.torch import load_file, save_file
 from timm.layers import resample_abs_pos_embed
 from torch import Tensor
-from transformers import AutoModelForImageClassification, PreTrainedModel
+from transformers import AutoModel, AutoModelForImageClassification, PreTrainedModel
 
 from .patches import sincos_positions
 
-__all__ = ["LoadReport", "export_encoder", "load_encoder_weights", "load_geolocator", "to_timm_names"]
+__all__ = ["LoadReport", "export_encoder", "load_embedder", "load_encoder_weights", "load_geolocator", "to_timm_names"]
 
 WEIGHT_FILES = ("model.safetensors", "open_clip_model.safetensors", "pytorch_model.bin")
 
@@ -197,19 +197,44 @@ def export_encoder(model: PreTrainedModel, path: str | Path) -> Path:
     return path
 
 
+def load_embedder(path: str | Path) -> PreTrainedModel:
+    """The model in a checkpoint folder, for its `embed`, in evaluation mode.
+
+    Args:
+        path: a folder of pretraining (only its encoder is loaded), of an encoder, of a geolocator or of a baseline.
+
+    Raises:
+        ValueError: the folder holds no model, or one that is not of this package.
+    """
+    architecture = read_architecture(path)
+    if architecture.endswith("ForGeolocation"):
+        return load_geolocator(path)
+    if not architecture.startswith("GeoMAE"):
+        raise ValueError(
+            f"{path} holds a {architecture}, which is no model of GeoMAE: give the folder that a run of "
+            "run_pretrain_mae.py or run_finetune_geo.py wrote."
+        )
+    return AutoModel.from_pretrained(path).eval()
+
+
 def load_geolocator(path: str | Path) -> PreTrainedModel:
     """The fine-tuned model in a checkpoint folder, GeoMAE or baseline, in evaluation mode.
 
     Raises:
         ValueError: the folder holds no model, or one that was not fine-tuned to coordinates yet.
     """
-    config_file = Path(path) / "config.json"
-    if not config_file.is_file():
-        raise ValueError(f"{path} is not a checkpoint: it has no config.json. Give the folder that training wrote.")
-    architectures = json.loads(config_file.read_text()).get("architectures") or ["unknown"]
-    if not architectures[0].endswith("ForGeolocation"):
+    architecture = read_architecture(path)
+    if not architecture.endswith("ForGeolocation"):
         raise ValueError(
-            f"{path} holds a {architectures[0]}, which answers no coordinates: fine-tune it first, "
+            f"{path} holds a {architecture}, which answers no coordinates: fine-tune it first, "
             f"with run_finetune_geo.py ... --init_from {path}."
         )
     return AutoModelForImageClassification.from_pretrained(path).eval()
+
+
+def read_architecture(path: str | Path) -> str:
+    """The class of the model in a checkpoint folder, `unknown` where it does not say; ValueError where there is none."""
+    config_file = Path(path) / "config.json"
+    if not config_file.is_file():
+        raise ValueError(f"{path} is not a checkpoint: it has no config.json. Give the folder that training wrote.")
+    return (json.loads(config_file.read_text()).get("architectures") or ["unknown"])[0]

@@ -63,8 +63,12 @@ class GeoBaselineForGeolocation(GeoPreTrainedModel):
             pixel_values: `(B, C, H, W)`, uint8 0..255 or normalised floats.
             coordinates_deg: `(B, 2)` true latitude and longitude, degrees; gives `loss` and `error_km`.
         """
+        return self.head(self.embed(pixel_values), coordinates_deg)
+
+    def embed(self, pixel_values: Tensor) -> Tensor:
+        """Features of photos, before the head: `(B, C, H, W)` -> `(B, head_hidden_size)` float32."""
         pixels = self.pixel_normalizer(pixel_values).to(next(self.backbone.parameters()).dtype)
-        return self.head(self.backbone(pixels), coordinates_deg)  # (B, C, H, W) -> (B, head_hidden_size)
+        return self.backbone(pixels).float()
 
     def combine_crops(self, outputs: Sequence[GeolocationOutput]) -> GeolocationOutput:
         """One answer from those to several crops of the same photos, as the head combines them."""

@@ -128,6 +128,15 @@ class GeoMAEPreTrainedModel(GeoPreTrainedModel):
         owners = (m for m in self.modules() if isinstance(m, (VisionTransformer, GeoMAEDecoder)))
         return [owner.pos_embed for owner in owners if owner.pos_embed is not None]
 
+    def embed(self, pixel_values: Tensor) -> Tensor:
+        """Pooled features of whole photos, before any head: `(B, C, H, W)` -> `(B, hidden_size)` float32."""
+        return self.base_model(pixel_values).pooler_output.float()
+
+    @property
+    def backbone(self) -> VisionTransformer:
+        """The encoder as a timm model."""
+        return self.base_model.encoder
+
 
 def transformer_sizes(hidden_size: int, intermediate_size: int, num_heads: int, config: GeoMAEConfig) -> dict[str, Any]:
     """Arguments that timm's `VisionTransformer` and `Block` share."""
@@ -209,14 +218,14 @@ class GeoMAEModel(GeoMAEPreTrainedModel):
             ids_visible, ids_masked = shuffle_patches(noise, int(patches.shape[1] * (1 - self.config.mask_ratio)))
             patches = gather_patches(patches, ids_visible)  # (B, N, C p p) -> (B, V, C p p)
             patch_positions = gather_patches(patch_positions, ids_visible)  # (1, N, D) -> (B, V, D)
-        tokens = self.embed(patches) + patch_positions  # (B, V, C p p) -> (B, V, D)
+        tokens = self.embed_patches(patches) + patch_positions  # (B, V, C p p) -> (B, V, D)
         class_token = (self.encoder.cls_token + positions[:, :1]).expand(tokens.shape[0], -1, -1)
         tokens = self.encoder.pos_drop(torch.cat((class_token, tokens), dim=1))  # (B, V, D) -> (B, 1 + V, D)
         tokens = self.encoder.norm(self.run_blocks(tokens, self.encoder.blocks))
         pooled = tokens[:, 0] if self.config.pooling == "cls" else tokens[:, 1:].mean(dim=1)
         return GeoMAEModelOutput(tokens, pooled, ids_visible, ids_masked)
 
-    def embed(self, patches: Tensor) -> Tensor:
+    def embed_patches(self, patches: Tensor) -> Tensor:
         """`(B, V, C * p * p)` pixels -> `(B, V, hidden_size)`: the patch convolution as a matrix product."""
         projection = self.encoder.patch_embed.proj
         pixels = self.pixel_normalizer(patches).to(projection.weight.dtype)
@@ -358,11 +367,6 @@ class GeoMAEForPreTraining(GeoMAEPreTrainedModel):
         original, masked, restored = (unpatchify(picture, p, height, width) for picture in pictures)
         return GeoMAEReconstruction(original, masked, restored, answer.mask)
 
-    @property
-    def backbone(self) -> VisionTransformer:
-        """The encoder as a timm model."""
-        return self.geomae.encoder
-
 
 def patch_scale(patches: Tensor) -> Tensor:
     """`(B, K, C * p * p)` -> `(B, K, 1)`: standard deviation within each patch, with MAE's floor for flat ones."""
@@ -390,11 +394,6 @@ class GeoMAEForGeolocation(GeoMAEPreTrainedModel):
     def combine_crops(self, outputs: Sequence[GeolocationOutput]) -> GeolocationOutput:
         """One answer from those to several crops of the same photos, as the head combines them."""
         return self.head.combine_crops(outputs)
-
-    @property
-    def backbone(self) -> VisionTransformer:
-        """The encoder as a timm model."""
-        return self.geomae.encoder
 
 
 GeoMAEModel.register_for_auto_class("AutoModel")

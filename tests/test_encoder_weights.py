@@ -19,6 +19,7 @@ from modeling import (
     GeoMAEForPreTraining,
     GeoMAEModel,
     export_encoder,
+    load_embedder,
     load_encoder_weights,
     load_geolocator,
 )
@@ -225,6 +226,38 @@ def test_pretraining_checkpoint_is_no_geolocator(tiny_sizes: dict, tmp_path: Pat
         load_geolocator(tmp_path)
     with pytest.raises(ValueError, match=r"is not a checkpoint: it has no config\.json"):
         load_geolocator(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("model_class", [GeoMAEModel, GeoMAEForPreTraining, GeoMAEForGeolocation])
+def test_every_kind_of_checkpoint_embeds_photos_as_its_own_encoder_pools_them(
+    tiny_sizes: dict, tmp_path: Path, model_class: type[PreTrainedModel]
+) -> None:
+    model = model_class(GeoMAEConfig(**tiny_sizes, pooling="mean")).eval()
+    model.save_pretrained(tmp_path)
+    loaded, photos = load_embedder(tmp_path), torch.randn(3, 3, 32, 32)
+    tokens = model.base_model(photos).last_hidden_state
+    assert not loaded.training
+    assert torch.equal(loaded.embed(photos), model.embed(photos))
+    assert torch.allclose(loaded.embed(photos), tokens[:, 1:].mean(dim=1))
+    in_half = loaded.bfloat16().embed(photos)
+    assert (in_half.dtype, in_half.shape) == (torch.float32, (3, 32))
+
+
+def test_a_baseline_embeds_photos_as_its_backbone_pools_them(tmp_path: Path) -> None:
+    model = GeoBaselineForGeolocation(GeoBaselineConfig(backbone="resnet10t", image_size=32)).eval()
+    model.save_pretrained(tmp_path)
+    photos = torch.randn(2, 3, 32, 32)
+    features = load_embedder(tmp_path).embed(photos)
+    assert torch.equal(features, model.backbone(photos))
+    assert torch.equal(model.head(features).coordinates_deg, model(photos).coordinates_deg)
+
+
+def test_a_folder_without_a_model_of_ours_embeds_nothing(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"is not a checkpoint: it has no config\.json"):
+        load_embedder(tmp_path)
+    (tmp_path / "config.json").write_text('{"architectures": ["BertModel"]}')
+    with pytest.raises(ValueError, match="holds a BertModel, which is no model of GeoMAE"):
+        load_embedder(tmp_path)
 
 
 def test_fixed_positions_stay_fixed_after_loading(tiny_sizes: dict, tmp_path: Path) -> None:

@@ -9,10 +9,10 @@ from geomae.errors import PredictionError
 from geomae.evaluation import (
     Predictions,
     TestSet,
+    judge_answers,
     judge_errors,
     judge_groups,
     judge_predictions,
-    judge_with_ten_crop,
     match_predictions,
 )
 from geomae.geography import EARTH_RADIUS_KM, draw_uniform
@@ -183,7 +183,7 @@ def test_intervals_say_how_they_were_drawn(test_set):
 def test_answers_from_ten_crops_are_judged_as_a_row_of_their_own(test_set):
     central, ten_crop = answers(test_set, range(40)), Predictions(test_set.ids[:30], test_set.coordinates_deg[:30])
     both = Predictions(central.ids, central.coordinates_deg, ten_crop)
-    metrics, tables = judge_with_ten_crop(both, test_set, num_resamples=100, seed=3)
+    metrics, tables = judge_answers(both, test_set, num_resamples=100, seed=3)
     for row, predictions, name in (
         (metrics.pop("ten_crop"), ten_crop, "predictions_ten_crop"),
         (metrics, central, "predictions"),
@@ -191,4 +191,4 @@ def test_answers_from_ten_crops_are_judged_as_a_row_of_their_own(test_set):
         expected, table = judge_predictions(predictions, test_set, num_resamples=100, seed=3)
         assert row == expected
         assert tables[name].equals(table)
-    assert judge_with_ten_crop(central, test_set)[1].keys() == {"predictions"}
+    assert judge_answers(central, test_set)[1].keys() == {"predictions"}

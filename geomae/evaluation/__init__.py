@@ -5,19 +5,20 @@
 
 from geomae.evaluation.arguments import EvaluationArguments
 from geomae.evaluation.baselines import describe_baselines, judge_baselines
-from geomae.evaluation.bootstrap import bootstrap_intervals, draw_cluster_counts, resampled_metrics
+from geomae.evaluation.bootstrap import bootstrap_intervals, bootstrap_means, draw_cluster_counts, resampled_metrics
 from geomae.evaluation.comparison import compare_errors, holm_adjusted
 from geomae.evaluation.flickr import flickr_number, shared_photos
 from geomae.evaluation.judge import (
+    judge_answers,
     judge_errors,
     judge_groups,
     judge_predictions,
-    judge_with_ten_crop,
     match_predictions,
 )
 from geomae.evaluation.known_test_sets import KNOWN_TEST_SETS, find_known_list
 from geomae.evaluation.metrics import THRESHOLDS_KM, compute_metrics, geoscores, summarise_errors
 from geomae.evaluation.paired_predictions import compare_predictions, describe_difference, format_comparison
+from geomae.evaluation.posterior import DECODINGS, summarise_posterior
 from geomae.evaluation.records import (
     describe_run,
     describe_test_set,
@@ -37,6 +38,7 @@ from geomae.evaluation.tables import (
 )
 
 __all__ = [
+    "DECODINGS",
     "KNOWN_TEST_SETS",
     "THRESHOLDS_KM",
     "EvaluationArguments",
@@ -44,6 +46,7 @@ __all__ = [
     "TestSet",
     "best_constant",
     "bootstrap_intervals",
+    "bootstrap_means",
     "compare_errors",
     "compare_predictions",
     "compute_metrics",
@@ -60,10 +63,10 @@ __all__ = [
     "geoscores",
     "holm_adjusted",
     "judge_baselines",
+    "judge_answers",
     "judge_errors",
     "judge_groups",
     "judge_predictions",
-    "judge_with_ten_crop",
     "match_predictions",
     "read_metrics",
     "read_predictions",
@@ -75,5 +78,6 @@ __all__ = [
     "shared_photos",
     "shown_path",
     "summarise_errors",
+    "summarise_posterior",
     "write_evaluation",
 ]

@@ -1,5 +1,7 @@
 """What `run_evaluate_geo.py` can be told, in a YAML file or on the command line."""
 
+import difflib
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -8,6 +10,7 @@ from geomae.errors import ConfigError, SourceError
 from geomae.evaluation.bootstrap import MIN_RESAMPLES
 from geomae.evaluation.known_test_sets import KNOWN_TEST_SETS, find_known_list, find_known_photos
 from geomae.evaluation.metrics import THRESHOLDS_KM, check_thresholds
+from geomae.evaluation.posterior import DECODINGS
 from geomae.evaluation.records import refuse_other_evaluation, refuse_unwritable, shown_path
 from geomae.tracking import refuse_bad_tags, refuse_missing_packages
 
@@ -81,6 +84,25 @@ class EvaluationArguments:
             "predictions_ten_crop.parquet."
         },
     )
+    decodings: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": f"Of a head with a posterior: which of {', '.join(DECODINGS)} to judge beside the checkpoint's own "
+            "decoding, which stays the headline, in the same pass; null: all. predictions_<decoding>.parquet each."
+        },
+    )
+    kernel_km: float | None = field(
+        default=None, metadata={"help": "Width of the decoding kernel, km; null: the checkpoint's."}
+    )
+    top_k: int | None = field(
+        default=None, metadata={"help": "Places that mean_in_top_k averages; null: the checkpoint's."}
+    )
+    temperature: float | None = field(
+        default=None,
+        metadata={
+            "help": "Divides the logits; null: the checkpoint's, which `python -m geomae.evaluation calibrate` fits."
+        },
+    )
     max_damaged_share: float = field(
         default=0.1,
         metadata={
@@ -129,6 +151,7 @@ class EvaluationArguments:
             )
         if self.predictions and self.ten_crop:
             raise ConfigError("ten_crop needs a checkpoint that looks at photos; predictions are judged as they are")
+        self._check_decoding()
         if self.per_device_eval_batch_size < 1 or self.dataloader_num_workers < 0:
             raise ConfigError(
                 "per_device_eval_batch_size must be at least 1 and dataloader_num_workers at least 0; got "
@@ -163,6 +186,21 @@ class EvaluationArguments:
         if self.checkpoint:
             described["options"] = {"crop": "center", "bf16": self.bf16, "batch_size": self.per_device_eval_batch_size}
         return described
+
+    def _check_decoding(self) -> None:
+        """A posterior belongs to a checkpoint; whether its head has one is known when it is loaded."""
+        options = {name: getattr(self, name) for name in ("kernel_km", "top_k", "temperature")}
+        given = [name for name, value in {"decodings": self.decodings, **options}.items() if value is not None]
+        if self.predictions and given:
+            raise ConfigError(f"{', '.join(given)} need a checkpoint that has a posterior; predictions are as they are")
+        for name in self.decodings or ():
+            if name not in DECODINGS:
+                close = difflib.get_close_matches(name, DECODINGS, n=1)
+                hint = f"; did you mean {close[0]}?" if close else ""
+                raise ConfigError(f"decodings holds {name!r}, which is none of {', '.join(DECODINGS)}{hint}")
+        for name, value in options.items():
+            if value is not None and not 0 < value < math.inf:
+                raise ConfigError(f"{name} must be a number above 0; got {value}")
 
     def _find_by_name(self) -> None:
         """Put paths in the place of a known test set's name."""

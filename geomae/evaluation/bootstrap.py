@@ -1,6 +1,7 @@
 """How far a test set's numbers would move if other photographers had been drawn: the clustered bootstrap."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ __all__ = [
     "MIN_RESAMPLES",
     "RESAMPLED",
     "bootstrap_intervals",
+    "bootstrap_means",
     "draw_cluster_counts",
     "explain_too_few",
     "resampled_metrics",
@@ -83,23 +85,70 @@ def bootstrap_intervals(
     if num_clusters < MIN_CLUSTERS:
         return None
     resampled = _resample(*photos, thresholds_km, quantiles, num_resamples, seed)
-    tails = [(1.0 - confidence) / 2.0, (1.0 + confidence) / 2.0]
+    intervals: dict[str, Any] = {}
+    for name, values in resampled.items():
+        of = partial(_share_interval, num_clusters=num_clusters) if name == "accuracy_within_km" else _interval
+        if isinstance(values, dict):
+            intervals[name] = {key: of(each, confidence=confidence) for key, each in values.items()}
+        else:
+            intervals[name] = of(values, confidence=confidence)
+    return intervals
 
-    def interval(values: Floats) -> list[float]:
-        return [float(end) for end in np.quantile(values, tails)]
 
-    def of_share(shares: Floats) -> list[float]:
-        if shares.max() > 0.0 and shares.min() < 1.0:
-            return interval(shares)
-        exact = binomtest(num_clusters * int(shares[0]), num_clusters).proportion_ci(confidence, method="exact")
-        return [float(exact.low), float(exact.high)]
+def bootstrap_means(
+    columns: Mapping[str, NDArray[Any]],
+    clusters: Sequence[object] | NDArray[Any] | None = None,
+    *,
+    num_resamples: int = 2000,
+    confidence: float = 0.95,
+    seed: int = 0,
+) -> dict[str, list[float]] | None:
+    """Percentile bootstrap intervals of the means of any columns, in the way of `bootstrap_intervals`.
 
-    accuracies = {radius: of_share(shares) for radius, shares in resampled["accuracy_within_km"].items()}
-    intervals = {
-        name: {key: interval(each) for key, each in values.items()} if isinstance(values, dict) else interval(values)
-        for name, values in resampled.items()
-    }
-    return intervals | {"accuracy_within_km": accuracies}
+    Args:
+        columns: name -> `(n,)` finite numbers, or booleans: the mean of those is a share, whose interval is exact where
+            all are equal.
+        clusters: n labels, such as authors, whose photos are drawn together; every photo for itself where None.
+        num_resamples: number of resampled test sets, at least `MIN_RESAMPLES`.
+        confidence: share of resamples that the interval covers.
+        seed: of the resampling; the draws of clusters are those of `bootstrap_intervals`.
+
+    Returns:
+        name -> `[low, high]`, equal in whatever order the photos are; None with fewer than `MIN_CLUSTERS` clusters.
+
+    Raises:
+        PredictionError: a column is empty, not finite, or not as long as the clusters.
+        ConfigError: there are too few resamples, or the seed is negative.
+    """
+    for column in columns.values():
+        _check(np.asarray(column, dtype=np.float64), clusters, THRESHOLDS_KM, QUANTILES, num_resamples, seed)
+    sums, num_clusters = [], 0
+    for column in (np.ones(len(next(iter(columns.values())))), *columns.values()):
+        ordered, membership, num_clusters = _sort_by_error(np.asarray(column, dtype=np.float64), clusters)
+        sums.append(np.bincount(membership, weights=ordered, minlength=num_clusters))
+    if num_clusters < MIN_CLUSTERS:
+        return None
+    rng = np.random.default_rng(seed)
+    per_chunk = max(1, CHUNK_ELEMENTS // num_clusters)
+    sizes = [min(per_chunk, num_resamples - start) for start in range(0, num_resamples, per_chunk)]
+    totals = np.concatenate([draw_cluster_counts(num_clusters, size, rng) @ np.stack(sums, axis=1) for size in sizes])
+    intervals = {}
+    for (name, column), total in zip(columns.items(), totals[:, 1:].T, strict=True):
+        of = partial(_share_interval, num_clusters=num_clusters) if column.dtype == bool else _interval
+        intervals[name] = of(total / totals[:, 0], confidence=confidence)
+    return intervals
+
+
+def _interval(means: Floats, *, confidence: float) -> list[float]:
+    return [float(end) for end in np.quantile(means, [(1.0 - confidence) / 2.0, (1.0 + confidence) / 2.0])]
+
+
+def _share_interval(shares: Floats, *, num_clusters: int, confidence: float) -> list[float]:
+    """Exact where every resample says none, or all."""
+    if shares.max() > 0.0 and shares.min() < 1.0:
+        return _interval(shares, confidence=confidence)
+    exact = binomtest(num_clusters * int(shares[0]), num_clusters).proportion_ci(confidence, method="exact")
+    return [float(exact.low), float(exact.high)]
 
 
 def resampled_metrics(

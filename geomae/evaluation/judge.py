@@ -11,14 +11,15 @@ from geomae.errors import PredictionError
 from geomae.evaluation.bootstrap import bootstrap_intervals, explain_too_few
 from geomae.evaluation.groups import find_groups, summarise_authors
 from geomae.evaluation.metrics import LARGEST_ERROR_KM, THRESHOLDS_KM, check_predictions, summarise_errors
+from geomae.evaluation.posterior import add_posterior, match_posterior, summarise_posterior
 from geomae.evaluation.tables import Predictions, TestSet, nearest_ids
 from geomae.geography import great_circle_km
 
 __all__ = [
+    "judge_answers",
     "judge_errors",
     "judge_groups",
     "judge_predictions",
-    "judge_with_ten_crop",
     "match_predictions",
     "measure_errors",
 ]
@@ -131,7 +132,7 @@ def judge_predictions(
     return metrics, table
 
 
-def judge_with_ten_crop(
+def judge_answers(
     predictions: Predictions,
     test_set: TestSet,
     *,
@@ -139,16 +140,32 @@ def judge_with_ten_crop(
     num_resamples: int = 2000,
     seed: int = 0,
 ) -> tuple[dict[str, Any], dict[str, pa.Table]]:
-    """`judge_predictions`, and where there are answers from ten crops, all of it once more for those.
+    """`judge_predictions` of the headline answers, and of every other answer that the predictions hold.
 
     Returns:
-        The metrics, those of ten crops under `ten_crop`; and the tables `predictions` and `predictions_ten_crop`.
+        The metrics. Of a posterior also `decoding`, the headline's; `decodings`: name -> metrics of each other one;
+        and `posterior`: what it was decoded with, and `summarise_posterior`. All of it once more under `ten_crop`,
+        where there are answers from ten crops. And the tables `predictions`, with what was measured of the posterior,
+        `predictions_<decoding>`, and the same with `predictions_ten_crop` in the place of `predictions`.
     """
     how: dict[str, Any] = {"thresholds_km": thresholds_km, "num_resamples": num_resamples, "seed": seed}
-    tables = {}
-    metrics, tables["predictions"] = judge_predictions(predictions, test_set, **how)
+    metrics, table = judge_predictions(predictions, test_set, **how)
+    tables = {"predictions": table}
+    if predictions.posterior:
+        metrics |= {"decoding": predictions.decoded_with["decoding"], "decodings": {}}
+        for name, answers_deg in predictions.decodings.items():
+            other = Predictions(predictions.ids, answers_deg)
+            metrics["decodings"][name], tables[f"predictions_{name}"] = judge_predictions(other, test_set, **how)
+        posterior = match_posterior(predictions.posterior, predictions.ids, test_set.ids)
+        error_km, _ = measure_errors(match_predictions(predictions, test_set), test_set)
+        metrics["posterior"] = {
+            **{name: value for name, value in predictions.decoded_with.items() if name != "decoding"},
+            **summarise_posterior(posterior, error_km, test_set.clusters, num_resamples=num_resamples, seed=seed),
+        }
+        tables["predictions"] = add_posterior(table, posterior)
     if predictions.ten_crop is not None:
-        metrics["ten_crop"], tables["predictions_ten_crop"] = judge_predictions(predictions.ten_crop, test_set, **how)
+        metrics["ten_crop"], of_ten_crop = judge_answers(predictions.ten_crop, test_set, **how)
+        tables |= {name.replace("predictions", "predictions_ten_crop"): each for name, each in of_ten_crop.items()}
     return metrics, tables
 
 

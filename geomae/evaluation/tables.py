@@ -5,7 +5,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
@@ -109,6 +109,9 @@ class Predictions:
     ids: list[str]  # n unique names
     coordinates_deg: NDArray[np.float64]  # (n, 2) latitude and longitude
     ten_crop: "Predictions | None" = None  # the same photos' answers from ten crops each, where they were asked for
+    decoded_with: dict[str, Any] = field(default_factory=dict)  # `decoding` and its options; empty without a posterior
+    decodings: dict[str, NDArray[np.float64]] = field(default_factory=dict)  # other readings of it, (n, 2) each
+    posterior: dict[str, NDArray[np.float64]] = field(default_factory=dict)  # (n,) each; `geomae.evaluation.posterior`
 
 
 def read_test_set(path: str | Path, *, split: str = "test", swap_lat_lon: bool = False) -> TestSet:
