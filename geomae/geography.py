@@ -14,6 +14,7 @@ __all__ = [
     "find_off_earth",
     "geometric_median",
     "great_circle_km",
+    "spherical_means",
     "to_degrees",
     "unit_vectors",
 ]
@@ -65,6 +66,30 @@ def great_circle_km(predicted_deg: ArrayLike, target_deg: ArrayLike) -> NDArray[
     apart = np.linalg.norm(predicted - target, axis=-1)
     together = np.linalg.norm(predicted + target, axis=-1)
     return np.asarray(2.0 * EARTH_RADIUS_KM * np.arctan2(apart, together))
+
+
+def spherical_means(
+    vectors: NDArray[np.float64], labels: ArrayLike, num_groups: int, *, weights: ArrayLike | None = None
+) -> NDArray[np.float64]:
+    """The mean direction of each group of points: the sum of their unit vectors, scaled back to the sphere.
+
+    Args:
+        vectors: `(n, 3)` unit vectors.
+        labels: `(n,)` groups from 0 to `num_groups` - 1; a point of group -1 is in none.
+        num_groups: K.
+        weights: `(n,)` of the points, 1 each if left out.
+
+    Returns:
+        `(K, 3)` unit vectors; (1, 0, 0) for a group without points, or whose points cancel out.
+
+    Source: Mardia and Jupp (2000), "Directional Statistics", section 9.2.1.
+    """
+    groups = np.asarray(labels) + 1  # `bincount` takes no negative numbers
+    weights = np.ones(len(groups)) if weights is None else np.asarray(weights, dtype=np.float64)
+    sums = np.stack([np.bincount(groups, weights * axis, num_groups + 1)[1:] for axis in vectors.T], axis=1)
+    lengths = np.linalg.norm(sums, axis=1)
+    sums[lengths < 1e-12] = (1.0, 0.0, 0.0)
+    return np.asarray(sums / np.linalg.norm(sums, axis=1, keepdims=True))
 
 
 def find_off_earth(latitude: ArrayLike, longitude: ArrayLike) -> NDArray[np.bool_]:

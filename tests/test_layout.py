@@ -126,7 +126,7 @@ def test_what_is_imported_is_declared_and_what_is_declared_is_imported() -> None
     with (ROOT / "pyproject.toml").open("rb") as file:
         project = tomllib.load(file)["project"]
     requirements = project["dependencies"] + project["optional-dependencies"]["report"]
-    requirements += project["optional-dependencies"]["ray"]
+    requirements += project["optional-dependencies"]["ray"] + project["optional-dependencies"]["geocells"]
     declared = {re.split(r"[<>=!~\[; ]", requirement)[0] for requirement in requirements}
     assert distributions <= declared
     assert declared - distributions <= IMPORTED_BY_OTHERS
