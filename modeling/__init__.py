@@ -6,10 +6,12 @@ Importing this package tells transformers' Auto classes about the models.
 from transformers import AutoConfig, AutoModel, AutoModelForImageClassification, AutoModelForPreTraining
 
 from .configuration_geobaseline import GeoBaselineConfig
+from .configuration_geolocation_head import DECODINGS, HEAD_TYPES, GeolocationHeadConfig
 from .configuration_geomae import GeoMAEConfig
 from .encoder_weights import LoadReport, export_encoder, load_embedder, load_encoder_weights, load_geolocator
 from .geodesy import EARTH_RADIUS_KM, great_circle_km, to_degrees, to_unit_vectors
-from .geolocation_head import HEADS, GeolocationHead, GeolocationOutput, SphereHead, TanhHead
+from .geolocation_head import GeolocationHead, GeolocationOutput, SphereHead, TanhHead
+from .heads import HEADS, build_head
 from .modeling_geobaseline import GeoBaselineForGeolocation
 from .modeling_geomae import (
     GeoMAEForGeolocation,
@@ -19,10 +21,15 @@ from .modeling_geomae import (
     GeoMAEModelOutput,
     GeoMAEReconstruction,
 )
+from .posterior import PosteriorSpread
+from .posterior_heads import GeocellsHead, HybridHead, PosteriorHead
+from .vmf_mixture_head import VMFMixtureHead, vmf_log_density
 
 __all__ = [
+    "DECODINGS",
     "EARTH_RADIUS_KM",
     "HEADS",
+    "HEAD_TYPES",
     "GeoBaselineConfig",
     "GeoBaselineForGeolocation",
     "GeoMAEConfig",
@@ -32,11 +39,18 @@ __all__ = [
     "GeoMAEModel",
     "GeoMAEModelOutput",
     "GeoMAEReconstruction",
+    "GeocellsHead",
     "GeolocationHead",
+    "GeolocationHeadConfig",
     "GeolocationOutput",
+    "HybridHead",
     "LoadReport",
+    "PosteriorHead",
+    "PosteriorSpread",
     "SphereHead",
     "TanhHead",
+    "VMFMixtureHead",
+    "build_head",
     "export_encoder",
     "great_circle_km",
     "load_embedder",
@@ -44,6 +58,7 @@ __all__ = [
     "load_geolocator",
     "to_degrees",
     "to_unit_vectors",
+    "vmf_log_density",
 ]
 
 AutoConfig.register("geomae", GeoMAEConfig, exist_ok=True)

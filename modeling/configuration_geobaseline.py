@@ -3,14 +3,12 @@
 from dataclasses import field
 from typing import Any
 
-from transformers import PretrainedConfig
-
-from .geolocation_head import HEADS
+from .configuration_geolocation_head import GeolocationHeadConfig
 
 __all__ = ["GeoBaselineConfig"]
 
 
-class GeoBaselineConfig(PretrainedConfig):
+class GeoBaselineConfig(GeolocationHeadConfig):
     """A timm backbone and a geolocation head. The defaults are the thesis's ResNet-152 regressor.
 
     Raises:
@@ -40,23 +38,12 @@ class GeoBaselineConfig(PretrainedConfig):
     drop_path_rate: float = 0.0
     """Stochastic depth of the backbone; must be 0 for networks that do not know it, such as VGG."""
 
-    head_type: str = "tanh"
-    """The geolocation head: `tanh` (the thesis) or `sphere` (unit vector)."""
-
-    head_hidden_sizes: list[int] = field(default_factory=lambda: [512, 256])
-    """Widths of the head's hidden layers; the thesis has two and does not state their widths."""
-
-    head_dropout_prob: float = 0.0
-    """Dropout of the head's hidden units."""
-
     def __post_init__(self, **kwargs: Any) -> None:
         self.auto_map = {
             "AutoConfig": "configuration_geobaseline.GeoBaselineConfig",
             "AutoModelForImageClassification": "modeling_geobaseline.GeoBaselineForGeolocation",
         } | kwargs.pop("auto_map", {})
         super().__post_init__(**kwargs)
-        if self.head_type not in HEADS:
-            raise ValueError(f"head_type={self.head_type!r} is unknown: choose one of {', '.join(HEADS)}.")
         for name in ("image_mean", "image_std"):
             if len(getattr(self, name)) != self.num_channels:
                 raise ValueError(

@@ -3,9 +3,7 @@
 from dataclasses import field
 from typing import Any
 
-from transformers import PretrainedConfig
-
-from .geolocation_head import HEADS
+from .configuration_geolocation_head import GeolocationHeadConfig
 
 __all__ = ["GeoMAEConfig"]
 
@@ -13,8 +11,8 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
-class GeoMAEConfig(PretrainedConfig):
-    """Encoder, decoder and geolocation head of GeoMAE. The defaults are the thesis's architecture.
+class GeoMAEConfig(GeolocationHeadConfig):
+    """Encoder and decoder of GeoMAE; `GeolocationHeadConfig` has its head. The defaults are the thesis's architecture.
 
     Raises:
         ValueError: the sizes do not fit each other; the message names the fields.
@@ -94,15 +92,6 @@ class GeoMAEConfig(PretrainedConfig):
     decoder_intermediate_size: int = 1536
     """Width of the hidden layer of each decoder block's MLP."""
 
-    head_type: str = "tanh"
-    """The geolocation head: `tanh` (the thesis) or `sphere` (unit vector)."""
-
-    head_hidden_sizes: list[int] = field(default_factory=lambda: [512, 256])
-    """Widths of the head's hidden layers; the thesis has two and does not state their widths."""
-
-    head_dropout_prob: float = 0.0
-    """Dropout of the head's hidden units."""
-
     def __post_init__(self, **kwargs: Any) -> None:
         # Every head is reachable from any checkpoint: save_pretrained alone would register only the saved class.
         self.auto_map = {
@@ -155,7 +144,6 @@ class GeoMAEConfig(PretrainedConfig):
             "position_embedding": ("learned", "sincos"),
             "pooling": ("cls", "mean"),
             "loss_reduction": ("mean", "sum"),
-            "head_type": tuple(HEADS),
         }
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:

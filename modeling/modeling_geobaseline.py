@@ -9,7 +9,9 @@ from torch import Tensor, nn
 from transformers import initialization as init
 
 from .configuration_geobaseline import GeoBaselineConfig
-from .geolocation_head import GeolocationHead, GeolocationOutput, build_head
+from .geocell_tensors import GeocellTensors
+from .geolocation_head import GeolocationHead, GeolocationOutput
+from .heads import build_head
 from .patches import PixelNormalizer
 from .pretrained_model import GeoPreTrainedModel
 
@@ -50,20 +52,21 @@ class GeoBaselineForGeolocation(GeoPreTrainedModel):
         self.pixel_normalizer = PixelNormalizer(config.image_mean, config.image_std)
         self.backbone = build_backbone(config)
         # num_features is the width before timm's own last layers, which some models keep without a classifier
-        self.head = build_head(
-            config.head_type, self.backbone.head_hidden_size, config.head_hidden_sizes, config.head_dropout_prob
-        )
+        self.head = build_head(self.backbone.head_hidden_size, config)
         self._keep_timm_initialization()
         self.post_init()
 
-    def forward(self, pixel_values: Tensor, coordinates_deg: Tensor | None = None) -> GeolocationOutput:
+    def forward(
+        self, pixel_values: Tensor, coordinates_deg: Tensor | None = None, scene_labels: Tensor | None = None
+    ) -> GeolocationOutput:
         """Locate photos.
 
         Args:
             pixel_values: `(B, C, H, W)`, uint8 0..255 or normalised floats.
             coordinates_deg: `(B, 2)` true latitude and longitude, degrees; gives `loss` and `error_km`.
+            scene_labels: `(B,)` int64, -1 where the scene is not known; only where `config.num_scenes` is above 0.
         """
-        return self.head(self.embed(pixel_values), coordinates_deg)
+        return self.head(self.embed(pixel_values), coordinates_deg, scene_labels)
 
     def embed(self, pixel_values: Tensor) -> Tensor:
         """Features of photos, before the head: `(B, C, H, W)` -> `(B, head_hidden_size)` float32."""
@@ -82,7 +85,7 @@ class GeoBaselineForGeolocation(GeoPreTrainedModel):
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         """Fill what no checkpoint and no timm constructor has filled; `init` leaves everything marked alone."""
-        if isinstance(module, PixelNormalizer):
+        if isinstance(module, (PixelNormalizer, GeocellTensors)):
             module.reset_buffers()
         elif isinstance(module, GeolocationHead):
             for layer in module.layers:

@@ -18,7 +18,9 @@ from transformers.utils import ModelOutput
 
 from .attention import DeviceAwareAttention
 from .configuration_geomae import GeoMAEConfig
-from .geolocation_head import GeolocationOutput, build_head
+from .geocell_tensors import GeocellTensors
+from .geolocation_head import GeolocationOutput
+from .heads import build_head
 from .patches import PixelNormalizer, gather_patches, patchify, shuffle_patches, sincos_positions, unpatchify
 from .pretrained_model import GeoPreTrainedModel
 
@@ -118,7 +120,7 @@ class GeoMAEPreTrainedModel(GeoPreTrainedModel):
                 init.copy_(positions, sincos_positions(positions.shape[-1], grid_size))
             else:
                 init.trunc_normal_(positions, std=std)
-        elif isinstance(module, PixelNormalizer):
+        elif isinstance(module, (PixelNormalizer, GeocellTensors)):
             module.reset_buffers()
 
     def fixed_parameters(self) -> list[nn.Parameter]:
@@ -374,22 +376,25 @@ def patch_scale(patches: Tensor) -> Tensor:
 
 
 class GeoMAEForGeolocation(GeoMAEPreTrainedModel):
-    """Photos -> coordinates: the GeoMAE encoder on all patches, and a head."""
+    """Photos -> coordinates: the GeoMAE encoder on all patches, and a head of `HEADS`."""
 
     def __init__(self, config: GeoMAEConfig) -> None:
         super().__init__(config)
         self.geomae = GeoMAEModel(config)
-        self.head = build_head(config.head_type, config.hidden_size, config.head_hidden_sizes, config.head_dropout_prob)
+        self.head = build_head(config.hidden_size, config)
         self.post_init()
 
-    def forward(self, pixel_values: Tensor, coordinates_deg: Tensor | None = None) -> GeolocationOutput:
+    def forward(
+        self, pixel_values: Tensor, coordinates_deg: Tensor | None = None, scene_labels: Tensor | None = None
+    ) -> GeolocationOutput:
         """Locate photos.
 
         Args:
             pixel_values: `(B, C, H, W)`, uint8 0..255 or normalised floats.
             coordinates_deg: `(B, 2)` true latitude and longitude, degrees; gives `loss` and `error_km`.
+            scene_labels: `(B,)` int64, -1 where the scene is not known; only where `config.num_scenes` is above 0.
         """
-        return self.head(self.geomae(pixel_values).pooler_output, coordinates_deg)
+        return self.head(self.geomae(pixel_values).pooler_output, coordinates_deg, scene_labels)
 
     def combine_crops(self, outputs: Sequence[GeolocationOutput]) -> GeolocationOutput:
         """One answer from those to several crops of the same photos, as the head combines them."""

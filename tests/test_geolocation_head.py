@@ -7,14 +7,17 @@ import torch
 from torch import nn
 
 from modeling import (
+    HEAD_TYPES,
     HEADS,
     GeolocationHead,
+    GeolocationHeadConfig,
     GeolocationOutput,
-    SphereHead,
-    TanhHead,
+    build_head,
     great_circle_km,
     to_unit_vectors,
 )
+
+POINT_HEADS = ("tanh", "sphere")
 
 CORNERS = torch.tensor(
     [[0, 0], [90, 0], [-90, 0], [0, 180], [0, -180], [45, 179.999], [-45, -179.999], [89.999, 12.0], [0.0, 90.0]]
@@ -22,8 +25,12 @@ CORNERS = torch.tensor(
 
 
 def head_of(name: str, **options: object) -> GeolocationHead:
-    settings = {"in_features": 6, "hidden_sizes": [5, 4], "dropout": 0.0} | options
-    return HEADS[name](**settings)
+    settings = {"head_hidden_sizes": [5, 4], "num_geocells": [12, 40]} | options
+    return build_head(6, GeolocationHeadConfig(head_type=name, **settings))
+
+
+def test_every_head_type_of_the_configuration_is_a_head() -> None:
+    assert tuple(HEADS) == HEAD_TYPES
 
 
 def with_outputs(name: str, outputs: list[float]) -> GeolocationHead:
@@ -57,8 +64,8 @@ def test_sphere_head_answers_the_direction_of_its_outputs(outputs: list[float], 
     assert answer[0].tolist() == pytest.approx(expected_deg, abs=1e-4)
 
 
-@pytest.mark.parametrize("name", HEADS)
-def test_loss_is_the_mean_great_circle_error_in_km(name: str) -> None:
+@pytest.mark.parametrize("name", POINT_HEADS)
+def test_loss_of_a_point_head_is_the_mean_great_circle_error_in_km(name: str) -> None:
     head, features, truth = head_of(name), torch.randn(7, 6), torch.rand(7, 2) * 80
     answer = head(features, truth)
     errors = []
@@ -122,14 +129,14 @@ def test_head_moves_to_other_devices() -> None:
 
 
 def test_answer_without_truth_has_no_loss() -> None:
-    answer = SphereHead(6, [4], 0.0)(torch.randn(2, 6))
+    answer = head_of("sphere")(torch.randn(2, 6))
     assert answer.loss is None
     assert answer.error_km is None
     assert answer.coordinates_deg.shape == (2, 2)
 
 
 def test_dropout_works_in_training_only() -> None:
-    head, features = TanhHead(6, [64], 0.5), torch.ones(1, 6)
+    head, features = head_of("tanh", head_hidden_sizes=[64], head_dropout_prob=0.5), torch.ones(1, 6)
     assert not torch.equal(head(features).coordinates_deg, head(features).coordinates_deg)
     head.eval()
     assert torch.equal(head(features).coordinates_deg, head(features).coordinates_deg)
@@ -142,7 +149,7 @@ def answers_of(*coordinates_deg: list[list[float]]) -> list[GeolocationOutput]:
     return [GeolocationOutput(coordinates_deg=torch.tensor(crop)) for crop in coordinates_deg]
 
 
-@pytest.mark.parametrize("name", HEADS)
+@pytest.mark.parametrize("name", POINT_HEADS)
 def test_crops_of_one_answer_keep_it(name: str) -> None:
     places = [[48.85, 2.35], [-90.0, 0.0], [0.0, 180.0]]
     combined = head_of(name).combine_crops(answers_of(*[places] * 10))
@@ -183,31 +190,21 @@ def test_crops_that_cancel_out_leave_the_central_answer(centre: list[float]) -> 
     assert place.item() < 0.01
 
 
-class CellHead(GeolocationHead):
-    """A classifier in one method: the centre of the likeliest of three cells."""
-
-    num_outputs = 3
-    is_classifier = True
-    centres_deg = ((0.0, 0.0), (50.0, 10.0), (-30.0, 150.0))
-
-    def to_points(self, outputs: torch.Tensor) -> torch.Tensor:
-        return to_unit_vectors(torch.tensor(self.centres_deg)[outputs.argmax(dim=-1)])
-
-
-def test_a_classifier_answers_with_its_logits() -> None:
-    head, features = CellHead(6, [4], 0.0), torch.randn(5, 6)
+def test_a_posterior_answers_with_its_logits() -> None:
+    head, features = head_of("geocells", num_geocells=[3]).eval(), torch.randn(5, 6)
     answer = head(features)
     assert torch.equal(answer.logits, head.layers(features))
-    expected = torch.tensor(head.centres_deg)[answer.logits.argmax(dim=-1)]
-    assert torch.allclose(answer.coordinates_deg, expected, atol=1e-4)
     assert torch.equal(head(features, torch.zeros(5, 2))["logits"], answer.logits)
 
 
-def test_a_classifier_averages_logits_and_not_places() -> None:
+def test_a_posterior_averages_logits_and_not_places() -> None:
+    head = head_of("geocells", num_geocells=[3], decoding="argmax").eval()
+    centres_deg = [[0.0, 0.0], [50.0, 10.0], [-30.0, 150.0]]
+    head.set_geocells([centres_deg], [], torch.ones(3), torch.ones(3))
     logits = torch.tensor(
         [[[3.0, 2.0, 0.0]], [[0.0, 2.0, 3.0]]]
     )  # two crops: each prefers another, the mean the second
     crops = [GeolocationOutput(coordinates_deg=torch.zeros(1, 2), logits=crop) for crop in logits]
-    combined = CellHead(6, [4], 0.0).combine_crops(crops)
+    combined = head.combine_crops(crops)
     assert combined.coordinates_deg[0].tolist() == pytest.approx([50, 10], abs=1e-4)
     assert combined.logits.tolist() == [[1.5, 2.0, 1.5]]

@@ -24,17 +24,22 @@ def arguments(**settings: Any) -> GeoMAETrainingArguments:
     return GeoMAETrainingArguments(output_dir="outputs/test", **settings)
 
 
+def fields_written_in(config_class: type) -> list[str]:
+    """Those of its own source: transformers adds others of its own to every configuration."""
+    tree = ast.parse(Path(__import__(config_class.__module__, fromlist=["_"]).__file__).read_text())
+    (body,) = (
+        node.body for node in ast.walk(tree) if isinstance(node, ast.ClassDef) and node.name == config_class.__name__
+    )
+    return [node.target.id for node in body if isinstance(node, ast.AnnAssign)]
+
+
 @pytest.mark.parametrize(
     "architecture, config_class", [(GeoMAEArguments, GeoMAEConfig), (GeoBaselineArguments, GeoBaselineConfig)]
 )
 def test_architecture_keys_are_the_fields_of_the_models_config_with_its_defaults(
     architecture: type, config_class: type
 ) -> None:
-    tree = ast.parse(Path(__import__(config_class.__module__, fromlist=["_"]).__file__).read_text())
-    (body,) = (
-        node.body for node in ast.walk(tree) if isinstance(node, ast.ClassDef) and node.name == config_class.__name__
-    )
-    declared = [node.target.id for node in body if isinstance(node, ast.AnnAssign)]
+    declared = [name for owner in (config_class, config_class.__base__) for name in fields_written_in(owner)]
     assert sorted(field.name for field in fields(architecture)) == sorted(declared)
     config = config_class()
     assert vars(architecture()) == {name: getattr(config, name) for name in declared}

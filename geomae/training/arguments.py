@@ -161,7 +161,36 @@ class FinetuneArguments:
 
 
 @dataclass
-class GeoMAEArguments:
+class HeadArguments:
+    """The geolocation head of any architecture; defaults are the thesis's."""
+
+    head_type: str = option(
+        "tanh", "tanh (the thesis) and sphere answer a point; geocells, hybrid and vmf_mixture a posterior."
+    )
+    head_hidden_sizes: list[int] = option([512, 256], "Widths of the head's hidden layers.")
+    head_dropout_prob: float = option(0.0, "Dropout of the head's hidden units.")
+    num_geocells: list[int] = option([], "Cells of each partition, coarse to fine; `geocells: PATH` sets it.")
+    label_smoothing: float = option(0.0, "geocells, hybrid: share of the target spread evenly over all cells.")
+    haversine_smoothing_km: float = option(
+        0.0, "geocells, hybrid: targets fall off as exp(-km / this) beyond the nearest cell, PIGEON has 65; 0: off."
+    )
+    regression_weight_per_km: float = option(0.005, "hybrid: nats of the loss for a km of error within the true cell.")
+    num_mixture_components: int = option(
+        0, "vmf_mixture: components whose places are predicted; 0: one anchored at each of the finest geocells."
+    )
+    num_scenes: int = option(0, "Kinds of scenes learned beside the place: 3 (S3), 16 (S16); 0: none.")
+    scene_experts: bool = option(False, "geocells: a classifier for each scene, weighed by the scene's probability.")
+    scene_loss_weight: float = option(0.5, "Weight of the scene's cross-entropy; point heads count 1000 km for a nat.")
+    decoding: str = option(
+        "kernel", "How a posterior becomes the answer: argmax, kernel, expected_km or mean_in_top_k."
+    )
+    kernel_km: float = option(200.0, "kernel: mass counts as exp(-km / kernel_km) around the answer.")
+    top_k: int = option(5, "mean_in_top_k: so many of the likeliest places are averaged.")
+    temperature: float = option(1.0, "Divides the logits of a posterior when it answers; fitted after training.")
+
+
+@dataclass
+class GeoMAEArguments(HeadArguments):
     """The architecture of GeoMAE; defaults are the thesis's."""
 
     hidden_size: int = option(768, "Width of the encoder's tokens.")
@@ -188,13 +217,10 @@ class GeoMAEArguments:
     decoder_num_hidden_layers: int = option(4, "Transformer blocks of the decoder.")
     decoder_num_attention_heads: int = option(12, "Attention heads of each decoder block.")
     decoder_intermediate_size: int = option(1536, "Hidden width of each decoder block's MLP.")
-    head_type: str = option("tanh", "Geolocation head: tanh (the thesis) or sphere (unit vector).")
-    head_hidden_sizes: list[int] = option([512, 256], "Widths of the head's hidden layers.")
-    head_dropout_prob: float = option(0.0, "Dropout of the head's hidden units.")
 
 
 @dataclass
-class GeoBaselineArguments:
+class GeoBaselineArguments(HeadArguments):
     """The architecture of a baseline: a timm backbone under a geolocation head; defaults are the thesis's ResNet."""
 
     backbone: str = option("resnet152", "Name of a timm model: resnet152, vit_base_patch16_224, ...")
@@ -204,9 +230,6 @@ class GeoBaselineArguments:
     image_mean: list[float] = option([0.485, 0.456, 0.406], "Per channel, subtracted from photos scaled to 0..1.")
     image_std: list[float] = option([0.229, 0.224, 0.225], "Per channel, divides what image_mean leaves.")
     drop_path_rate: float = option(0.0, "Stochastic depth of the backbone, where it knows it.")
-    head_type: str = option("tanh", "Geolocation head: tanh (the thesis) or sphere (unit vector).")
-    head_hidden_sizes: list[int] = option([512, 256], "Widths of the head's hidden layers.")
-    head_dropout_prob: float = option(0.0, "Dropout of the head's hidden units.")
 
 
 @dataclass

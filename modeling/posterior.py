@@ -1,0 +1,166 @@
+"""From a posterior over the Earth to an answer, and to how far off it may be.
+
+A posterior is mass on K places, each with a spread: the cells of a partition with their photos' root mean square
+distance, or the components of a mixture. Where places are the same for every photo they are `(K, 3)`, else `(B, K, 3)`.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers.utils import ModelOutput
+
+from .geocell_tensors import chords
+from .geodesy import EARTH_RADIUS_KM, great_circle_km
+
+__all__ = ["PosteriorSpread", "choose_places", "mass_within", "spread_around"]
+
+PAIRS_AT_ONCE = 2**24
+"""Distances between places that are held in memory together: 64 MB."""
+
+BISECTIONS = 40  # of half the Earth's circumference: down to a millimetre
+
+
+@dataclass
+class PosteriorSpread(ModelOutput):
+    """How far from an answer the truth is to be expected, by the posterior itself."""
+
+    radius_50_km: Tensor | None = None
+    """`(B,)`: half of the mass lies within this distance of the answer, km."""
+
+    radius_90_km: Tensor | None = None
+    """`(B,)`: 90 % of the mass does, km."""
+
+    expected_km: Tensor | None = None
+    """`(B,)`: mean distance of the mass from the answer, km."""
+
+
+def chord_km(chord: Tensor) -> Tensor:
+    """Great-circle distance of points whose straight distance, on the unit sphere, is `chord`."""
+    return 2 * EARTH_RADIUS_KM * torch.asin((chord / 2).clamp(max=1))
+
+
+def choose_places(
+    mass: Tensor, places: Tensor, anchors: Tensor, decodings: Sequence[str], *, kernel_km: float, top_k: int
+) -> dict[str, Tensor]:
+    """The answer of each decoding.
+
+    `argmax`: the likeliest place. `kernel`: the place with most mass around it, `argmax_i sum_j p_j exp(-d_ij / tau)`.
+    `expected_km`: the place of the least expected distance, `argmin_i sum_j p_j d_ij`; beside the K places the centre
+    of mass competes, and wins where it is no worse. `mean_in_top_k`: the spherical mean of the k likeliest places.
+
+    Args:
+        mass: `(B, K)`, sums to 1.
+        places: `(K, 3)` or `(B, K, 3)` unit vectors: what is answered.
+        anchors: `(K, 3)` or `(B, K, 3)`: where the mass is, for distances between places.
+        decodings: names.
+        kernel_km: tau.
+        top_k: k; at most K are taken.
+
+    Returns:
+        `(B, 3)` unit vectors for each name.
+    """
+    costs: dict[str, Callable[[Tensor], Tensor]] = {
+        # beyond 80 tau nothing counts, and float32's subnormal numbers would make the product ten times slower
+        "kernel": lambda km: -torch.exp(-(km / kernel_km).clamp(max=80)),
+        "expected_km": lambda km: km,
+    }
+    expected = expected_costs(mass, anchors, {name: costs[name] for name in costs if name in decodings})
+    answers = {}
+    for name in decodings:
+        if name == "argmax":
+            answers[name] = take(places, mass.argmax(dim=-1))
+        elif name == "kernel":
+            answers[name] = take(places, expected[name].argmin(dim=-1))
+        elif name == "expected_km":
+            least_km, best = expected[name].min(dim=-1)
+            centre = mean_place(mass, anchors)
+            centre_km = (mass * great_circle_km(centre[:, None], anchors)).sum(dim=-1)
+            # equally good within rounding: mass on two places is as far from each as from all between them
+            is_central = centre_km <= least_km * (1 + 1e-5)
+            answers[name] = torch.where(is_central[:, None], centre, take(places, best))
+        else:
+            top_mass, top = mass.topk(min(top_k, mass.shape[-1]), dim=-1)
+            answers[name] = mean_place(top_mass, take(places, top))
+    return answers
+
+
+def expected_costs(mass: Tensor, places: Tensor, costs: dict[str, Callable[[Tensor], Tensor]]) -> dict[str, Tensor]:
+    """`sum_j p_j cost(d_ij)` of answering each place i, `(B, K)` for each named cost of a distance in km.
+
+    Distances between K places are computed in stretches: for 12,893 of them they would take 665 MB.
+    """
+    if not costs:
+        return {}
+    stretch = max(1, PAIRS_AT_ONCE // places.shape[-2])
+    columns: dict[str, list[Tensor]] = {name: [] for name in costs}
+    for part in places.split(stretch, dim=-2):
+        distance_km = chord_km(chords(places, part))  # (K, 3), (k, 3) -> (K, k), or (B, K, k)
+        for name, cost in costs.items():
+            cost_km = cost(distance_km)
+            is_shared = cost_km.dim() == 2
+            columns[name].append(mass @ cost_km if is_shared else torch.einsum("bj,bji->bi", mass, cost_km))
+    return {name: torch.cat(parts, dim=-1) for name, parts in columns.items()}
+
+
+def take(places: Tensor, indices: Tensor) -> Tensor:
+    """The places `(B, ..., 3)` of indices `(B, ...)`, from `(K, 3)` or, for each photo its own, `(B, K, 3)`."""
+    if places.dim() == 2:
+        return places[indices]
+    flat = indices.reshape(len(indices), -1, 1).expand(-1, -1, 3)
+    return places.gather(1, flat).reshape(*indices.shape, 3)
+
+
+def mean_place(mass: Tensor, places: Tensor) -> Tensor:
+    """`(B, 3)` spherical mean of places by their mass; the likeliest one where they cancel out."""
+    mean = (mass[..., None] * places).sum(dim=-2)  # (B, K, 1) * (K, 3) -> (B, 3)
+    length = torch.linalg.vector_norm(mean, dim=-1, keepdim=True)
+    return torch.where(length > 1e-6 * mass.sum(dim=-1, keepdim=True), mean / length, take(places, mass.argmax(dim=-1)))
+
+
+def mass_within(mass: Tensor, places: Tensor, spread_km: Tensor, answer: Tensor, radius_km: Tensor) -> Tensor:
+    """Share of the posterior within a distance of an answer.
+
+    A place's mass is spread as a two-dimensional normal distribution, whose squared distance from its centre is
+    exponential with mean `spread_km ** 2`; seen from an answer `d` away, squared distances start at `d ** 2`.
+
+    Args:
+        mass: `(B, K)`.
+        places: `(K, 3)` or `(B, K, 3)` unit vectors.
+        spread_km: `(K,)` or `(B, K)`, root mean square distance of a place's mass from it.
+        answer: `(B, 3)` unit vectors.
+        radius_km: `(B,)`.
+
+    Returns:
+        `(B,)` from 0 to 1.
+    """
+    return _share_within(mass, great_circle_km(answer[:, None], places), spread_km, radius_km)
+
+
+def _share_within(mass: Tensor, distance_km: Tensor, spread_km: Tensor, radius_km: Tensor) -> Tensor:
+    beyond = (radius_km[:, None] ** 2 - distance_km**2).clamp(min=0)  # (B, K) km2
+    return (mass * -torch.expm1(-beyond / spread_km**2)).sum(dim=-1)
+
+
+def spread_around(mass: Tensor, places: Tensor, spread_km: Tensor, answer: Tensor) -> PosteriorSpread:
+    """The distances within which the posterior expects the truth; arguments as `mass_within`.
+
+    The expected distance is the closed form of `mean sqrt(d ** 2 + s ** 2 x)` over exponential x.
+    """
+    distance_km = great_circle_km(answer[:, None], places)  # (B, K)
+    radius_50_km, radius_90_km = (_radius_holding(share, mass, distance_km, spread_km) for share in (0.5, 0.9))
+    extra_km = spread_km * (math.sqrt(math.pi) / 2) * torch.special.erfcx(distance_km / spread_km)
+    return PosteriorSpread(radius_50_km, radius_90_km, (mass * (distance_km + extra_km)).sum(dim=-1))
+
+
+def _radius_holding(share: float, mass: Tensor, distance_km: Tensor, spread_km: Tensor) -> Tensor:
+    """`(B,)` km within which so much of the mass lies, by bisection; half the circumference where it does not."""
+    low = torch.zeros_like(mass[:, 0])
+    high = torch.full_like(low, math.pi * EARTH_RADIUS_KM)
+    for _ in range(BISECTIONS):
+        middle = (low + high) / 2
+        is_enough = _share_within(mass, distance_km, spread_km, middle) >= share
+        low, high = torch.where(is_enough, low, middle), torch.where(is_enough, middle, high)
+    return high
