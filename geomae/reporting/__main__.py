@@ -1,4 +1,4 @@
-"""`python -m geomae.reporting report | compare | thesis | heads | posteriors | fill | wandb`: pages and pictures of runs.
+"""`python -m geomae.reporting report | compare | thesis | heads | posteriors | fill | wandb`: pages about runs.
 
 python -m geomae.reporting report --pretrain_run outputs/pretrain --finetune_run outputs/finetune \
     --evaluation outputs/evaluate --output_dir report
@@ -79,9 +79,15 @@ def _add_heads(commands: Any) -> None:
 
 
 def _add_posteriors(commands: Any) -> None:
-    posteriors = commands.add_parser("posteriors", help="photos beside maps of where a model thinks that they were taken")
-    posteriors.add_argument("--checkpoint", required=True, help="folder of run_finetune_geo.py, of a head with a posterior")
-    posteriors.add_argument("--photos", required=True, help="packed folder, or another source of photos with coordinates")
+    posteriors = commands.add_parser(
+        "posteriors", help="photos beside maps of where a model thinks that they were taken"
+    )
+    posteriors.add_argument(
+        "--checkpoint", required=True, help="folder of run_finetune_geo.py, of a head with a posterior"
+    )
+    posteriors.add_argument(
+        "--photos", required=True, help="packed folder, or another source of photos with coordinates"
+    )
     posteriors.add_argument("--split", default="test", help="of a packed folder (default: %(default)s)")
     posteriors.add_argument("--num_photos", type=int, default=12, help="drawn at random (default: %(default)s)")
     posteriors.add_argument("--seed", type=int, default=0, help="of the draw (default: %(default)s)")

@@ -4,7 +4,7 @@
     RUNS/PHOTOS/START/seed_0/HEAD/TEST_SET       run_evaluate_geo.py, python -m geomae.retrieval search
     RUNS/PHOTOS/posteriors.png                   python -m geomae.reporting posteriors
 
-PHOTOS is a kind of photos, such as plain and ambiguous; START is pretrained or scratch. More seeds lie beside the first.
+PHOTOS is a kind of photos, plain or ambiguous; START is pretrained or scratch. More seeds lie beside the first.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,7 +16,15 @@ import numpy as np
 
 from geomae.errors import SourceError
 from geomae.evaluation import compare_predictions, describe_run, write_evaluation
-from geomae.reporting.heads_tables import HEADS, STARTS, accuracy_table, comparison_table, head_name, posterior_table
+from geomae.reporting.heads_tables import (
+    HEADS,
+    POINT,
+    STARTS,
+    accuracy_table,
+    comparison_table,
+    head_name,
+    posterior_table,
+)
 from geomae.reporting.page import Block, Heading, Paragraph, copy_picture, save_picture
 from geomae.reporting.plots import calibration_curves
 from geomae.reporting.records import EvaluationRecord, TrainingRecord, read_evaluation, read_training
@@ -29,7 +37,6 @@ __all__ = ["write_heads"]
 KEPT = ("num_photos", "mean_km", "median_km", "geoscore", "accuracy_within_km", "intervals_95", "bootstrap")
 AVERAGED = ("mean_km", "median_km", "geoscore", "accuracy_within_km")
 OF_POSTERIOR = ("nll", "coverage", "calibration", "mean_expected_km", "mean_error_km")
-POINT = "answer"  # the one answer of a head without a posterior, among the decodings of the others
 TITLE = "Heads"
 PHOTOS = {"plain": "Crops in colour", "ambiguous": "Small grey crops, which fit many places"}
 
@@ -108,7 +115,9 @@ def _read_seeds(folder: Path, head: str, seeds: Sequence[int], test_set: str) ->
     found = {f"seed_{seed}": folder / f"seed_{seed}" / head for seed in seeds}
     found = {seed: path for seed, path in found.items() if path.is_dir()}
     if found and f"seed_{seeds[0]}" not in found:
-        raise SourceError(f"{folder} has {head} of {', '.join(found)}, but not of seed_{seeds[0]}: intervals are of that")
+        raise SourceError(
+            f"{folder} has {head} of {', '.join(found)}, but not of seed_{seeds[0]}: intervals are of that"
+        )
     return {seed: _read_run(path, test_set) for seed, path in found.items()}
 
 
@@ -144,12 +153,14 @@ def _measure_head(runs: Sequence[Run]) -> dict[str, Any]:
         "num_seeds": len(runs),
         "minutes": float(np.mean(seconds)) / 60.0 if seconds else None,
         "decodings": {name: _average(each, AVERAGED, KEPT) for name, each in by_decoding.items()},
+        "posterior": None,
+        "temperature": None,
         "trainings": [describe_training(run.training) for run in runs if run.training is not None],
     }
-    if (posterior := metrics[0].get("posterior")) is not None:
-        kept = (*OF_POSTERIOR, "intervals_95")
-        measured["posterior"] = _average([each["posterior"] for each in metrics], OF_POSTERIOR, kept)
-        measured["temperature"] = posterior["temperature"]
+    if "posterior" in metrics[0]:
+        posteriors = [each["posterior"] for each in metrics]
+        measured["posterior"] = _average(posteriors, OF_POSTERIOR, (*OF_POSTERIOR, "intervals_95"))
+        measured["temperature"] = posteriors[0].get("temperature")  # a retrieval has none
     return measured
 
 
@@ -178,8 +189,8 @@ def _nest(measured: Mapping[tuple[str, str], Any]) -> dict[str, dict[str, Any]]:
 
 def _introduce(measured_on: str, seeds: Sequence[int]) -> list[Block]:
     text = (
-        f"Every head stands on the same trunk and was trained on the same photos for as long: {measured_on}. Each number "
-        "is the mean over the seeds, after ± their standard deviation; in brackets the 95 % interval of seed "
+        f"Every head stands on the same trunk and was trained on the same photos for as long: {measured_on}. Each "
+        "number is the mean over the seeds, after ± their standard deviation; in brackets the 95 % interval of seed "
         f"{seeds[0]}, from the bootstrap clustered by author. A head with a posterior has one row for each way of "
         "reading an answer off it; the first is the one that its checkpoint answers with, and that is compared, drawn "
         "and measured by its radii. Random guesses have the spread over their runs. The training time is that of one "
@@ -192,7 +203,7 @@ def _describe_section(
     heads: Heads, measured: Mapping[str, Any], reference: str, folder: Path, number: int
 ) -> list[Block]:
     blocks: list[Block] = [accuracy_table(measured["heads"], measured["baselines"])]
-    posteriors = {head: entry["posterior"] for head, entry in measured["heads"].items() if "posterior" in entry}
+    posteriors = {head: entry["posterior"] for head, entry in measured["heads"].items() if entry["posterior"]}
     records = {head_name(head): next(iter(runs.values())).evaluation for head, runs in heads.items()}
     blocks.append(draw_error_cdf(records, folder, number))
     if posteriors:

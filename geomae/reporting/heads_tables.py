@@ -7,7 +7,7 @@ from geomae.reporting.page import Cell, Table
 from geomae.reporting.results_section import baseline_name, common_radii, number_cell
 from geomae.reporting.seeds import difference_cells, seeds_cell
 
-__all__ = ["HEADS", "STARTS", "accuracy_table", "comparison_table", "posterior_table"]
+__all__ = ["HEADS", "POINT", "STARTS", "accuracy_table", "comparison_table", "head_name", "posterior_table"]
 
 HEADS = {
     "tanh": "tanh (the thesis)",
@@ -20,8 +20,8 @@ HEADS = {
     "vmf_mixture": "vMF mixture at the cells",
     "vmf_mixture_free": "vMF mixture, free",
     "retrieval": "retrieval",
-    "retrieval_refined": "geocells, refined by retrieval",
 }
+POINT = "answer"  # what the one answer of a head without a posterior is called, among the decodings of the others
 STARTS = {"pretrained": "GeoMAE, pretrained", "scratch": "from scratch"}
 BASELINES = ("geometric_median", "random_guess")
 ERRORS = ("mean_km", "median_km")  # of these the least is the best, of the other columns the greatest
@@ -54,12 +54,13 @@ def accuracy_table(heads: Mapping[str, Mapping[str, Any]], baselines: Mapping[st
             for key, top in zip(keys, best, strict=True)
         ]
         is_headline = decoding == heads[head]["headline"]
+        minutes = "–" if heads[head]["minutes"] is None else f"{heads[head]['minutes']:.1f}"
         cells.append(
             [
-                f"{head_name(head)}{f': {decoding}' if decoding else ''}",
-                str(heads[head]["num_seeds"]),
+                f"{head_name(head)}{'' if decoding == POINT else f': {decoding}'}",
+                str(heads[head]["num_seeds"]) if is_headline else "",
                 *shown,
-                _minutes(heads[head]) if is_headline else "",
+                minutes if is_headline else "",
             ]
         )
     for name in BASELINES:
@@ -75,10 +76,6 @@ def _look_up(numbers: Mapping[str, Any], key: Sequence[str]) -> float:
     return float(value)
 
 
-def _minutes(entry: Mapping[str, Any]) -> str | Cell:
-    return "–" if entry["minutes"] is None else f"{entry['minutes']:.1f}"
-
-
 def posterior_table(heads: Mapping[str, Mapping[str, Any]]) -> Table:
     """What the posteriors are worth: the truth's density, the coverage of two radii, the error that they expect.
 
@@ -86,16 +83,19 @@ def posterior_table(heads: Mapping[str, Mapping[str, Any]]) -> Table:
         heads: head -> `headline`, `temperature` and `posterior`: numbers of `over_seeds` with those of `first_seed`.
             Heads without one are left out.
     """
-    header = ["", "around", "temperature", "NLL, nats/sr", *(f"within the {100 * float(s):.0f} % radius, %" for s in SHARES)]
+    radii = [f"within the {100 * float(share):.0f} % radius, %" for share in SHARES]
+    header = ["", "around", "temperature", "NLL, nats/sr", *radii, "expected error, km", "mean error, km"]
     rows: list[list[str | Cell]] = []
     for head, entry in heads.items():
-        if (posterior := entry.get("posterior")) is None:
+        posterior = entry["posterior"]
+        if posterior is None:
             continue
         cells = [_posterior_cell(posterior, ("nll",), "{:.2f}")]
         cells += [_posterior_cell(posterior, ("coverage", share), "{:.1f}", 100.0) for share in SHARES]
         cells += [_posterior_cell(posterior, (name,), "{:,.0f}") for name in ("mean_expected_km", "mean_error_km")]
-        rows.append([head_name(head), entry["headline"], f"{entry['temperature']:.2f}", *cells])
-    return Table([*header, "expected error, km", "mean error, km"], rows)
+        temperature = "–" if entry["temperature"] is None else f"{entry['temperature']:.2f}"
+        rows.append([head_name(head), entry["headline"], temperature, *cells])
+    return Table(header, rows)
 
 
 def _posterior_cell(posterior: Mapping[str, Any], key: Sequence[str], pattern: str, times: float = 1.0) -> Cell:

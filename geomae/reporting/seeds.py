@@ -55,7 +55,7 @@ def describe_training(record: TrainingRecord) -> dict[str, Any]:
 
 
 def difference_cells(compared: Mapping[str, Any]) -> list[str | Cell]:
-    """A difference of mean errors with its interval, the bootstrap's p, and the t-test that takes photos for independent.
+    """A difference of mean errors with its interval, the bootstrap's p, and the t-test for independent photos.
 
     Args:
         compared: `mean_km`, `intervals_95`, `bootstrap` and `paired_t_test`, as `compare_predictions` measures them.

@@ -103,8 +103,7 @@ def _read_evaluations(folder: Path) -> Seed:
 def _describe(trained: Mapping[str, Mapping[str, TrainingRecord]]) -> dict[str, Any]:
     """Seed -> run -> what made it: its command, commit, versions and hardware."""
     return {
-        seed: {name: describe_training(record) for name, record in records.items()}
-        for seed, records in trained.items()
+        seed: {name: describe_training(record) for name, record in records.items()} for seed, records in trained.items()
     }
 
 
