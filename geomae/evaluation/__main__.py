@@ -1,7 +1,8 @@
-"""`python -m geomae.evaluation baselines | show | compare`: judge what saw no photo; print or compare what was judged.
+"""`python -m geomae.evaluation baselines | show | compare | calibrate`: all but judging a model, which has a script.
 
 python -m geomae.evaluation baselines --test_set im2gps3k --train_coordinates mp16_coordinates_100k.csv \
     --output_dir results/baselines/im2gps3k
+python -m geomae.evaluation calibrate --checkpoint outputs/earth/cells --test_set outputs/earth/data --split validation
 python -m geomae.evaluation show outputs/demo/evaluate
 python -m geomae.evaluation compare outputs/a/im2gps3k outputs/b/im2gps3k
 python -m geomae.evaluation compare a.csv b.csv --test_set im2gps3k_places365.csv --output_dir results/a_and_b
@@ -47,12 +48,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     show = commands.add_parser("show", help="print the table of an evaluation that was made before")
     show.add_argument("evaluation", nargs="+", help="folders of run_evaluate_geo.py, or their metrics.json")
     _add_compare(commands)
+    _add_calibrate(commands)
     arguments = parser.parse_args(argv)
     words = list(sys.argv[1:] if argv is None else argv)
     if getattr(arguments, "seed", 0) < 0:
         raise ConfigError(f"--seed must be at least 0; got {arguments.seed}")
     if arguments.command == "compare":
         _compare(arguments, words)
+    elif arguments.command == "calibrate":
+        _calibrate(arguments, words)
     elif arguments.command == "show":
         for folder in arguments.evaluation:
             _show(folder)
@@ -177,6 +181,37 @@ def _compare(arguments: argparse.Namespace, words: Sequence[str]) -> None:
         described = {"names": names, **comparison, **describe_run(["-m", "geomae.evaluation", *words])}
         write_whole(folder / "comparison.json", json.dumps(described, indent=2, allow_nan=False) + "\n")
         print(f"\nwrote {folder / 'comparison.json'}")
+
+
+def _add_calibrate(commands: Any) -> None:
+    calibrate = commands.add_parser("calibrate", help="fit the temperature of a checkpoint's posterior on validation")
+    calibrate.add_argument(
+        "--checkpoint", required=True, help="folder of a fine-tuned model, whose config.json changes"
+    )
+    calibrate.add_argument(
+        "--test_set", required=True, help="photos to fit on, not to judge by: a packed folder, or a CSV with --photos"
+    )
+    calibrate.add_argument("--split", default="validation", help="split of a packed folder (default: validation)")
+    calibrate.add_argument("--photos", help="folder of the photos that the CSV names")
+    calibrate.add_argument("--swap_lat_lon", action="store_true", help="read the CSV's columns the other way round")
+    calibrate.add_argument("--max_photos", type=int, help="draw so many of the photos (default: take all)")
+    calibrate.add_argument("--per_device_eval_batch_size", type=int, default=64, help="photos in a forward pass")
+    calibrate.add_argument("--dataloader_num_workers", type=int, default=0, help="processes that decode photos")
+    calibrate.add_argument("--bf16", action="store_true", help="run the backbone in bfloat16")
+    calibrate.add_argument("--max_damaged_share", type=float, default=0.1, help="of the photos (default: 0.1)")
+    calibrate.add_argument("--num_resamples", type=int, default=2000, help="of the bootstrap (default: 2000)")
+    calibrate.add_argument("--seed", type=int, default=0)
+
+
+def _calibrate(arguments: argparse.Namespace, words: Sequence[str]) -> None:
+    """Fit and write the temperature, and print what it did."""
+    from geomae.evaluation.calibration import CalibrationArguments, calibrate, format_calibration  # torch
+
+    options = {name: value for name, value in vars(arguments).items() if name != "command"}
+    record = calibrate(CalibrationArguments(**options), words)
+    if record is not None:  # None on processes that write nothing
+        print(format_calibration(record))
+        print(f"\nwrote temperature={record['temperature']:.4g} to {shown_path(arguments.checkpoint)}/config.json")
 
 
 if __name__ == "__main__":

@@ -36,7 +36,7 @@ __all__ = [
 Answer = TypeVar("Answer")
 Row = TypeVar("Row")
 Columns = dict[str, Tensor]
-TEN_CROP = "ten_crop/"  # begins the name of a column of the combined answer
+TEN_CROP, DECODED = "ten_crop/", "decoded/"  # begin names of columns: of the combined answer, and of other decodings
 
 
 class PhotoDataset(Protocol):
@@ -193,7 +193,8 @@ def _answer(model: PreTrainedModel, others: Sequence[str], output: Any, batch: d
     if head is None:
         return columns
     measured = measure_posterior(head, output.logits, output.coordinates_deg, batch["coordinates_deg"])
-    return columns | head.decode(output.logits, others) | measured
+    decoded = {DECODED + name: answer_deg for name, answer_deg in head.decode(output.logits, others).items()}
+    return columns | measured | decoded
 
 
 def _as_predictions(
@@ -202,14 +203,14 @@ def _as_predictions(
     decoded_with: dict[str, Any],
     ten_crop: Predictions | None = None,
 ) -> Predictions:
-    columns = {name: column.astype(np.float64) for name, column in columns.items()}
+    exact = {name: column.astype(np.float64) for name, column in columns.items()}
     return Predictions(
         ids,
-        columns.pop("coordinates_deg", np.empty((0, 2))),
+        exact.get("coordinates_deg", np.empty((0, 2))),
         ten_crop,
         decoded_with=decoded_with,
-        posterior={name: columns.pop(name) for name in POSTERIOR_COLUMNS if name in columns},
-        decodings=columns,
+        decodings={name.removeprefix(DECODED): each for name, each in exact.items() if name.startswith(DECODED)},
+        posterior={name: exact[name] for name in POSTERIOR_COLUMNS if name in exact},
     )
 
 

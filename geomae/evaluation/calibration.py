@@ -1,0 +1,299 @@
+"""`python -m geomae.evaluation calibrate`: one number that makes a posterior as sure of itself as it may be.
+
+Source: Guo, Pleiss, Sun and Weinberger (2017), "On calibration of modern neural networks", for temperature scaling.
+"""
+
+import json
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.optimize import minimize_scalar
+from torch import Tensor
+from transformers import AutoModelForImageClassification, PreTrainedModel
+
+from geomae.data import PhotoCollator, find_absent, load_photos
+from geomae.errors import ConfigError
+from geomae.evaluation.known_test_sets import KNOWN_TEST_SETS
+from geomae.evaluation.posterior import summarise_posterior
+from geomae.evaluation.posterior_head import measure_posterior, posterior_head
+from geomae.evaluation.predict import PhotoDataset, collect_rows, is_main_process
+from geomae.evaluation.records import describe_run, describe_test_set
+from geomae.evaluation.summary import align_columns
+from geomae.evaluation.tables import TestSet
+from geomae.files import write_whole
+from geomae.geography import great_circle_km
+
+__all__ = [
+    "CalibrationArguments",
+    "calibrate",
+    "fit_temperature",
+    "format_calibration",
+    "measure_calibration",
+    "write_temperature",
+]
+
+LARGEST_LOGITS_BYTES = 4 * 2**30
+LOG_TEMPERATURE_RANGE = (math.log(1 / 20), math.log(20))
+LOGITS_AT_ONCE = 2**22  # of photos that are measured together: 16 MB, and several times that on the way
+
+
+@dataclass(frozen=True)
+class CalibrationArguments:
+    """What `calibrate` is told; names and meanings are those of `run_evaluate_geo.py`."""
+
+    checkpoint: str
+    test_set: str
+    split: str = "validation"
+    photos: str | None = None
+    swap_lat_lon: bool = False
+    max_photos: int | None = None
+    per_device_eval_batch_size: int = 64
+    dataloader_num_workers: int = 0
+    bf16: bool = False
+    max_damaged_share: float = 0.1
+    num_resamples: int = 2000
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot work, and test sets: whoever tunes on one has nothing left to judge by."""
+        if self.test_set in KNOWN_TEST_SETS:
+            raise _cheating(self.test_set)
+        if not Path(self.test_set).exists():
+            raise ConfigError(f"there is no file or folder {self.test_set}, which --test_set names")
+        if self.photos is None and Path(self.test_set).is_dir() and self.split.startswith("test"):
+            raise _cheating(f"the split {self.split} of {self.test_set}")
+        if self.max_photos is not None and self.max_photos < 1:
+            raise ConfigError(f"--max_photos must be at least 1; got {self.max_photos}")
+
+
+def calibrate(arguments: CalibrationArguments, words: Sequence[str]) -> dict[str, Any] | None:
+    """Fit the temperature of a checkpoint on validation photos, and write it there.
+
+    Args:
+        arguments: what to fit on.
+        words: the command line, for the record.
+
+    Returns:
+        What `calibration.json` then holds; None on processes other than the main one, which write nothing.
+
+    Raises:
+        ConfigError: the checkpoint has no posterior, the photos are a test set, there are too many of them, or there is
+            no best temperature.
+    """
+    model = load_checkpoint(arguments.checkpoint)
+    head = posterior_head(model)
+    if head is None:
+        raise ConfigError(
+            f"{arguments.checkpoint} has no posterior: its head, {model.config.head_type}, answers with a point, and "
+            "there is nothing to calibrate. Heads of the types geocells, hybrid and vmf_mixture have one"
+        )
+    photos, validation = read_validation_photos(arguments)
+    photos = choose_photos(photos, arguments.max_photos, arguments.seed)
+    ids, logits, truth_deg = collect_logits(model, photos, arguments)
+    if not is_main_process():
+        return None
+    clusters = dict(zip(validation.ids, validation.clusters, strict=True))
+    measure = partial(
+        measure_calibration,
+        *(head, logits, truth_deg, [clusters[name] for name in ids]),
+        num_resamples=arguments.num_resamples,
+        seed=arguments.seed,
+    )
+    before = {"temperature": head.temperature, **measure()}
+    head.temperature = fit_temperature(head, logits, truth_deg)
+    record = {
+        "temperature": head.temperature,
+        "num_photos": len(ids),
+        "before": before,
+        "after": {"temperature": head.temperature, **measure()},
+        "validation_set": describe_test_set(validation),
+        **describe_run(["-m", "geomae.evaluation", *words]),
+    }
+    write_temperature(arguments.checkpoint, record)
+    return record
+
+
+def load_checkpoint(path: str) -> PreTrainedModel:
+    """The fine-tuned model in a folder, by the code that lies beside its weights.
+
+    Raises:
+        ConfigError: the folder holds no model that answers with coordinates.
+    """
+    config_file = Path(path) / "config.json"
+    if not config_file.is_file():
+        raise ConfigError(f"{path} is not a checkpoint: it has no config.json. Give the folder that training wrote")
+    architecture = (json.loads(config_file.read_text(encoding="utf-8")).get("architectures") or ["unknown"])[0]
+    if not architecture.endswith("ForGeolocation"):
+        raise ConfigError(f"{path} holds a {architecture}, which answers no coordinates: fine-tune it first")
+    model: PreTrainedModel = AutoModelForImageClassification.from_pretrained(path, trust_remote_code=True)
+    return model
+
+
+def read_validation_photos(arguments: CalibrationArguments) -> tuple[Any, TestSet]:
+    """Photos that are there, and the truths of all.
+
+    Raises:
+        ConfigError: they are those of a known test set, whatever they are called here.
+    """
+    photos = load_photos(
+        arguments.photos or arguments.test_set,
+        arguments.split,
+        csv_file=arguments.test_set if arguments.photos else None,
+        swap_lat_lon=arguments.swap_lat_lon,
+    )
+    split = None if arguments.photos else arguments.split
+    validation = TestSet.from_columns(Path(arguments.test_set).name, photos, split=split)
+    if known_as := describe_test_set(validation)["known_as"]:
+        raise _cheating(f"{validation.name}, whose photos are those of {known_as},")
+    return photos.select(np.flatnonzero(~find_absent(photos))), validation
+
+
+def choose_photos(photos: Any, max_photos: int | None, seed: int) -> Any:
+    """At most `max_photos` of them, drawn at random and kept in their order."""
+    if max_photos is None or max_photos >= len(photos):
+        return photos
+    return photos.select(np.sort(np.random.default_rng(seed).permutation(len(photos))[:max_photos]))
+
+
+def collect_logits(
+    model: PreTrainedModel, photos: PhotoDataset, arguments: CalibrationArguments
+) -> tuple[list[str], Tensor, Tensor]:
+    """Ids, logits `(n, num_outputs)` and truths `(n, 2)` degrees, float32 in main memory.
+
+    Raises:
+        ConfigError: the logits would take more than `LARGEST_LOGITS_BYTES`, which the first batch tells.
+    """
+
+    def answer(batch: dict[str, Any]) -> dict[str, Tensor]:
+        logits = model(pixel_values=batch["pixel_values"]).logits.float()
+        _refuse_too_many(len(photos), logits.shape[1])
+        return {"logits": logits, "truth_deg": batch["coordinates_deg"]}
+
+    rows = collect_rows(
+        answer,
+        model,
+        photos,
+        PhotoCollator(model.config.image_size, augment=False),
+        batch_size=arguments.per_device_eval_batch_size,
+        num_workers=arguments.dataloader_num_workers,
+        bf16=arguments.bf16,
+        max_damaged_share=arguments.max_damaged_share,
+        description="Collecting logits",
+    )
+    if not rows.ids:
+        raise ConfigError(f"not one photo of {arguments.test_set} can be decoded; the log names each with its reason")
+    return rows.ids, torch.from_numpy(rows.columns["logits"]), torch.from_numpy(rows.columns["truth_deg"])
+
+
+def fit_temperature(head: Any, logits: Tensor, truth_deg: Tensor) -> float:
+    """The temperature with the least mean negative log-likelihood; the head's own stays what it is.
+
+    Args:
+        head: has a posterior.
+        logits: `(n, num_outputs)`.
+        truth_deg: `(n, 2)` degrees.
+
+    Raises:
+        ConfigError: the likelihood still rises at an end of the range from 1/20 to 20.
+    """
+    own = head.temperature
+
+    def mean_nll(log_temperature: float) -> float:
+        head.temperature = math.exp(log_temperature)
+        nll = _in_parts(head, lambda *part: {"nll": -head.log_density(*part)}, logits, truth_deg)["nll"]
+        return float(nll.mean())
+
+    try:
+        found = minimize_scalar(mean_nll, bounds=LOG_TEMPERATURE_RANGE, method="bounded", options={"xatol": 1e-4})
+    finally:
+        head.temperature = own
+    if min(abs(found.x - end) for end in LOG_TEMPERATURE_RANGE) < 0.01:
+        raise ConfigError(
+            f"the best temperature is not between 1/20 and 20 (at {math.exp(found.x):.3g} the NLL is {found.fun:.3f}): "
+            "the logits say nothing of these photos, or all of it. Is the model trained, and are these its photos?"
+        )
+    return float(math.exp(found.x))
+
+
+def measure_calibration(
+    head: Any, logits: Tensor, truth_deg: Tensor, clusters: Sequence[object], **resampling: int
+) -> dict[str, Any]:
+    """`summarise_posterior` of logits, decoded in the head's way at its present temperature.
+
+    Args:
+        head: has a posterior.
+        logits: `(n, num_outputs)`.
+        truth_deg: `(n, 2)` degrees.
+        clusters: n labels of photos that are drawn together.
+        resampling: `num_resamples` and `seed` of the bootstrap.
+    """
+
+    def measure(logits: Tensor, truth_deg: Tensor) -> dict[str, Tensor]:
+        answer_deg = head.decode(logits, [head.decoding])[head.decoding]
+        return {"answer_deg": answer_deg, **measure_posterior(head, logits, answer_deg, truth_deg)}
+
+    columns = _in_parts(head, measure, logits, truth_deg)
+    error_km = great_circle_km(columns.pop("answer_deg"), truth_deg.double().numpy())
+    return summarise_posterior(columns, error_km, clusters, **resampling)
+
+
+def write_temperature(checkpoint: str | Path, record: dict[str, Any]) -> None:
+    """Put `record["temperature"]` into a checkpoint's `config.json`, and the record beside it as `calibration.json`.
+
+    Each file is whole at any time, and the configuration, which decides, is the last to change.
+    """
+    config_file = Path(checkpoint) / "config.json"
+    config = json.loads(config_file.read_text(encoding="utf-8")) | {"temperature": record["temperature"]}
+    write_whole(Path(checkpoint) / "calibration.json", json.dumps(record, indent=2, allow_nan=False) + "\n")
+    write_whole(config_file, json.dumps(config, indent=2, sort_keys=True) + "\n")
+
+
+def format_calibration(record: dict[str, Any]) -> str:
+    """Before and after, in a table and a sentence."""
+    rows = [["", "temperature", "NLL", *(f"within {float(q):.0%} radius" for q in record["before"]["coverage"])]]
+    rows[0] += ["expected km", "mean km"]
+    for when in ("before", "after"):
+        numbers = record[when]
+        shares = [f"{share:.1%}" for share in numbers["coverage"].values()]
+        km = [f"{numbers[name]:,.0f}" for name in ("mean_expected_km", "mean_error_km")]
+        rows.append([when, f"{numbers['temperature']:.3f}", f"{numbers['nll']:.3f}", *shares, *km])
+    factor = record["temperature"] / record["before"]["temperature"]
+    sureness = "about right" if 0.98 < factor < 1.02 else "too sure of itself" if factor > 1 else "too unsure"
+    return "\n".join([*align_columns(rows), "", f"On {record['num_photos']:,} photos the posterior was {sureness}."])
+
+
+def _in_parts(
+    head: Any, compute: Callable[[Tensor, Tensor], dict[str, Tensor]], logits: Tensor, truth_deg: Tensor
+) -> dict[str, NDArray[np.float64]]:
+    """Columns of all photos, computed on the head's device in stretches that fit there."""
+    device = next(head.parameters()).device
+    stretch = max(1, LOGITS_AT_ONCE // logits.shape[1])
+    with torch.inference_mode():
+        parts = [
+            compute(*(each.to(device) for each in part))
+            for part in zip(logits.split(stretch), truth_deg.split(stretch), strict=True)
+        ]
+        return {name: torch.cat([part[name] for part in parts]).cpu().double().numpy() for name in parts[0]}
+
+
+def _refuse_too_many(num_photos: int, num_outputs: int) -> None:
+    affordable = LARGEST_LOGITS_BYTES // (4 * num_outputs)
+    if num_photos > affordable:
+        raise ConfigError(
+            f"the logits of {num_photos:,} photos, {num_outputs:,} each, take {4e-9 * num_photos * num_outputs:.1f} GB "
+            f"of memory, and one number can be fitted to far fewer: pass --max_photos {min(20_000, affordable)}"
+        )
+
+
+def _cheating(what: str) -> ConfigError:
+    return ConfigError(
+        f"{what} is a test set: a temperature fitted on it would make the numbers on it look better than they are. "
+        "Calibrate on photos that the model was neither trained on nor will be judged by, such as --split validation"
+    )
