@@ -9,14 +9,10 @@ The first runs a checkpoint on photos, also under `accelerate launch`. The secon
 
 import sys
 from collections.abc import Sequence
-from pathlib import Path
-
-import numpy as np
 
 from geomae.errors import GeoMAEError
 from geomae.evaluation import (
     EvaluationArguments,
-    TestSet,
     describe_run,
     describe_test_set,
     format_summary,
@@ -42,23 +38,14 @@ def main(argv: Sequence[str]) -> None:
 
     if arguments.checkpoint:
         # Only this branch needs torch: a file of predictions is judged without it.
-        from geomae.data import PhotoCollator, find_absent, load_photos
+        from geomae.data import PhotoCollator
+        from geomae.evaluation.photos_to_judge import load_photos_to_judge
         from geomae.evaluation.posterior_head import override_decoding
         from geomae.evaluation.predict import is_main_process, predict_coordinates
         from geomae.training import refuse_what_the_model_refuses
         from modeling import load_geolocator
 
-        photos = load_photos(
-            arguments.photos or arguments.test_set,
-            arguments.split,
-            csv_file=arguments.test_set if arguments.photos else None,
-            swap_lat_lon=arguments.swap_lat_lon,
-        )
-        test_set = TestSet.from_columns(
-            Path(arguments.test_set).name, photos, split=None if arguments.photos else arguments.split
-        )
-        is_absent = find_absent(photos)  # misses, but not damaged: what Flickr has no more is nobody's fault
-        num_absent = int(is_absent.sum())
+        photos, test_set, num_absent = load_photos_to_judge(arguments)
         with refuse_what_the_model_refuses():
             model = load_geolocator(arguments.checkpoint)
         override_decoding(
@@ -66,7 +53,7 @@ def main(argv: Sequence[str]) -> None:
         )
         predictions = predict_coordinates(
             model,
-            photos.select(np.flatnonzero(~is_absent)),
+            photos,
             PhotoCollator(model.config.image_size, augment=False, ten_crop=arguments.ten_crop),
             decodings=arguments.decodings,
             batch_size=arguments.per_device_eval_batch_size,

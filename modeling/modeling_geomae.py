@@ -137,7 +137,7 @@ class GeoMAEPreTrainedModel(GeoPreTrainedModel):
     @property
     def backbone(self) -> VisionTransformer:
         """The encoder as a timm model."""
-        return self.base_model.encoder
+        return self.base_model.encoder  # type: ignore[return-value]  # torch: Tensor | Module
 
 
 def transformer_sizes(hidden_size: int, intermediate_size: int, num_heads: int, config: GeoMAEConfig) -> dict[str, Any]:

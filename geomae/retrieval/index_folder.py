@@ -1,0 +1,127 @@
+"""An index on disk: `photos.faiss`, `places.parquet` and `index.json`, which says what made it. Whole or not there."""
+
+import json
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from geomae.errors import ConfigError, SourceError
+from geomae.retrieval.vector_index import import_faiss
+
+__all__ = [
+    "PhotoPlaces",
+    "RetrievalIndex",
+    "read_index",
+    "refuse_existing_index",
+    "refuse_other_embedder",
+    "write_index",
+]
+
+VECTORS, PLACES, RECORD = "photos.faiss", "places.parquet", "index.json"
+
+
+@dataclass(frozen=True)
+class PhotoPlaces:
+    """Where the photos of an index were taken, in the order of its vectors."""
+
+    ids: list[str]  # n unique names
+    coordinates_deg: NDArray[np.float64]  # (n, 2) latitude and longitude
+    authors: list[str] | None = None  # n photographers; None where no author is known
+
+
+@dataclass(frozen=True)
+class RetrievalIndex:
+    """Photos that answer for others."""
+
+    vectors: Any  # a faiss.Index of n vectors of length 1
+    places: PhotoPlaces
+    record: dict[str, Any]  # of index.json
+
+
+def refuse_existing_index(output_dir: str | Path) -> None:
+    """ConfigError where the folder is there and not empty: an index is written whole, never into another one."""
+    folder = Path(output_dir)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ConfigError(f"output_dir {output_dir} is not empty: delete it, or choose another folder for the index")
+
+
+def write_index(output_dir: str | Path, index: RetrievalIndex) -> list[Path]:
+    """Write an index into a new folder.
+
+    Returns:
+        The paths of its files.
+
+    Raises:
+        ConfigError: the folder is not empty.
+    """
+    faiss, folder = import_faiss(), Path(output_dir)
+    refuse_existing_index(folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    temporary.mkdir()
+    try:
+        faiss.write_index(index.vectors, str(temporary / VECTORS))
+        columns: dict[str, Any] = {
+            "id": pa.array(index.places.ids, pa.string()),
+            "latitude": index.places.coordinates_deg[:, 0],
+            "longitude": index.places.coordinates_deg[:, 1],
+        }
+        if index.places.authors is not None:
+            columns["author"] = pa.array(index.places.authors, pa.string())
+        pq.write_table(pa.table(columns), temporary / PLACES)
+        text = json.dumps(index.record, indent=2, allow_nan=False, ensure_ascii=False)
+        (temporary / RECORD).write_text(text + "\n", encoding="utf-8")
+        os.replace(temporary, folder)  # an empty folder gives way
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return [folder / name for name in (VECTORS, PLACES, RECORD)]
+
+
+def read_index(folder: str | Path) -> RetrievalIndex:
+    """The index that `write_index` wrote.
+
+    Raises:
+        SourceError: the folder is no index, or its files do not belong together.
+        ConfigError: there is no faiss.
+    """
+    folder = Path(folder)
+    missing = [name for name in (VECTORS, PLACES, RECORD) if not (folder / name).is_file()]
+    if missing:
+        raise SourceError(
+            f"{folder} is not an index of photos: it has no {', '.join(missing)}. Make one with "
+            f"`python -m geomae.retrieval index --checkpoint DIR --photos DIR --output_dir {folder}`"
+        )
+    table = pq.read_table(folder / PLACES)
+    vectors = import_faiss().read_index(str(folder / VECTORS))
+    if vectors.ntotal != len(table):
+        raise SourceError(
+            f"{folder} holds {vectors.ntotal} vectors and {len(table)} places: its files are not of one index. "
+            "Make it anew"
+        )
+    coordinates_deg = np.stack([table[name].to_numpy() for name in ("latitude", "longitude")], axis=1)
+    authors = table["author"].to_pylist() if "author" in table.column_names else None
+    record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+    return RetrievalIndex(vectors, PhotoPlaces(table["id"].to_pylist(), coordinates_deg, authors), record)
+
+
+def refuse_other_embedder(index: RetrievalIndex, digest: str, checkpoint: str) -> None:
+    """ConfigError where an index was embedded by other weights: their vectors have nothing in common with its own.
+
+    Args:
+        index: with `embedder_sha256` in its record.
+        digest: `embedder_digest` of the checkpoint that is to search it.
+        checkpoint: for the message.
+    """
+    if index.record["embedder_sha256"] != digest:
+        raise ConfigError(
+            f"the index was made with {index.record['checkpoint']} (weights {index.record['embedder_sha256'][:12]}), "
+            f"and {checkpoint} has other weights ({digest[:12]}): search with the checkpoint that made it, or make "
+            "another index with `python -m geomae.retrieval index`"
+        )
