@@ -147,7 +147,8 @@ def _measure_head(runs: Sequence[Run]) -> dict[str, Any]:
     headline = metrics[0].get("decoding") or POINT
     by_decoding = {headline: metrics}
     by_decoding |= {name: [each["decodings"][name] for each in metrics] for name in metrics[0].get("decodings") or {}}
-    seconds = [_train_seconds(run.training) for run in runs if run.training is not None]
+    trainings = [run.training for run in runs if run.training is not None]
+    seconds = [entry["train_runtime"] for each in trainings for entry in each.history if "train_runtime" in entry]
     measured: dict[str, Any] = {
         "headline": headline,
         "num_seeds": len(runs),
@@ -155,7 +156,7 @@ def _measure_head(runs: Sequence[Run]) -> dict[str, Any]:
         "decodings": {name: _average(each, AVERAGED, KEPT) for name, each in by_decoding.items()},
         "posterior": None,
         "temperature": None,
-        "trainings": [describe_training(run.training) for run in runs if run.training is not None],
+        "trainings": [describe_training(training) for training in trainings],
     }
     if "posterior" in metrics[0]:
         posteriors = [each["posterior"] for each in metrics]
@@ -167,11 +168,6 @@ def _measure_head(runs: Sequence[Run]) -> dict[str, Any]:
 def _average(metrics: Sequence[Mapping[str, Any]], averaged: Sequence[str], kept: Sequence[str]) -> dict[str, Any]:
     over = over_seeds([{key: each[key] for key in averaged} for each in metrics])
     return over | {"first_seed": {key: metrics[0][key] for key in kept}}
-
-
-def _train_seconds(training: TrainingRecord) -> float:
-    """How long the training took, evaluations included; what the last of its restarts took, if it was stopped."""
-    return float(next(entry["train_runtime"] for entry in reversed(training.history) if "train_runtime" in entry))
 
 
 def _compare(first: EvaluationRecord, second: EvaluationRecord, num_resamples: int) -> dict[str, Any]:
