@@ -189,11 +189,14 @@ HEAD_geocells_hierarchy := --head_type geocells --geocells $(CELLS)/hierarchy/ge
 HEAD_hybrid := --head_type hybrid $(CELLS_fine)
 HEAD_vmf_mixture := --head_type vmf_mixture $(CELLS_fine)
 HEAD_vmf_mixture_free := --head_type vmf_mixture --num_mixture_components 50
-IN_ALL_SEEDS := tanh sphere geocells geocells_hierarchy hybrid vmf_mixture vmf_mixture_free
+PRETRAINED_HEADS := tanh sphere geocells geocells_hierarchy hybrid vmf_mixture vmf_mixture_free
+SCRATCH_HEADS := tanh sphere geocells hybrid
 IN_ONE_SEED := geocells_label_smoothing geocells_haversine_smoothing
-HEADS_SPLITS := $(foreach seed,$(SEEDS),plain/pretrained/seed_$(seed) plain/scratch/seed_$(seed) ambiguous/pretrained/seed_$(seed))
-HEADS_RUNS := $(foreach split,$(HEADS_SPLITS),$(IN_ALL_SEEDS:%=$(split)/%)) $(IN_ONE_SEED:%=plain/pretrained/seed_$(firstword $(SEEDS))/%)
-RETRIEVED := $(filter-out plain/scratch/%,$(HEADS_SPLITS))
+AMBIGUOUS_HEADS := tanh sphere geocells hybrid vmf_mixture vmf_mixture_free
+RETRIEVED := $(foreach seed,$(SEEDS),plain/pretrained/seed_$(seed) ambiguous/pretrained/seed_$(seed))
+HEADS_RUNS := $(foreach seed,$(SEEDS),$(PRETRAINED_HEADS:%=plain/pretrained/seed_$(seed)/%) \
+  $(SCRATCH_HEADS:%=plain/scratch/seed_$(seed)/%) $(AMBIGUOUS_HEADS:%=ambiguous/pretrained/seed_$(seed)/%)) \
+  $(IN_ONE_SEED:%=plain/pretrained/seed_$(firstword $(SEEDS))/%)
 # of what a stem such as ambiguous/pretrained/seed_0/tanh says: the photos, the start, the seed
 part = $(word $(1),$(subst /, ,$*))
 HEADS_DATA_plain := $(EARTH)/data
