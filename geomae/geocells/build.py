@@ -66,7 +66,9 @@ def build_geocells(coordinates_deg: NDArray[np.float64], blueprints: Sequence[Bl
         cells = geocells.assign(coordinates_deg)
     tokens = [each.s2_tokens for each in blueprints]
     return BuiltGeocells(
-        geocells=_measure(geocells, cells, coordinates_deg, [_take(*each) for each in zip(tokens, levels, strict=True)]),
+        geocells=_measure(
+            geocells, cells, coordinates_deg, [_take(*each) for each in zip(tokens, levels, strict=True)]
+        ),
         num_photos=len(coordinates_deg),
         num_grouped=[int((each.groups >= 0).sum()) for each in blueprints],
         num_moved=[
@@ -124,7 +126,8 @@ def _measure(
                 s2_tokens=tokens[level],
             ),
         )
-        areas = np.empty(0) if partition.parents is None else np.bincount(partition.parents, areas)
+        if partition.parents is not None:
+            areas = np.bincount(partition.parents, areas).astype(np.float64)
     return Geocells(tuple(measured))
 
 

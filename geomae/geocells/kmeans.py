@@ -14,7 +14,8 @@ from geomae.geography import spherical_means, to_degrees, unit_vectors
 
 __all__ = ["MAX_POINTS_TO_CLUSTER", "check_num_cells", "cluster_on_sphere", "draft_by_kmeans"]
 
-# 400 cells of 4.72 million photos move by less than their own noise when more than this are clustered; 20 s become 500.
+# Of 4.72 million points like MP-16's, 400 cells made from so many leave a photo 73.9 km from its centroid in the mean,
+# in half the time of cells made from a million, with which it is 72.0 km.
 MAX_POINTS_TO_CLUSTER = 200_000
 MAX_ITERATIONS = 100
 

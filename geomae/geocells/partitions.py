@@ -80,7 +80,8 @@ def nearest_centroids(coordinates_deg: NDArray[np.float64], centroids_deg: NDArr
     Raises:
         CoordinateError: a point is not finite or not on Earth.
     """
-    check_coordinates(*coordinates_deg.T, range(len(coordinates_deg)), "the points to assign")
+    latitude, longitude = coordinates_deg.T
+    check_coordinates(latitude, longitude, range(len(coordinates_deg)), "the points to assign")
     tree = cKDTree(unit_vectors(centroids_deg))
     nearest = np.empty(len(coordinates_deg), dtype=np.int64)
     for start in range(0, len(coordinates_deg), CHUNK_POINTS):

@@ -9,8 +9,9 @@ from numpy.typing import NDArray
 
 from geomae.errors import ConfigError, SourceError
 from geomae.geocells.blueprint import Blueprint
+from geomae.geocells.partitions import CHUNK_POINTS
 
-__all__ = ["check_photos_per_cell", "draft_by_s2", "leaf_ids", "subdivide"]
+__all__ = ["check_photos_per_cell", "draft_by_s2", "leaf_ids", "refuse_missing_s2", "subdivide"]
 
 NUM_FACES = 6  # of the cube that S2 projects onto the sphere
 
@@ -82,11 +83,13 @@ def check_photos_per_cell(max_photos: Sequence[int], min_photos: int) -> None:
     """
     if not max_photos or list(max_photos) != sorted(set(max_photos), reverse=True):
         given = " ".join(map(str, max_photos)) or "none"
-        raise ConfigError(f"max_photos must fall, from the coarsest partition to the finest: 5000 2000 1000; got {given}")
+        raise ConfigError(
+            f"max_photos must fall, from the coarsest partition to the finest: 5000 2000 1000; got {given}"
+        )
     if not 1 <= min_photos <= max_photos[-1] / 4:
         raise ConfigError(
-            f"min_photos must be from 1 to a quarter of the least max_photos, {max_photos[-1]}: of more, all four parts "
-            f"of a cell could be dropped; got {min_photos}"
+            f"min_photos must be from 1 to a quarter of the least max_photos, {max_photos[-1]}, so that of the four "
+            f"parts of a divided cell one is kept; got {min_photos}"
         )
 
 
@@ -101,9 +104,12 @@ def leaf_ids(coordinates_deg: NDArray[np.float64]) -> NDArray[np.uint64]:
     """
     s2 = _import_s2()
     cell, from_degrees = s2.S2CellId, s2.S2LatLng.FromDegrees
-    # the library takes one point at a time: 2 us each
-    ids = (cell(from_degrees(float(latitude), float(longitude))).id() for latitude, longitude in coordinates_deg)
-    return np.fromiter(ids, dtype=np.uint64, count=len(coordinates_deg))
+    ids = np.empty(len(coordinates_deg), dtype=np.uint64)
+    for start in range(0, len(ids), CHUNK_POINTS):
+        chunk = slice(start, start + CHUNK_POINTS)
+        # the library takes one point at a time, of Python's own numbers: 2 us each
+        ids[chunk] = [cell(from_degrees(*point)).id() for point in coordinates_deg[chunk].tolist()]
+    return ids
 
 
 def subdivide(leaves: NDArray[np.uint64], *, max_photos: int, min_photos: int) -> _Kept:
@@ -126,12 +132,20 @@ def subdivide(leaves: NDArray[np.uint64], *, max_photos: int, min_photos: int) -
             pending += [cell.child(quarter) for quarter in reversed(range(4))]
         else:
             kept.append(cell)
-    first, last = (np.array([_end.id() for _end in ends], dtype=np.uint64) for ends in _ranges(kept))
-    return _Kept(tuple(cell.ToToken() for cell in kept), first, last)
+    return _Kept(
+        tokens=tuple(cell.ToToken() for cell in kept),
+        first=np.array([cell.range_min().id() for cell in kept], dtype=np.uint64),
+        last=np.array([cell.range_max().id() for cell in kept], dtype=np.uint64),
+    )
 
 
-def _ranges(cells: Sequence[Any]) -> tuple[list[Any], list[Any]]:
-    return [cell.range_min() for cell in cells], [cell.range_max() for cell in cells]
+def refuse_missing_s2() -> None:
+    """Refuses to go on where s2geometry is not installed, before anything is read.
+
+    Raises:
+        SourceError: says how to install it.
+    """
+    _import_s2()
 
 
 def _import_s2() -> Any:

@@ -40,7 +40,8 @@ def _areas_of_sites(sites: NDArray[np.float64]) -> NDArray[np.float64]:
     """Steradians `(K,)` of the cells of distinct unit vectors `(K, 3)`."""
     if len(sites) == 1:
         return np.array([4.0 * np.pi])
-    normal = np.linalg.svd(sites - sites.mean(axis=0), full_matrices=True)[2][-1]
+    triangle = np.linalg.qr(sites - sites.mean(axis=0), mode="r")  # as flat as the sites, and at most 3 x 3
+    normal = np.linalg.svd(triangle)[2][-1]
     if np.ptp(sites @ normal) < FLAT:
         return _areas_of_lunes(sites, normal)
     areas = SphericalVoronoi(sites, threshold=FLAT).calculate_areas()

@@ -1,4 +1,4 @@
-"""Maps of geocells: their borders over the whole world, and their centroids in the colour of how many photos they have."""
+"""Maps of geocells: their borders, and their centroids in the colour of how many photos they have."""
 
 import matplotlib
 import numpy as np
