@@ -7,7 +7,14 @@ from typing import Any
 from geomae.errors import ConfigError
 from geomae.provenance import shown_path
 
-__all__ = ["flat_metrics", "refuse_bad_tags", "refuse_missing_packages", "run_group_of", "run_name_of"]
+__all__ = [
+    "flat_metrics",
+    "flat_posterior",
+    "refuse_bad_tags",
+    "refuse_missing_packages",
+    "run_group_of",
+    "run_name_of",
+]
 
 MAX_TAG_LETTERS = 64  # of W&B
 
@@ -54,3 +61,9 @@ def flat_metrics(metrics: Mapping[str, Any]) -> dict[str, Any]:
     """`mean_km`, `median_km`, `geoscore` and `accuracy_within_<radius>km` of a summary, side by side."""
     shares = {f"accuracy_within_{radius}km": share for radius, share in metrics["accuracy_within_km"].items()}
     return {name: metrics[name] for name in ("mean_km", "median_km", "geoscore")} | shares
+
+
+def flat_posterior(posterior: Mapping[str, Any]) -> dict[str, Any]:
+    """`nll`, `mean_expected_km` and `coverage_<share>` of a posterior, side by side."""
+    shares = {f"coverage_{share}": within for share, within in posterior["coverage"].items()}
+    return {name: posterior[name] for name in ("nll", "mean_expected_km")} | shares

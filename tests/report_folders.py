@@ -10,10 +10,11 @@ from geomae.evaluation import (
     TestSet,
     describe_run,
     describe_test_set,
+    judge_answers,
     judge_baselines,
-    judge_predictions,
     write_evaluation,
 )
+from geomae.evaluation.posterior import POSTERIOR_COLUMNS
 from geomae.geography import draw_uniform
 from geomae.reporting.plots import reconstruction_grid, save_figure
 
@@ -46,18 +47,31 @@ def make_evaluation(
     checkpoint=None,
     answers=None,
     thresholds_km=THRESHOLDS_KM,
+    posterior=False,
 ):
     truth = draw_uniform(40, np.random.default_rng(test_seed))
     ids = [EVIL_ID, *(f"{test_seed}-{number}.jpg" for number in range(39))]
     test_set = TestSet("set.csv", ids, truth, authors, scenes=["urban"] * 30 + ["indoor"] * 10)
     answers = draw_uniform(40, np.random.default_rng(seed)) if answers is None else answers
     how = {"thresholds_km": thresholds_km, "num_resamples": 100}
-    metrics, table = judge_predictions(Predictions(ids[:num_answered], answers[:num_answered]), test_set, **how)
+    of_posterior = make_posterior(num_answered, seed) if posterior else {}
+    predictions = Predictions(ids[:num_answered], answers[:num_answered], **of_posterior)
+    metrics, tables = judge_answers(predictions, test_set, **how)
     metrics["baselines"], errors = judge_baselines(test_set, answers, num_repeats=2, **how)
     metrics |= {
         "checkpoint": checkpoint,
         "test_set": describe_test_set(test_set),
         **describe_run(["run_evaluate_geo.py"]),
     }
-    write_evaluation(folder, metrics, predictions=table, baselines=errors)
+    write_evaluation(folder, metrics, **tables, baselines=errors)
     return metrics
+
+
+def make_posterior(num_photos, seed):
+    rng = np.random.default_rng(seed)
+    columns = {name: rng.gamma(2.0, 4000.0, num_photos) for name in POSTERIOR_COLUMNS}
+    return {
+        "decoded_with": {"decoding": "kernel", "kernel_km": 200.0, "top_k": 5, "temperature": 1.25},
+        "decodings": {"argmax": draw_uniform(num_photos, rng)},
+        "posterior": columns | {"mass_within_error": rng.random(num_photos)},
+    }

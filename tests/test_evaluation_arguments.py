@@ -9,6 +9,7 @@ from geomae.evaluation import EvaluationArguments
 from geomae.training.config_file import parse_config
 
 GIVEN = {"test_set": "set.csv", "output_dir": "out", "predictions": "p.csv"}
+CHECKPOINT = {"predictions": None, "checkpoint": "outputs/run"}
 
 
 @pytest.mark.parametrize(
@@ -23,6 +24,11 @@ GIVEN = {"test_set": "set.csv", "output_dir": "out", "predictions": "p.csv"}
         ({"dataloader_num_workers": -1}, "dataloader_num_workers at least 0"),
         ({"max_damaged_share": 10}, "a share from 0 to 1; got 10"),
         ({"num_resamples": 10}, "at least 100 for a 95 % interval; got 10"),
+        ({"decodings": ["kernel"]}, "decodings need a checkpoint that has a posterior"),
+        ({"top_k": 3, "temperature": 2.0}, "top_k, temperature need a checkpoint that has a posterior"),
+        ({**CHECKPOINT, "decodings": ["kernal"]}, "decodings holds 'kernal', .* did you mean kernel"),
+        ({**CHECKPOINT, "kernel_km": 0.0}, "kernel_km must be a number above 0; got 0"),
+        ({**CHECKPOINT, "temperature": float("nan")}, "temperature must be a number above 0; got nan"),
         ({"seed": -1}, "seed must be at least 0; got -1"),
         ({"thresholds_km": [25.0, 25.0]}, "thresholds_km must be different radii .* 25 stands twice"),
         ({"thresholds_km": [-3.0]}, "thresholds_km .* -3 is not one"),

@@ -94,6 +94,12 @@ def test_geomae_never_imports_modeling(path: Path) -> None:
     assert not [node for node in relative_imports(path) if (node.module or "").partition(".")[0] == "modeling"]
 
 
+def test_one_file_alone_is_the_door_from_geomae_to_modeling() -> None:
+    """A command that takes a checkpoint needs the models, under the name that they have where it runs."""
+    named = [path for path in GEOMAE if re.search(r"""["'.]modeling["']""", path.read_text(encoding="utf-8"))]
+    assert [str(path.relative_to(ROOT)) for path in named] == ["geomae/checkpoints.py"]
+
+
 def test_modeling_is_flat() -> None:
     folders = [path.name for path in (ROOT / "modeling").iterdir() if path.is_dir() and path.name != "__pycache__"]
     assert not folders, "transformers does not copy sub-folders beside a checkpoint"
@@ -132,7 +138,8 @@ def test_what_is_imported_is_declared_and_what_is_declared_is_imported() -> None
     with (ROOT / "pyproject.toml").open("rb") as file:
         project = tomllib.load(file)["project"]
     requirements = project["dependencies"] + project["optional-dependencies"]["report"]
-    requirements += [one for extra in ("ray", "geocells", "retrieval") for one in project["optional-dependencies"][extra]]
+    for extra in ("ray", "retrieval", "geocells"):
+        requirements += project["optional-dependencies"][extra]
     declared = {re.split(r"[<>=!~\[; ]", requirement)[0] for requirement in requirements}
     assert distributions <= declared
     assert declared - distributions <= IMPORTED_BY_OTHERS

@@ -102,6 +102,17 @@ print(type(loaded).__module__, torch.equal(loaded(photos).coordinates_deg, model
     assert copied == {name: (ROOT / "modeling" / name).read_bytes() for name in copied}
 
 
+def test_installed_wheel_loads_checkpoints_with_its_own_models(site: Path, tmp_path: Path) -> None:
+    code = """
+from geomae.checkpoints import load_embedder
+from geomae.modeling import GeoMAEConfig, GeoMAEModel
+sizes = dict(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, image_size=32)
+GeoMAEModel(GeoMAEConfig(**sizes)).save_pretrained("checkpoint")
+print(type(load_embedder("checkpoint")).__module__)
+"""
+    assert run_python(code, folder=tmp_path, on_path=site) == "geomae.modeling.modeling_geomae"
+
+
 @pytest.mark.parametrize("mode", ["lenient", "strict"])
 def test_editable_install_finds_both_halves_in_the_checkout(source: Path, tmp_path: Path, mode: str) -> None:
     """PEP 660: the editable wheel is unpacked into a site folder whose .pth files are read, as pip does."""

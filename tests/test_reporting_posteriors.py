@@ -12,7 +12,6 @@ from packed_photos import TINY, pack
 
 from geomae.errors import ConfigError
 from geomae.reporting.__main__ import main
-from geomae.reporting.plots import calibration_curves
 from geomae.reporting.posterior_maps import PhotoPosterior, posterior_map
 from geomae.reporting.posteriors import compute_posteriors
 from modeling import GeoMAEConfig, GeoMAEForGeolocation
@@ -54,13 +53,6 @@ def test_every_photo_stands_beside_its_map():
     maps, photos = axes_of(posterior_map([photo_posterior([0.2, 0.3, 0.5])] * 5, title="five"))
     assert len(maps) == len(photos) == 5
     assert all(isinstance(world.projection, cartopy.crs.Robinson) for world in maps)
-
-
-def test_calibration_is_drawn_in_percent_against_the_diagonal():
-    figure = calibration_curves({"cells": {"0.1": 0.05, "0.5": 0.4, "0.9": 0.95}}, title="3 photos")
-    diagonal, cells = figure.axes[0].get_lines()
-    np.testing.assert_array_equal(diagonal.get_xydata(), [[0, 0], [100, 100]])
-    np.testing.assert_allclose(cells.get_xydata(), [[10, 5], [50, 40], [90, 95]])
 
 
 @pytest.fixture(scope="module")

@@ -104,7 +104,7 @@ def test_numbers_from_ten_crops_have_a_place_of_their_own(tmp_path: Path) -> Non
 def test_table_has_every_answer_by_rising_error_and_pictures_are_pictures(
     tmp_path: Path, own_wandb_folder: Path
 ) -> None:
-    make_evaluation(tmp_path / "set", num_answered=39)
+    make_evaluation(tmp_path / "set", num_answered=39, posterior=True)
     log_evaluation(tmp_path / "set")
     run = logged(own_wandb_folder)
     table = json.loads((run.files / run.summary["test/set/predictions/path"]).read_text())
@@ -113,7 +113,7 @@ def test_table_has_every_answer_by_rising_error_and_pictures_are_pictures(
     errors = [row[-1] for row in table["data"]]
     assert errors[-1] is None  # without an answer, the farthest of all
     assert errors[:-1] == sorted(errors[:-1])
-    for name in ("map", "error_cdf"):
+    for name in ("map", "error_cdf", "calibration"):
         with Image.open(run.files / run.summary[f"test/set/{name}/path"]) as picture:
             assert min(picture.size) > 300
 

@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 import torch
 from packed_photos import geolocation_trainer, mae_trainer, pack, record_ids, stream_of, training_arguments
+from scipy.special import log_softmax
 
 from geomae.data.collate import PhotoCollator
 from geomae.errors import ConfigError, NonFiniteLossError, PredictionError
+from geomae.geography import unit_vectors
 from geomae.training import MAETrainer
 
 NUM_TRAINING = 40
@@ -282,6 +284,22 @@ def test_evaluation_judges_every_photo_once_and_measures_by_hand_computable_numb
     assert metrics["eval_loss"] == pytest.approx(error_km.mean(), rel=1e-4)
     for radius in (1, 25, 200, 750, 2500):
         assert metrics[f"eval_accuracy_within_{radius}km"] == pytest.approx((error_km <= radius).mean())
+
+
+def test_evaluation_of_a_posterior_measures_its_density_at_the_truth(photos: Path, tmp_path: Path) -> None:
+    trainer = geolocation_trainer(photos, training_arguments(tmp_path), head_type="geocells", num_geocells=[30])
+    metrics, rows, head = trainer.evaluate(), trainer.latest_evaluation, trainer.model.head
+    assert rows is not None
+    with torch.no_grad():
+        pixels = trainer.eval_collator([trainer.eval_dataset[row] for row in range(13)])["pixel_values"]
+        logits = trainer.model(pixel_values=pixels).logits.double().numpy()
+    truth, centroids = unit_vectors(rows.columns["target_deg"]), head.cells.finest.double().numpy()
+    cell = (truth @ centroids.T).argmax(axis=1)  # the nearest centroid
+    steradians = head.cells.area_km2.double().numpy()[cell] / 6371.0088**2
+    nll = np.log(steradians) - log_softmax(logits, axis=1)[np.arange(13), cell]
+    assert rows.columns["nll"] == pytest.approx(nll, abs=1e-4)
+    assert metrics["eval_nll"] == pytest.approx(nll.mean(), abs=1e-4)
+    assert "eval_nll" not in geolocation_trainer(photos, training_arguments(tmp_path / "sphere")).evaluate()
 
 
 def test_validation_loss_of_the_autoencoder_repeats(photos: Path, tmp_path: Path) -> None:

@@ -7,10 +7,11 @@ __all__ = [
     "align_columns",
     "best_constant",
     "compare_means",
+    "describe_posterior",
     "describe_shared_photos",
     "format_summary",
     "format_table",
-    "with_ten_crop_rows",
+    "with_other_answers",
 ]
 
 
@@ -47,9 +48,12 @@ def format_summary(metrics: dict[str, Any], label: str) -> str:
     lines = [
         f"{title}: {metrics['num_photos']:,} photos; {intervals}",
         "",
-        format_table({**with_ten_crop_rows({label: metrics}), **metrics["baselines"]}),
+        format_table({**with_other_answers({label: metrics}), **metrics["baselines"]}),
         "",
     ]
+    for name, row in with_other_answers({label: metrics}).items():
+        if "posterior" in row:
+            lines += [f"{name}: {describe_posterior(row['posterior'])}", ""]
     if groups := _label_groups(metrics.get("by", {})):
         lines += [format_table(groups), ""]
     constant = best_constant(metrics)
@@ -70,14 +74,44 @@ def format_summary(metrics: dict[str, Any], label: str) -> str:
     return "\n".join([*lines, *describe_shared_photos(test_set)])
 
 
-def with_ten_crop_rows(rows: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Rows of metrics, and behind each that has one its row from ten crops, under the same name."""
+def with_other_answers(rows: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Rows of metrics; behind each its other decodings, named after it, and the same from ten crops, where it has them.
+
+    Where there are other decodings, the headline's row says by which it was decoded.
+    """
     expanded = {}
     for name, metrics in rows.items():
-        expanded[name] = metrics
+        decodings = metrics.get("decodings", {})
+        expanded[f"{name}, {metrics['decoding']}" if decodings else name] = metrics
+        expanded |= {f"{name}, {decoding}": each for decoding, each in decodings.items()}
         if "ten_crop" in metrics:
-            expanded[f"{name}, ten crops"] = metrics["ten_crop"]
+            expanded |= with_other_answers({f"{name}, ten crops": metrics["ten_crop"]})
     return expanded
+
+
+def describe_posterior(posterior: dict[str, Any]) -> str:
+    """What a posterior is worth, in one sentence with intervals.
+
+    Args:
+        posterior: the entry of `metrics.json`.
+    """
+    intervals = posterior["intervals_95"]
+
+    def interval(key: str, share: str | None = None) -> str:
+        if intervals is None:
+            return ""
+        ends = intervals[key] if share is None else intervals[key][share]
+        return " [{}, {}]".format(*(f"{end:.2f}" if share is None else f"{end:.1%}" for end in ends))
+
+    radii = [
+        f"the {float(q):.0%} radius holds {share:.1%}{interval('coverage', q)} of the truths"
+        for q, share in posterior["coverage"].items()
+    ]
+    return (
+        f"NLL {posterior['nll']:.2f}{interval('nll')} nats per steradian; {'; '.join(radii)}; expected error "
+        f"{posterior['mean_expected_km']:,.0f} km where it is {posterior['mean_error_km']:,.0f} km "
+        f"(temperature {posterior['temperature']:.3g})."
+    )
 
 
 def describe_shared_photos(test_set: dict[str, Any]) -> list[str]:

@@ -26,7 +26,7 @@ from geomae.reporting.heads_tables import (
     posterior_table,
 )
 from geomae.reporting.page import Block, Heading, Paragraph, copy_picture, save_picture
-from geomae.reporting.plots import calibration_curves
+from geomae.reporting.plots import calibration_curve
 from geomae.reporting.records import EvaluationRecord, TrainingRecord, read_evaluation, read_training
 from geomae.reporting.report import STAND_IN, write_pages
 from geomae.reporting.results_section import draw_error_cdf
@@ -204,11 +204,9 @@ def _describe_section(
     blocks.append(draw_error_cdf(records, folder, number))
     if posteriors:
         num_photos = len(next(iter(records.values())).predictions)
-        figure = calibration_curves(
-            {head_name(head): posterior["calibration"] for head, posterior in posteriors.items()},
-            title=f"{num_photos:,} photos",
-        )
-        caption = "Share of the photos whose truth lies within the radius that a posterior gives a probability to."
+        curves = {head_name(head): posterior["calibration"] for head, posterior in posteriors.items()}
+        figure = calibration_curve(curves, {}, title=f"{num_photos:,} photos")
+        caption = "Share of the photos whose truth lies within the radius that holds so much of the mass, over the seeds."
         blocks += [
             Heading("Posteriors", level=3),
             posterior_table(measured["heads"]),

@@ -22,7 +22,7 @@ from geomae.evaluation.metrics import LARGEST_ERROR_KM, THRESHOLDS_KM
 __all__ = [
     "BASELINE_COLOURS",
     "COLOURS",
-    "calibration_curves",
+    "calibration_curve",
     "error_cdf",
     "loss_curves",
     "reconstruction_grid",
@@ -213,23 +213,36 @@ def _draw_cdf(axes: Axes, errors: ArrayLike, name: str, **line: Any) -> None:
     axes.step(np.concatenate([[1e-3], error_km]), np.concatenate([[0.0], share]), where="post", label=label, **line)
 
 
-def calibration_curves(models: Mapping[str, Mapping[str, float]], *, title: str) -> Figure:
-    """Do radii hold what they say? Share of the photos within the radius around the answer, against its probability.
+def calibration_curve(
+    curves: Mapping[str, Mapping[str, float]],
+    intervals: Mapping[str, Mapping[str, Sequence[float]] | None],
+    *,
+    title: str,
+) -> Figure:
+    """The share of photos within each radius against the share that it should hold; on the diagonal where they agree.
 
     Args:
-        models: name -> probability that a radius holds, 0 to 1 -> share of the photos whose truth lies within it.
-        title: stands above the curves; should say n.
+        curves: model -> share of the mass, as text -> share of the photos within the radius that holds it.
+        intervals: model -> share of the mass -> `[low, high]`; None where there are none.
+        title: stands above the curves.
     """
     with style():
         figure = Figure(figsize=(6.4, 5.6), layout="constrained")
         axes = figure.add_subplot()
-        axes.plot([0, 100], [0, 100], color=BASELINE_COLOURS[1], linestyle=BASELINE_DASHES[1], label="as it should be")
-        for rank, (name, shares) in enumerate(models.items()):
-            points = 100.0 * np.array([(float(stated), held) for stated, held in shares.items()])
-            line: dict[str, Any] = {"color": _colour(rank), "linestyle": _dashes(rank // len(COLOURS))}
-            axes.plot(*points.T, marker="o", markersize=4, label=_shown_label(name), **line)
-        axes.set(title=title, xlim=(0, 100), ylim=(0, 100), aspect="equal")
-        axes.set(xlabel="probability within the radius, %", ylabel="photos whose truth lies within it, %")
+        axes.plot([0, 100], [0, 100], color="#666666", linestyle=BASELINE_DASHES[0], linewidth=1.2, label="calibrated")
+        for rank, (name, curve) in enumerate(curves.items()):
+            mass, shares = (100.0 * np.array([*each], dtype=np.float64) for each in (curve, curve.values()))
+            # side by side, or the bars of two models would hide each other
+            place = mass + 0.8 * (rank - (len(curves) - 1) / 2)
+            bars = None
+            if (ends := intervals.get(name)) is not None:
+                low, high = 100.0 * np.array([ends[key] for key in curve]).T
+                bars = np.maximum([shares - low, high - shares], 0.0)  # an interval may leave its number out
+            look = {"color": _colour(rank), "linestyle": _dashes(rank // len(COLOURS)), "marker": "o", "markersize": 4}
+            axes.errorbar(place, shares, yerr=bars, capsize=2, elinewidth=1.0, label=_shown_label(name), **look)
+        axes.set(xlim=(0, 100), ylim=(0, 100), title=title)
+        axes.set(xlabel="mass that the radius should hold, %", ylabel="photos within the radius, %")
+        axes.text(97, 4, "below the line: too sure of itself", ha="right", color="#666666")
         _place_legend(figure, axes, inside="upper left")
     return figure
 

@@ -8,15 +8,17 @@ from typing import Any
 from geomae.errors import ConfigError
 from geomae.evaluation import best_constant
 from geomae.evaluation.metrics import LARGEST_ERROR_KM
-from geomae.evaluation.summary import compare_means, describe_shared_photos, with_ten_crop_rows
+from geomae.evaluation.summary import compare_means, describe_shared_photos, with_other_answers
 from geomae.reporting.maps import prediction_map
 from geomae.reporting.page import Block, Cell, Heading, Paragraph, Picture, Table, save_picture
-from geomae.reporting.plots import error_cdf
+from geomae.reporting.plots import calibration_curve, error_cdf
 from geomae.reporting.records import EvaluationRecord, unique_names
 
 __all__ = [
     "common_radii",
     "describe_evaluations",
+    "describe_posteriors",
+    "draw_calibration",
     "draw_error_cdf",
     "draw_prediction_map",
     "evaluation_table",
@@ -55,7 +57,11 @@ def describe_evaluations(evaluated: Sequence[EvaluationRecord], folder: Path) ->
         blocks += introduce_test_set(group)
         for name, record in group.items():
             blocks += _judge(name, record.metrics)
-        blocks += [draw_error_cdf(group, folder, number), *_draw_answers(group, folder, number)]
+        blocks += [
+            draw_error_cdf(group, folder, number),
+            *describe_posteriors(group, folder, number),
+            *_draw_answers(group, folder, number),
+        ]
     return blocks
 
 
@@ -112,7 +118,9 @@ def _name_test_set(group: dict[str, EvaluationRecord]) -> str:
 
 
 def evaluation_table(models: dict[str, dict[str, Any]]) -> Table:
-    """Models, each with its row from ten crops, above the baselines of the test set; the best of a column is marked.
+    """Models, each with its other decodings and its rows from ten crops, above the baselines of the test set.
+
+    The best of a column is marked.
 
     Shares are shown of the radii that all rows have.
 
@@ -121,7 +129,7 @@ def evaluation_table(models: dict[str, dict[str, Any]]) -> Table:
     """
     baselines = max((metrics.get("baselines", {}) for metrics in models.values()), key=len)
     rows = {
-        **with_ten_crop_rows(models),
+        **with_other_answers(models),
         **{baseline_name(name): metrics for name, metrics in baselines.items()},
     }
     header, keys = _columns(common_radii(rows.values()))
@@ -182,10 +190,11 @@ def number_cell(metrics: Mapping[str, Any], key: Sequence[str], *, is_best: bool
         key: where the number is in it, such as `("accuracy_within_km", "200")`.
         is_best: of its column; nobody is best at 0.0 %.
     """
-    is_share = key[0] == "accuracy_within_km"
+    is_share = key[0] in ("accuracy_within_km", "coverage")
+    digits = 2 if key[0] == "nll" else 0
 
     def shown(value: float) -> str:
-        return f"{100.0 * value:.1f}" if is_share else f"{value:,.0f}"
+        return f"{100.0 * value:.1f}" if is_share else f"{value:,.{digits}f}"
 
     note = ""
     if "intervals_95" in metrics:
@@ -238,6 +247,38 @@ def draw_error_cdf(group: dict[str, EvaluationRecord], folder: Path, number: int
     figure = error_cdf(errors, grey, title=f"{_name_test_set(group)}: {num_photos:,} photos")
     caption = "Share of photos within each error, against answers that saw no photo."
     return save_picture(figure, folder, f"error_cdf_{number}", caption)
+
+
+def describe_posteriors(group: dict[str, EvaluationRecord], folder: Path, number: int) -> list[Block]:
+    """A table of what the posteriors are worth and their calibration; nothing where no model has one."""
+    posteriors = _posteriors(group)
+    if not posteriors:
+        return []
+    shares = list(next(iter(posteriors.values()))["coverage"])
+    keys = [("nll",), *(("coverage", q) for q in shares), ("mean_expected_km",), ("mean_error_km",)]
+    header = ["temperature", "NLL, nats / sr", *(f"within the {float(q):.0%} radius, %" for q in shares)]
+    cells: list[list[str | Cell]] = [
+        [name, f"{posterior['temperature']:.3g}", *(number_cell(posterior, key) for key in keys)]
+        for name, posterior in posteriors.items()
+    ]
+    caption = "What the models say of their own errors, around their first answer"
+    table = Table(["", *header, "expected error, km", "true error, km"], cells, caption)
+    return [table, draw_calibration(group, folder, f"calibration_{number}")]
+
+
+def draw_calibration(group: dict[str, EvaluationRecord], folder: Path, file: str) -> Picture:
+    """The calibration of every posterior of a test set, as `<file>.png`."""
+    posteriors = _posteriors(group)
+    curves = {name: posterior["calibration"] for name, posterior in posteriors.items()}
+    intervals = {name: (posterior["intervals_95"] or {}).get("calibration") for name, posterior in posteriors.items()}
+    figure = calibration_curve(curves, intervals, title=f"{_name_test_set(group)}: do the radii hold what they say?")
+    caption = "Share of photos whose truth lies within the radius that should hold that share; bars are 95 % intervals."
+    return save_picture(figure, folder, file, caption)
+
+
+def _posteriors(group: dict[str, EvaluationRecord]) -> dict[str, dict[str, Any]]:
+    rows = with_other_answers({name: record.metrics for name, record in group.items()})
+    return {name: metrics["posterior"] for name, metrics in rows.items() if "posterior" in metrics}
 
 
 def _draw_answers(group: dict[str, EvaluationRecord], folder: Path, number: int) -> list[Block]:

@@ -5,7 +5,7 @@
 
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from geomae.evaluation.known_test_sets import KNOWN_TEST_SETS
 from geomae.provenance import shown_config
 from geomae.reporting.records import EvaluationRecord, read_evaluation, read_run_record
-from geomae.reporting.results_section import draw_error_cdf, draw_prediction_map
-from geomae.tracking import flat_metrics, refuse_bad_tags, run_group_of, run_name_of
+from geomae.reporting.results_section import draw_calibration, draw_error_cdf, draw_prediction_map
+from geomae.tracking import flat_metrics, flat_posterior, refuse_bad_tags, run_group_of, run_name_of
 
 __all__ = ["MAX_TABLE_ROWS", "choose_rows", "log_evaluation", "name_test_set", "summarise_for_wandb"]
 
@@ -85,7 +85,8 @@ def log_evaluation(
 def summarise_for_wandb(metrics: Mapping[str, Any]) -> dict[str, float | int]:
     """The final numbers as `test/<test set>/<metric>`, with the ends of their intervals as `<metric>_low` and `_high`.
 
-    Those from ten crops, where they were asked for, are `test/<test set>/ten_crop/<metric>`.
+    Those of another decoding of a posterior are `test/<test set>/<decoding>/<metric>`, and those from ten crops, where
+    they were asked for, `test/<test set>/ten_crop/<metric>` and `test/<test set>/ten_crop/<decoding>/<metric>`.
 
     Args:
         metrics: content of `metrics.json`.
@@ -94,11 +95,24 @@ def summarise_for_wandb(metrics: Mapping[str, Any]) -> dict[str, float | int]:
     rows = {prefix: metrics} | ({f"{prefix}/ten_crop": metrics["ten_crop"]} if "ten_crop" in metrics else {})
     summary: dict[str, float | int] = {}
     for place, row in rows.items():
-        numbers = dict(flat_metrics(row)) | {key: row[key] for key in ("num_photos", "num_missing")}
-        for key, (low, high) in flat_metrics(row["intervals_95"]).items() if row["intervals_95"] else ():
-            numbers |= {f"{key}_low": low, f"{key}_high": high}
+        numbers = _numbers(row)
+        if "posterior" in row:
+            numbers |= _with_intervals(flat_posterior, row["posterior"])
+        for decoding, other in row.get("decodings", {}).items():
+            numbers |= {f"{decoding}/{key}": value for key, value in _numbers(other).items()}
         summary |= {f"{place}/{key}": value for key, value in numbers.items()}
     return summary
+
+
+def _numbers(row: Mapping[str, Any]) -> dict[str, float | int]:
+    return _with_intervals(flat_metrics, row) | {key: row[key] for key in ("num_photos", "num_missing")}
+
+
+def _with_intervals(flatten: Callable[[Mapping[str, Any]], dict[str, Any]], row: Mapping[str, Any]) -> dict[str, Any]:
+    numbers = dict(flatten(row))
+    for key, (low, high) in flatten(row["intervals_95"]).items() if row["intervals_95"] else ():
+        numbers |= {f"{key}_low": low, f"{key}_high": high}
+    return numbers
 
 
 def name_test_set(test_set: Mapping[str, Any]) -> str:
@@ -157,11 +171,9 @@ def _log(run: Any, evaluation: EvaluationRecord, name: str) -> None:
     folder = evaluation.folder / "pictures"
     cdf = draw_error_cdf({name: evaluation}, folder, 1)
     world = draw_prediction_map(name, evaluation, folder, "prediction_map")
+    pictures = {"map": world, "error_cdf": cdf}
+    if "posterior" in evaluation.metrics:
+        pictures["calibration"] = draw_calibration({name: evaluation}, folder, "calibration")
     prefix = f"test/{name_test_set(evaluation.metrics['test_set'])}"
-    run.log(
-        {
-            f"{prefix}/predictions": table,
-            f"{prefix}/map": wandb.Image(str(folder / world.file), caption=world.caption),
-            f"{prefix}/error_cdf": wandb.Image(str(folder / cdf.file), caption=cdf.caption),
-        }
-    )
+    images = {key: wandb.Image(str(folder / each.file), caption=each.caption) for key, each in pictures.items()}
+    run.log({f"{prefix}/{key}": value for key, value in {"predictions": table, **images}.items()})

@@ -38,6 +38,7 @@ from geomae.retrieval.arguments import IndexArguments, SearchArguments
 from geomae.retrieval.choosing import Choice
 from geomae.retrieval.embedding import Embeddings, embed_photos, embedder_digest, refuse_model_without_cells
 from geomae.retrieval.index_folder import PhotoPlaces, RetrievalIndex, read_index, refuse_other_embedder, write_index
+from geomae.retrieval.neighbours import refuse_too_many_neighbours
 from geomae.retrieval.vector_index import build_vector_index, choose_kind, import_faiss
 from geomae.training.config_file import parse_config
 
@@ -97,6 +98,7 @@ def search(words: Sequence[str]) -> None:
     (arguments,) = parse_config((SearchArguments,), words[1:])
     index, model = read_index(str(arguments.index)), load_embedder(str(arguments.checkpoint))
     refuse_other_embedder(index, embedder_digest(model), str(arguments.checkpoint))
+    refuse_too_many_neighbours(index, max(arguments.k))
     centroids = None
     if arguments.refine_top_k:
         refuse_model_without_cells(model, str(arguments.checkpoint))

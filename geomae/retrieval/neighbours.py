@@ -11,7 +11,7 @@ from geomae.evaluation.flickr import flickr_numbers
 from geomae.retrieval.index_folder import RetrievalIndex
 from geomae.retrieval.vector_index import search_vectors
 
-__all__ = ["Neighbours", "find_neighbours", "find_themselves"]
+__all__ = ["Neighbours", "find_neighbours", "find_themselves", "refuse_too_many_neighbours"]
 
 
 @dataclass(frozen=True)
@@ -49,17 +49,22 @@ def find_neighbours(
     Raises:
         ConfigError: the index holds fewer than k photos.
     """
-    if num_neighbours > len(index.places.ids):
-        raise ConfigError(
-            f"k={num_neighbours} neighbours were asked for, and the index holds {len(index.places.ids)} photos: "
-            "give a smaller --k"
-        )
+    refuse_too_many_neighbours(index, num_neighbours)
     similarity, rows = search_vectors(index.vectors, vectors, min(num_neighbours + 1, len(index.places.ids)))
     is_bad = (rows < 0) | (rows == find_themselves(ids, index.places.ids)[:, None])
     order = np.argsort(is_bad, axis=1, kind="stable")[:, :num_neighbours]
     chosen, is_bad = np.take_along_axis(rows, order, 1), np.take_along_axis(is_bad, order, 1)
     similarity = np.where(is_bad, -np.inf, np.take_along_axis(similarity, order, 1))
     return Neighbours(similarity.astype(np.float64), index.places.coordinates_deg[chosen])
+
+
+def refuse_too_many_neighbours(index: RetrievalIndex, num_neighbours: int) -> None:
+    """ConfigError where an index holds fewer photos than are asked for."""
+    if num_neighbours > len(index.places.ids):
+        raise ConfigError(
+            f"k={num_neighbours} neighbours were asked for, and the index holds {len(index.places.ids)} photos: "
+            "give a smaller --k"
+        )
 
 
 def find_themselves(ids: Sequence[str], index_ids: Sequence[str]) -> NDArray[np.int64]:

@@ -6,6 +6,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from geomae.evaluation.metrics import summarise_errors
+from geomae.evaluation.posterior_head import posterior_head
 from geomae.geography import great_circle_km
 from geomae.tracking import flat_metrics
 from geomae.training.streaming import Batch, EvaluationRows, StreamingTrainer
@@ -47,13 +48,16 @@ class GeolocationTrainer(StreamingTrainer):
         return (outputs.loss, outputs) if return_outputs else outputs.loss
 
     def evaluation_columns(self, inputs: Batch, loss: Tensor, outputs: Any) -> dict[str, Tensor]:
-        """The loss, and the coordinates answered and true, degrees."""
+        """The loss, and the coordinates answered and true, degrees; of a posterior the NLL, nats per steradian."""
         columns = super().evaluation_columns(inputs, loss, outputs)
         answers = {"predicted_deg": outputs.coordinates_deg.float(), "target_deg": inputs["coordinates_deg"]}
+        if (head := posterior_head(self.model)) is not None:
+            answers["nll"] = -head.log_density(outputs.logits, inputs["coordinates_deg"])
         return columns | answers
 
     def evaluation_metrics(self, rows: EvaluationRows) -> dict[str, float]:
-        """Mean and median great-circle error, GeoScore, and the share of photos within each radius."""
+        """Mean and median great-circle error, GeoScore, the share of photos within each radius, and `nll`, if any."""
         predicted, target = (rows.columns[name].astype(np.float64) for name in ("predicted_deg", "target_deg"))
         summary = summarise_errors(great_circle_km(predicted, target))
-        return super().evaluation_metrics(rows) | flat_metrics(summary)
+        nll = {"nll": float(rows.columns["nll"].astype(np.float64).mean())} if "nll" in rows.columns else {}
+        return super().evaluation_metrics(rows) | flat_metrics(summary) | nll
