@@ -8,12 +8,8 @@ from transformers import AutoConfig, AutoModel, AutoModelForImageClassification,
 from .configuration_geobaseline import GeoBaselineConfig
 from .configuration_geolocation_head import DECODINGS, HEAD_TYPES, GeolocationHeadConfig
 from .configuration_geomae import GeoMAEConfig
-<<<<<<< HEAD
 from .encoder_weights import LoadReport, export_encoder, load_embedder, load_encoder_weights, load_geolocator
-=======
-from .encoder_weights import LoadReport, export_encoder, load_encoder_weights, load_geolocator
 from .geocell_tensors import GeocellTensors
->>>>>>> 606c36e
 from .geodesy import EARTH_RADIUS_KM, great_circle_km, to_degrees, to_unit_vectors
 from .geolocation_head import GeolocationHead, GeolocationOutput, SphereHead, TanhHead
 from .heads import HEADS, build_head

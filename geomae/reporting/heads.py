@@ -206,7 +206,9 @@ def _describe_section(
         num_photos = len(next(iter(records.values())).predictions)
         curves = {head_name(head): posterior["calibration"] for head, posterior in posteriors.items()}
         figure = calibration_curve(curves, {}, title=f"{num_photos:,} photos")
-        caption = "Share of the photos whose truth lies within the radius that holds so much of the mass, over the seeds."
+        caption = (
+            "Share of the photos whose truth lies within the radius that holds so much of the mass, mean over seeds."
+        )
         blocks += [
             Heading("Posteriors", level=3),
             posterior_table(measured["heads"]),
