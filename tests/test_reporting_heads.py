@@ -6,9 +6,11 @@ import statistics
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import yaml
 
 pytest.importorskip("cartopy")
 
+from launching import ROOT
 from report_folders import make_run
 
 from geomae.errors import SourceError
@@ -23,8 +25,10 @@ from geomae.evaluation import (
 )
 from geomae.evaluation.posterior import POSTERIOR_COLUMNS
 from geomae.geography import draw_uniform
+from geomae.reporting import heads_tables
 from geomae.reporting.__main__ import main
 from geomae.reporting.plots import reconstruction_grid, save_figure
+from geomae.reporting.readme import fill_text
 
 NUM_PHOTOS = 60
 HEADS = {"sphere": 30.0, "geocells": 12.0, "retrieval": 20.0}  # with the size of its errors, degrees
@@ -170,6 +174,24 @@ def test_comparisons_are_with_the_sphere_head_of_the_same_seed(runs, page):
         low, high = compared["intervals_95"]["mean_km"]
         assert low < difference < high
     assert numbers_of(page, "ambiguous")["comparisons"] == {}  # no sphere head there
+
+
+def test_readme_s_tables_find_their_numbers_on_the_page(runs, page):
+    """Of the rows in `results/tables.yaml`, those of heads that stand on this page."""
+    tables = yaml.safe_load((ROOT / "results/tables.yaml").read_text())
+    definition = tables["heads"]
+    made = ("heads.sphere.decodings.answer", "heads.geocells.decodings.kernel", "heads.geocells.decodings.argmax")
+    made += ("baselines.geometric_median", "baselines.random_guess")
+    rows = [row | {"file": "metrics.json"} for row in definition["rows"] if row["under"].endswith(made)]
+    assert len(rows) == len(made)
+    text = "<!-- results:heads -->\n<!-- /results:heads -->"
+    filled = fill_text(text, {"heads": definition | {"rows": rows}}, results=page, page=page / "README.md")
+    means = [judged(runs, "sphere", seed)["mean_km"] for seed in (0, 1)]
+    assert f"| sphere | {statistics.fmean(means):,.0f} ± {statistics.stdev(means):.3g} |" in filled
+    assert "| geocells, kernel |" in filled
+    assert "| geocells, argmax |" in filled
+    named = {row["under"].split(".")[4] for row in definition["rows"] if ".heads." in row["under"]}
+    assert named == set(heads_tables.HEADS)
 
 
 def test_folder_without_runs_is_refused_by_an_example_of_what_was_looked_for(tmp_path):
