@@ -43,7 +43,7 @@ def accuracy_table(heads: Mapping[str, Mapping[str, Any]], baselines: Mapping[st
     rows = [
         (head, decoding, numbers) for head, entry in heads.items() for decoding, numbers in entry["decodings"].items()
     ]
-    radii = common_radii([*(numbers for _, _, numbers in rows), *(baselines[name] for name in BASELINES)])
+    radii = common_radii([*(numbers for *_, numbers in rows), *(baselines[name] for name in BASELINES)])
     keys: list[tuple[str, ...]] = [(name,) for name in ERRORS]
     keys += [*(("accuracy_within_km", radius) for radius in radii), ("geoscore",)]
     best = [(min if key[0] in ERRORS else max)(_look_up(numbers, key) for *_, numbers in rows) for key in keys]
