@@ -28,10 +28,12 @@ from geomae.training import (
     build_stream,
     claim_output_dir,
     empty_output_dir,
+    give_geocells,
     given_keys,
     inherit_encoder,
     load_validation,
     parse_config,
+    read_head_geocells,
     refuse_training_photos,
     refuse_what_the_model_refuses,
 )
@@ -66,16 +68,21 @@ def main(argv: Sequence[str]) -> None:
     config_class, model_class = MODELS[start.model_type]
     with refuse_what_the_model_refuses():
         architecture = inherit_encoder(architecture, start.init_from, given=given_keys(argv))
+        architecture, geocells = read_head_geocells(architecture, start.geocells)
         config = config_class(**vars(architecture))
-    stream = build_stream(data, args, labelled=True)
+    stream = build_stream(data, args, labelled=True, num_scenes=config.num_scenes)
     validation = load_validation(data)
     refuse_training_photos(stream, validation)
-    training_collator, validation_collator = build_collators(data, image_size=config.image_size, labelled=True)
+    training_collator, validation_collator = build_collators(
+        data, image_size=config.image_size, labelled=True, num_scenes=config.num_scenes
+    )
 
     # model
     set_seed(args.seed)
     with refuse_what_the_model_refuses():
         model = model_class(config)
+        if geocells is not None:
+            give_geocells(model, geocells)
         report = load_encoder_weights(model, start.init_from) if start.init_from else "Fresh weights."
 
     # trainer

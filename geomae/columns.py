@@ -2,7 +2,17 @@
 
 from collections.abc import Sequence
 
-__all__ = ["COLUMN_ALIASES", "SCENES", "UNKNOWN", "find_column", "name_scene"]
+__all__ = [
+    "COLUMN_ALIASES",
+    "OPTIONAL_COLUMNS",
+    "SCENES",
+    "SCENE_COLUMNS",
+    "UNKNOWN",
+    "find_column",
+    "label_scene",
+    "name_scene",
+    "tidy_text",
+]
 
 # Our name -> the names looked for, in this order, without regard to case. A table with a file and a number names its
 # photos by the file: only that finds them in a folder, and the packed photos then have the ids that the table has.
@@ -13,10 +23,13 @@ COLUMN_ALIASES = {
     "longitude": ("longitude", "lon", "lng", "long"),
     "author": ("author", "user", "user_id"),
     "scene": ("scene", "s3_label"),
+    "scene16": ("scene16", "s16_label"),
     "country": ("country",),
 }
+OPTIONAL_COLUMNS = ("author", "scene", "scene16", "country")  # texts that a source may know of a photo
 UNKNOWN = "unknown"  # the scene or the country of a photo of which it is not known
 SCENES = ("indoor", "natural", "urban")  # what the numbers of S3_Label mean
+SCENE_COLUMNS = {3: "scene", 16: "scene16"}  # by the number of scenes: S3, and S16, which are numbers without names
 
 
 def find_column(name: str, available: Sequence[str]) -> str | None:
@@ -41,3 +54,32 @@ def name_scene(value: str) -> str:
     except ValueError:
         return value
     return SCENES[int(number)] if number in range(len(SCENES)) else UNKNOWN
+
+
+def tidy_text(column: str, value: str) -> str:
+    """What we keep of a table's text in one of our optional columns: scenes by name, those of S16 as `0` to `15`."""
+    if column == "scene":
+        return name_scene(value)
+    if column == "scene16":
+        label = label_scene(value, 16)
+        return UNKNOWN if label < 0 else str(label)
+    return value
+
+
+def label_scene(value: str | None, num_scenes: int) -> int:
+    """The number of a scene, 0 to `num_scenes` - 1; -1 where it is unknown.
+
+    Args:
+        value: of the column `SCENE_COLUMNS[num_scenes]`.
+        num_scenes: 3: indoor, natural and urban are 0, 1 and 2, as in S3_Label; 16: a whole number, as in S16_Label.
+
+    Source: Mueller-Budack et al. (2018), "Geolocation estimation of photos using a hierarchical model and scene
+    classification", whose tables have these labels of the Places365 hierarchy.
+    """
+    if num_scenes == len(SCENES):
+        return SCENES.index(value) if value in SCENES else -1
+    try:
+        number = float(value or "")
+    except ValueError:
+        return -1
+    return int(number) if number in range(num_scenes) else -1

@@ -103,6 +103,20 @@ class GeolocationHead(nn.Module):
                 answer.error_km = great_circle_km(points, truth)
             return answer
 
+    def set_geocells(self, *args: object, **kwargs: object) -> None:
+        """Take over cells that were built from training photos: see `GeocellTensors.set_geocells`.
+
+        Raises:
+            ValueError: the head has no cells, or others than the configuration counts.
+        """
+        cells = getattr(self, "cells", None)
+        if cells is None:
+            raise ValueError(
+                f"a {type(self).__name__} has no cells: leave geocells out, or choose head_type geocells, hybrid or "
+                "vmf_mixture with num_mixture_components 0."
+            )
+        cells.set_geocells(*args, **kwargs)
+
     def scene_logits(self, outputs: Tensor) -> Tensor | None:
         """The last `num_scenes` of the last layer's outputs; None where there are none."""
         return outputs[:, -self.num_scenes :] if self.num_scenes else None

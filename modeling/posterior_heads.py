@@ -116,18 +116,6 @@ class PosteriorHead(GeolocationHead):
             log_mass, places = self.log_mass(outputs), to_degrees(self.places(outputs))
             return log_mass, places.expand(len(log_mass), -1, -1)
 
-    def set_geocells(self, *args: object, **kwargs: object) -> None:
-        """Take over cells that were built from training photos: see `GeocellTensors.set_geocells`.
-
-        Raises:
-            ValueError: the head has no cells, or others than the configuration counts.
-        """
-        if self.cells is None:
-            raise ValueError(
-                f"a {type(self).__name__} with num_mixture_components above 0 has no cells: leave geocells out."
-            )
-        self.cells.set_geocells(*args, **kwargs)
-
 
 class GeocellsHead(PosteriorHead):
     """Which cell of the Earth a photo lies in, in one or several nested partitions.

@@ -18,7 +18,7 @@ from geomae.data.photos import encode_jpeg
 from geomae.data.reading import PhotoReader
 from geomae.data.sources import SourceOptions, open_source
 
-COLUMNS = ["image", "latitude", "longitude", "id", "author", "scene", "country"]
+COLUMNS = ["image", "latitude", "longitude", "id", "author", "scene", "scene16", "country"]
 
 
 def photo(number: int, size: int = 400) -> bytes:
@@ -85,7 +85,7 @@ def read_source(source: str | Path, **options: Any) -> dict[str, dict[str, Any]]
     assert len(rows) == len(streamed)
     assert list(rows) == index.column("id")
     assert {photo_id: row["image"] for photo_id, row in rows.items()} == images_of(index)
-    for name in ("latitude", "longitude", "author", "scene", "country"):
+    for name in COLUMNS[1:3] + COLUMNS[4:]:
         assert [row[name] for row in rows.values()] == index.column(name)
     return rows
 

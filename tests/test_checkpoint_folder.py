@@ -4,9 +4,11 @@ import json
 import os
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -36,7 +38,7 @@ auto_class, folder, photos, answers = sys.argv[1:]
 model = getattr(transformers, auto_class).from_pretrained(folder, trust_remote_code=True).eval()
 inputs = load_file(photos)
 if auto_class != "AutoModelForPreTraining":
-    inputs.pop("noise")
+    inputs.pop("noise", None)
 with torch.no_grad():
     answer = model(**inputs)
 save_file({k: v.contiguous() for k, v in answer.items() if torch.is_tensor(v)}, answers)
@@ -109,6 +111,37 @@ def test_baseline_checkpoint_loads_without_this_repository(tmp_path: Path, confi
     inputs = {"pixel_values": torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8), "noise": torch.rand(2, 16)}
     there = ask_a_stranger("AutoModelForImageClassification", tmp_path / "model", inputs, tmp_path)
     assert torch.equal(model(inputs["pixel_values"]).coordinates_deg, there["coordinates_deg"])
+
+
+@pytest.mark.parametrize("head_type", ["geocells", "hybrid", "vmf_mixture"])
+def test_checkpoint_with_the_cells_of_mp16_loads_without_this_repository(
+    tiny_sizes: dict, tmp_path: Path, head_type: str
+) -> None:
+    """12,893 cells in three partitions, as ISN has them; their places are weights, so no file lies beside them."""
+    counts = [3298, 7202, 12893]
+    rng = np.random.default_rng(0)
+    config = GeoMAEConfig(**tiny_sizes | {"head_type": head_type, "num_geocells": counts, "temperature": 1.5})
+    model = GeoMAEForGeolocation(config).eval()
+    model.head.set_geocells(
+        [np.stack([rng.uniform(-60, 70, n), rng.uniform(-180, 180, n)], axis=-1) for n in counts],
+        [rng.integers(coarser, size=n) for coarser, n in pairwise(counts)],
+        rng.uniform(10, 1e5, counts[-1]),
+        rng.uniform(1, 300, counts[-1]),
+    )
+    model.save_pretrained(tmp_path / "model")
+    inputs = {
+        "pixel_values": torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8),
+        "coordinates_deg": torch.tensor([[48.85, 2.35], [-33.9, 18.4]]),
+    }
+    there = ask_a_stranger("AutoModelForImageClassification", tmp_path / "model", inputs, tmp_path)
+    with torch.no_grad():
+        here = {name: value for name, value in model(**inputs).items() if torch.is_tensor(value)}
+    assert here.keys() == there.keys() >= {"loss", "coordinates_deg", "error_km", "logits"}
+    assert all(torch.equal(here[name], there[name]) for name in here)
+    again = GeoMAEForGeolocation.from_pretrained(tmp_path / "model").eval()
+    for name, tensor in model.head.state_dict().items():
+        assert torch.equal(tensor, again.head.state_dict()[name]), name
+    assert again.head.temperature == 1.5
 
 
 @pytest.mark.parametrize("saved", [GeoMAEForPreTraining, GeoMAEModel, GeoMAEForGeolocation])

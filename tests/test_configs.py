@@ -15,8 +15,11 @@ from packed_photos import TINY, pack
 import run_evaluate_geo
 import run_finetune_geo
 import run_pretrain_mae
+from geomae.data.augmentation import PixelAugmentation
 from geomae.data.photos import evaluation_short_side
+from geomae.data.shards import read_coordinates
 from geomae.evaluation import KNOWN_TEST_SETS, EvaluationArguments
+from geomae.geocells import build_geocells, draft_by_kmeans, write_geocells
 from geomae.training import (
     DataArguments,
     FinetuneArguments,
@@ -41,6 +44,7 @@ FINETUNE = sorted((ROOT / "configs/finetune").glob("*.yaml"))
 EVALUATE = sorted((ROOT / "configs/evaluate").glob("*.yaml"))
 ACCELERATE = sorted((ROOT / "configs/accelerate").glob("*.yaml"))
 # The machine that runs the tests has no GPU; what a file asks of one is checked as text.
+NUM_GEOCELLS = [2, 4, 8]
 ON_A_CPU = ["--fp16", "false", "--torch_compile", "false", "--optim", "adamw_torch"]
 
 
@@ -61,9 +65,19 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return pack(tmp_path_factory.mktemp("photos"), train=12, validation=4)
 
 
+@pytest.fixture(scope="module")
+def geocells(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three nested partitions, as the files ask for, of the photos that they are shrunk to."""
+    points = read_coordinates(photos, "train")
+    built = build_geocells(points, draft_by_kmeans(points, num_cells=NUM_GEOCELLS, seed=0))
+    return write_geocells(tmp_path_factory.mktemp("geocells") / "geocells.parquet", built.geocells)
+
+
 @pytest.mark.parametrize("path", PRETRAIN + FINETUNE, ids=named)
 def test_model_is_built_on_the_meta_device(path: Path) -> None:
     _, start, architecture, _ = load(path)
+    if getattr(start, "geocells", None):
+        architecture.num_geocells = NUM_GEOCELLS
     if path in PRETRAIN:
         config_class, model_class = GeoMAEConfig, GeoMAEForPreTraining
     else:
@@ -75,15 +89,17 @@ def test_model_is_built_on_the_meta_device(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", PRETRAIN + FINETUNE, ids=named)
-def test_file_trains_for_two_steps_when_shrunk(path: Path, photos: Path, tmp_path: Path) -> None:
-    train_shrunk(path, photos, tmp_path, ON_A_CPU)
+def test_file_trains_for_two_steps_when_shrunk(path: Path, photos: Path, geocells: Path, tmp_path: Path) -> None:
+    train_shrunk(path, photos, geocells, tmp_path, ON_A_CPU)
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("name", ["finetune/thesis_mae_mp16", "finetune/mae_vit_base_mp16"])
-def test_file_trains_in_its_own_precision_and_compiled_on_a_gpu(name: str, photos: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["finetune/thesis_mae_mp16", "finetune/geomae_vit_base_mp16"])
+def test_file_trains_in_its_own_precision_and_compiled_on_a_gpu(
+    name: str, photos: Path, geocells: Path, tmp_path: Path
+) -> None:
     path = ROOT / f"configs/{name}.yaml"
-    train_shrunk(path, photos, tmp_path, [])
+    train_shrunk(path, photos, geocells, tmp_path, [])
     written, ran = yaml.safe_load(path.read_text()), json.loads((tmp_path / "run/run.json").read_text())["config"]
     for key in ("fp16", "bf16", "torch_compile", "optim"):
         assert ran[key] == written.get(key, ran[key]), key
@@ -91,7 +107,7 @@ def test_file_trains_in_its_own_precision_and_compiled_on_a_gpu(name: str, photo
     assert all(0 < loss < float("inf") for loss in losses)
 
 
-def train_shrunk(path: Path, photos: Path, tmp_path: Path, hardware: list[str]) -> None:
+def train_shrunk(path: Path, photos: Path, geocells: Path, tmp_path: Path, hardware: list[str]) -> None:
     start = load(path)[1]
     shrunk: dict[str, Any] = {"data_dirs": str(photos), "validation_dir": "null", "output_dir": str(tmp_path / "run")}
     shrunk |= {"max_steps": 2, "per_device_train_batch_size": 4, "dataloader_num_workers": 0, "warmup_steps": 1}
@@ -102,6 +118,7 @@ def train_shrunk(path: Path, photos: Path, tmp_path: Path, hardware: list[str]) 
         shrunk |= {"backbone": "resnet10t" if is_resnet else "vit_tiny_patch16_224", "image_size": 32}
     else:
         shrunk |= TINY
+    shrunk |= {"geocells": str(geocells)} if getattr(start, "geocells", None) else {}
     words = [word for key, value in shrunk.items() for word in (f"--{key}", *_words(value))]
     script = run_pretrain_mae if path in PRETRAIN else run_finetune_geo
     script.main([str(path), *hardware, *words])
@@ -343,6 +360,42 @@ def test_modern_fine_tuning_is_the_recipe_of_mae() -> None:
     assert 0.65 <= args.layer_decay <= 0.75
     assert args.bf16 is True
     assert 8 * args.per_device_train_batch_size == 1024
+
+
+def test_modern_geocells_have_the_three_partitions_and_the_whole_recipe() -> None:
+    data, start, architecture, args = load(ROOT / "configs/finetune/geomae_vit_base_mp16.yaml")
+    assert (architecture.head_type, start.geocells) == ("geocells", "outputs/geocells/mp16/geocells.parquet")
+    assert bool(architecture.label_smoothing) != bool(architecture.haversine_smoothing_km)
+    assert (architecture.pooling, architecture.drop_path_rate, args.layer_decay) == ("mean", 0.1, 0.65)
+    assert args.ema_decay is not None
+    assert data.pixel_augmentation != PixelAugmentation()
+    assert data.data_dirs == ["data/mp16"]  # alone
+    pretraining = load(ROOT / "configs/pretrain/geomae_vit_base_mp16.yaml")
+    assert pretraining[1].init_from == "facebook/vit-mae-base"
+    assert pretraining[2].position_embedding == "sincos"
+    assert 8 * args.per_device_train_batch_size == 1024
+
+
+@pytest.mark.parametrize(
+    "path", [ROOT / f"configs/{kind}/geomae_vit_base_mp16.yaml" for kind in ("pretrain", "finetune")]
+)
+def test_hours_and_memory_of_the_header_follow_from_work_and_peak(path: Path) -> None:
+    _, _, architecture, args = load(path)
+    is_pretraining = path in PRETRAIN
+    model_class = GeoMAEForPreTraining if is_pretraining else GeoMAEForGeolocation
+    cells = {} if is_pretraining else {"num_geocells": [3298, 7202, 12893]}  # ISN's, as the header says
+    with torch.device("meta"):
+        model = model_class(GeoMAEConfig(**vars(architecture) | cells))
+    header = " ".join(path.read_text().split("\n\n")[0].replace("#", "").split())
+    photos, flops = args.num_train_epochs * 4.72e6, model.flops_per_photo()
+    assert f"{args.num_train_epochs:.0f} epochs x 4.72 million = {photos / 1e6:.1f} million photos" in header
+    assert f"{flops / 1e9:.1f} GFLOP a photo" in header
+    (written,) = re.findall(r"time: ([\d.]+) hours on 8 A100, ([\d.]+) hours on 1 H200 \(computed\)", header)
+    for hours, peak in zip(written, (8 * 312e12, 790e12), strict=True):  # the chips' peaks: PITFALLS, at half of which
+        assert float(hours) == pytest.approx(photos * flops / (peak / 2) / 3600, rel=0.07)
+    assert f"{model.num_parameters() / 1e6:.0f} million parameters" in header
+    states = 16 if is_pretraining else 20
+    assert f"{model.num_parameters() * states / 1e9:.1f} GB; activations" in header
 
 
 def test_comparison_on_the_earth_has_the_same_network_and_budget(tmp_path: Path) -> None:

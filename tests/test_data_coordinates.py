@@ -33,7 +33,8 @@ def test_the_field_s_tables_are_read_with_their_ids_authors_and_scenes(shared_da
         assert len(table) == num_rows
         assert table.ids is not None
         assert len(set(table.ids)) == num_rows
-        assert set(table.optional) == {"author", "scene"}
+        assert set(table.optional) == {"author", "scene", "scene16"}
+        assert set(table.optional["scene16"]) <= {str(number) for number in range(16)}
         assert set(table.optional["scene"]) == {"indoor", "natural", "urban"}
 
 

@@ -238,7 +238,7 @@ def test_stream_has_the_same_columns_whatever_is_known(tmp_path: Path) -> None:
     assert list(stream.features) == COLUMNS
     (first,) = stream.take(1)
     assert {name: first[name] for name in COLUMNS if name not in ("image", "id")} == dict.fromkeys(
-        ["latitude", "longitude", "author", "scene", "country"]
+        ["latitude", "longitude", "author", "scene", "scene16", "country"]
     )
 
 

@@ -54,6 +54,7 @@ def test_msgpack_shards_with_their_csv_are_read(tmp_path: Path) -> None:
         "longitude": -23.0,
         "author": "author1",
         "scene": "indoor",
+        "scene16": None,
         "country": None,
     }
     assert [row["scene"] for row in rows.values()] == ["indoor", "natural", "urban"] * 2

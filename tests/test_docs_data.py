@@ -1,4 +1,4 @@
-"""What `docs/data.md` and `docs/scaling.md` tell a user to write exists: commands, options, keys and names."""
+"""What `docs/data.md`, `docs/scaling.md` and `docs/recipes.md` tell a user to write exists: commands, options, keys."""
 
 import ast
 import dataclasses
@@ -25,6 +25,7 @@ from geomae.training import (
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCUMENTS = ["data.md", "scaling.md"]
+WITH_KEYS = [*DOCUMENTS, "recipes.md"]
 ARGUMENTS = (DataArguments, PretrainArguments, FinetuneArguments, GeoMAEArguments, GeoMAETrainingArguments)
 KEYS = {field.name for arguments in ARGUMENTS for field in dataclasses.fields(arguments)}
 OF_ACCELERATE = {"config_file", "num_machines", "machine_rank", "num_processes", "main_process_ip", "main_process_port"}
@@ -74,7 +75,7 @@ def refuse_unknown(arguments: list[str]) -> None:
     assert {part[2:] for part in arguments if part.startswith("--")} <= options_of_pack()  # argparse takes beginnings
 
 
-@pytest.mark.parametrize("document", DOCUMENTS)
+@pytest.mark.parametrize("document", WITH_KEYS)
 def test_every_command_of_geomae_data_is_parsed(document: str) -> None:
     found = list(commands(document, "python", "-m", "geomae.data"))
     assert found
@@ -94,7 +95,7 @@ def test_every_kind_is_in_the_table_of_sources() -> None:
     assert not [kind for kind in KINDS if f"(`{kind}`)" not in read("data.md")]
 
 
-@pytest.mark.parametrize("document", DOCUMENTS)
+@pytest.mark.parametrize("document", WITH_KEYS)
 def test_every_option_and_key_in_the_text_exists(document: str) -> None:
     text = re.sub(r"^```.*?^```", "", read(document), flags=re.MULTILINE | re.DOTALL)
     known = options_of_pack() | KEYS | OF_IMG2DATASET
@@ -115,8 +116,9 @@ def test_every_training_command_names_a_script_a_configuration_and_keys_that_exi
         assert not [file for file in files if not (ROOT / file).is_file()]
 
 
-def test_every_key_of_a_yaml_block_exists() -> None:
-    for block in blocks("data.md", "yaml"):
+@pytest.mark.parametrize("document", ["data.md", "recipes.md"])
+def test_every_key_of_a_yaml_block_exists(document: str) -> None:
+    for block in blocks(document, "yaml"):
         assert set(yaml.safe_load(block)) <= KEYS
 
 

@@ -13,6 +13,8 @@ import cv2
 import numpy as np
 import torch
 
+from geomae.columns import SCENE_COLUMNS, label_scene
+from geomae.data.augmentation import PixelAugmentation
 from geomae.data.photos import center_crop, decode_photo, evaluation_short_side, random_resized_crop, ten_crops
 from geomae.data.shared_batches import BatchMemory, small_tensor
 from geomae.errors import ConfigError, CoordinateError, DamagedPhotoError
@@ -20,6 +22,8 @@ from geomae.errors import ConfigError, CoordinateError, DamagedPhotoError
 __all__ = ["PhotoCollator", "SkippingDamagedBatches"]
 
 logger = logging.getLogger(__name__)
+
+NO_CHANGE = PixelAugmentation()
 
 
 class PhotoCollator:
@@ -30,6 +34,7 @@ class PhotoCollator:
     - `pixel_values` (B, 3, image_size, image_size) uint8, 0 to 255, in channels_last memory order; with `ten_crop`
       (10 B, ...), crop by crop: the first B are what they are without it;
     - `coordinates_deg` (B, 2) float32 latitude and longitude, where `labelled`;
+    - `scene_labels` (B,) int64, -1 where unknown, where `num_scenes` is not 0;
     - `ids`, B strings;
     - `num_bad`, an int: photos left out of this batch, or passed over by the stream on the way to it;
     - `lane` and `position`, ints: the place in the stream behind the batch, where it comes from one;
@@ -43,8 +48,10 @@ class PhotoCollator:
         augment: bool,
         crop_scale: tuple[float, float] = (0.66, 1.0),
         flip: bool = True,
+        pixels: PixelAugmentation = NO_CHANGE,
         num_patches: int | None = None,
         labelled: bool = True,
+        num_scenes: int = 0,
         crops_per_photo: int = 1,
         ten_crop: bool = False,
     ) -> None:
@@ -55,15 +62,17 @@ class PhotoCollator:
             augment: random crop and flip, a pure function of the sample's `augmentation_seed`; else the central crop.
             crop_scale: smallest and largest share of the photo that a random crop covers, 0 to 1.
             flip: whether half of the augmented photos are mirrored.
+            pixels: what else becomes of a random crop, drawn from the same seed.
             num_patches: with it, a photo not augmented gets masking noise that is a function of its id alone, so that a
                 validation loss of the masked autoencoder can be repeated.
             labelled: whether coordinates are needed.
+            num_scenes: 3 or 16: read the column `SCENE_COLUMNS[num_scenes]`, as far as a photo has it; 0: no scenes.
             crops_per_photo: random crops made of each photo that is decoded: where decoding is what training waits for.
             ten_crop: for an evaluation, the ten crops of `ten_crops` in place of the central one.
 
         Raises:
-            ConfigError: the crop scale is not an interval within 0 to 1, a number is not positive, or `ten_crop` meets
-                `augment`, which makes crops of its own.
+            ConfigError: the crop scale is not an interval within 0 to 1, a number is not positive, there is no column
+                of so many scenes, or `ten_crop` meets `augment`, which makes crops of its own.
         """
         low, high = crop_scale
         if not 0 < low <= high <= 1:
@@ -72,12 +81,14 @@ class PhotoCollator:
             raise ConfigError(
                 f"image_size={image_size}, crops_per_photo={crops_per_photo}: expected at least 1 pixel and 1 crop."
             )
+        if num_scenes and num_scenes not in SCENE_COLUMNS:
+            raise ConfigError(f"num_scenes is {num_scenes}; write 3 (S3_Label), 16 (S16_Label), or 0: none")
         if ten_crop and augment:
             raise ConfigError("ten_crop is for evaluations, whose photos are not augmented: leave out one of both.")
         self.crops_per_photo, self.ten_crop = crops_per_photo, ten_crop
         self.image_size, self.augment, self.flip = image_size, augment, flip
-        self.crop_scale = (low, high)
-        self.num_patches, self.labelled = num_patches, labelled
+        self.crop_scale, self.pixels = (low, high), pixels
+        self.num_patches, self.labelled, self.num_scenes = num_patches, labelled, num_scenes
         self._memory = BatchMemory(0, image_size)
 
     def __call__(self, samples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -117,6 +128,8 @@ class PhotoCollator:
         known: dict[str, Any] = {"id": str(sample["id"])}
         if self.labelled:
             known["coordinates_deg"] = _coordinates(sample)
+        if self.num_scenes:
+            known["scene_label"] = label_scene(sample.get(SCENE_COLUMNS[self.num_scenes]), self.num_scenes)
         if self.ten_crop:
             return [{**known, "crop": ten_crops(photo, self.image_size)}]
         if not self.augment:
@@ -128,7 +141,9 @@ class PhotoCollator:
         flip_probability = 0.5 if self.flip else 0.0
         place = self._memory.next_place()
         size, scale = self.image_size, self.crop_scale
-        return random_resized_crop(photo, size, scale, rng, flip_probability=flip_probability, out=place)
+        crop = random_resized_crop(photo, size, scale, rng, flip_probability=flip_probability, out=place)
+        self.pixels.apply(crop, rng)
+        return crop
 
     def share_memory(self, *, batch_size: int, num_workers: int, prefetch_factor: int) -> None:
         """Write crops straight into memory that forked workers share with this process; before they are started.
@@ -153,6 +168,8 @@ class PhotoCollator:
             batch["num_bad"] = num_samples - len(kept) // self.crops_per_photo
         if self.labelled:
             batch["coordinates_deg"] = small_tensor(np.array([s["coordinates_deg"] for s in kept], dtype=np.float32))
+        if self.num_scenes:
+            batch["scene_labels"] = small_tensor(np.array([sample["scene_label"] for sample in kept], dtype=np.int64))
         if self.num_patches is not None and not self.augment:
             batch["noise"] = torch.from_numpy(np.stack([_noise(name, self.num_patches) for name in batch["ids"]]))
         return batch

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from geomae.columns import COLUMN_ALIASES, find_column, name_scene
+from geomae.columns import COLUMN_ALIASES, OPTIONAL_COLUMNS, find_column, tidy_text
 from geomae.data.damage import BadTally
 from geomae.data.filesystems import is_url, open_file, path_exists, public_text
 from geomae.errors import CoordinateError, SourceError
@@ -49,7 +49,7 @@ class CoordinateTable:
     """A table of photos, columns under our names.
 
     `ids` is None where the file names no photos; `latitude` and `longitude` are `(n,)` float64 degrees; `optional`
-    holds those of `author`, `scene` and `country` that the file has.
+    holds those of `OPTIONAL_COLUMNS` that the file has.
     """
 
     ids: list[str] | None
@@ -175,11 +175,11 @@ def _explain_columns(path: str, missing: Sequence[str], header: Sequence[str]) -
 
 def _optional(table: pd.DataFrame) -> dict[str, list[str]]:
     optional = {}
-    for name in ("author", "scene", "country"):
+    for name in OPTIONAL_COLUMNS:
         if column := find_column(name, list(table.columns)):
             codes, values = pd.factorize(table[column])  # each text once in memory, not once for each of its photos
             texts = ["" if str(value).casefold() in _NOTHING else str(value) for value in values]
-            texts = [name_scene(text) for text in texts] if name == "scene" else texts
+            texts = [text and tidy_text(name, text) for text in texts]
             optional[name] = [texts[code] for code in codes.tolist()]
     return optional
 

@@ -164,8 +164,8 @@ def stream_photos(source: str | Path, options: SourceOptions | None = None) -> I
         options: as `open_source`.
 
     Returns:
-        Rows of `image` {bytes, path}, `latitude`, `longitude` (degrees or None), `id`, `author`, `scene`, `country`
-        (None where unknown).
+        Rows of `image` {bytes, path}, `latitude`, `longitude` (degrees or None), `id`, and the `OPTIONAL_COLUMNS`,
+        None where unknown.
     """
     photos = IndexedPhotos(open_source(source, options))
     num_parts = max(1, min(_MAX_PARTS, len(photos.group_sizes)))

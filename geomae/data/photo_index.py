@@ -16,12 +16,12 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from geomae.columns import OPTIONAL_COLUMNS
 from geomae.data.archives import Storage
 from geomae.data.damage import BadTally
 
 __all__ = ["INDEX_SCHEMA", "OPTIONAL_COLUMNS", "PLACE_COLUMNS", "PhotoIndex", "name_apart"]
 
-OPTIONAL_COLUMNS = ("author", "scene", "country")
 PLACE_COLUMNS = ("id", "file", "storage", "offset", "size", "state")  # what is known of a photo without any table
 
 INDEX_SCHEMA = pa.schema(

@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
-from geomae.columns import COLUMN_ALIASES, find_column, name_scene
+from geomae.columns import COLUMN_ALIASES, find_column, tidy_text
 from geomae.data.archives import Member, Storage, is_hidden, walk_tar
 from geomae.data.coordinates import PHOTO_SUFFIXES, sift_coordinates
 from geomae.data.damage import BadTally, BrokenArchive, count_broken
@@ -218,9 +218,10 @@ def _pick(record: dict[str, Any]) -> tuple[Any, ...]:
     values = {name: None if column is None else record[column] for name, column in zip(_KNOWN, columns, strict=True)}
     for name in ("latitude", "longitude"):
         values[name] = _number(values[name])
-    for name in ("id", *OPTIONAL_COLUMNS):
-        values[name] = _text(values[name])
-    values["scene"] = values["scene"] and name_scene(values["scene"])
+    values["id"] = _text(values["id"])
+    for name in OPTIONAL_COLUMNS:
+        text = _text(values[name])
+        values[name] = text and tidy_text(name, text)
     return tuple(values[name] for name in _KNOWN)
 
 
@@ -377,5 +378,4 @@ def _as_ours(name: str, column: pa.ChunkedArray) -> Any:
             return column.cast(pa.float64())
         except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
             return [_number(value) for value in column.to_pylist()]
-    values = [_text(value) for value in column.to_pylist()]
-    return [value and name_scene(value) for value in values] if name == "scene" else values
+    return [text and tidy_text(name, text) for text in map(_text, column.to_pylist())]

@@ -1,6 +1,6 @@
 """The packed layout: parquet shards of 100-row groups beside one `manifest.json`; written once, atomically, resumably.
 
-    DIR/train-00000-of-00008.parquet    image {bytes, path}, latitude, longitude, id (, author, scene, country)
+    DIR/train-00000-of-00008.parquet    image {bytes, path}, latitude, longitude, id (, author, scene, scene16, country)
     DIR/manifest.json                   what was packed, from what, how, and which photos were damaged
 
 A shard is a pure function of its `ShardTask`, whose digest is stored inside the file: a killed run started again keeps
@@ -64,6 +64,7 @@ class PhotoRow:
     longitude: float | None = None
     author: str | None = None
     scene: str | None = None
+    scene16: str | None = None
     country: str | None = None
 
 

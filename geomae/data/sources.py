@@ -46,7 +46,7 @@ __all__ = ["SourceOptions", "open_source"]
 
 logger = logging.getLogger(__name__)
 
-_INDEX_VERSION = 3  # another one for every change of what an index holds
+_INDEX_VERSION = 4  # another one for every change of what an index holds
 _DEAD_PHOTO_BYTES = 5120  # MP16-Pro: members as small as this are what Flickr serves for photos that are gone
 _OSV5M = re.compile(r"images/(\w+)/\d\d(?:\.zip$|/)")
 CACHE_VARIABLE = "GEOMAE_CACHE"

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
         parse_config,
     )
     from geomae.training.callbacks import PredictionMaps, ReconstructionPanels, RunRecord
+    from geomae.training.head_cells import give_geocells, read_head_geocells
     from geomae.training.optimization import build_parameter_groups, build_schedule, learning_rate_factor
     from geomae.training.run_folder import claim_output_dir, empty_output_dir, find_checkpoint
     from geomae.training.setup import (
@@ -54,12 +55,14 @@ __all__ = [
     "claim_output_dir",
     "empty_output_dir",
     "find_checkpoint",
+    "give_geocells",
     "given_keys",
     "inherit_encoder",
     "learning_rate_factor",
     "load_validation",
     "parse_config",
     "pick_panel",
+    "read_head_geocells",
     "refuse_training_photos",
     "refuse_what_the_model_refuses",
 ]
@@ -81,6 +84,7 @@ _HOME = {
         "ReconstructionPanels",
         "RunRecord",
     ),
+    "head_cells": ("give_geocells", "read_head_geocells"),
     "optimization": (
         "build_parameter_groups",
         "build_schedule",

@@ -7,19 +7,18 @@ misspelt one is refused; a test holds the two together.
 
 import math
 import os
-from dataclasses import MISSING, dataclass, field, fields
-from typing import Any, Literal
+from dataclasses import MISSING, dataclass, fields
+from typing import Any, Literal, TypeVar
 
 import torch
 from transformers import TrainingArguments
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
-from geomae.data.groups import SUBSETS
-from geomae.data.listing import KINDS
 from geomae.errors import ConfigError
 from geomae.provenance import shown_config
 from geomae.tracking import refuse_bad_tags, run_group_of, run_name_of
-from geomae.training.config_file import Variants, given_keys, parse_config
+from geomae.training.config_file import Variants, given_keys, option, parse_config
+from geomae.training.data_arguments import DataArguments
 
 __all__ = [
     "DataArguments",
@@ -75,70 +74,6 @@ NOT_USED = {
 BASE_BATCH_SIZE = 256  # `base_learning_rate` is per 256 photos, as in He et al. (2021), appendix A.1
 
 
-def option(default: Any, explanation: str) -> Any:
-    """A dataclass field with the text that `--help` shows; lists and dicts are copied for each instance."""
-    metadata = {"help": explanation}
-    if isinstance(default, (list, dict)):
-        return field(default_factory=lambda: default.copy(), metadata=metadata)
-    return field(default=default, metadata=metadata)
-
-
-@dataclass
-class DataArguments:
-    """Which photos, in what order, and what is done to them before the model."""
-
-    data_dirs: list[str] = option(
-        [],
-        "What to train on, mixed by size: packed folders (`python -m geomae.data pack`), or any other source: folders, "
-        "archives, URLs, data set ids of the Hub.",
-    )
-    data_kind: str = option("auto", f"Kind of sources that are not packed: auto, {', '.join(KINDS)}.")
-    data_csv: str | None = option(None, "Their table of coordinates; null: their own, the one beside them, or EXIF.")
-    swap_lat_lon: bool = option(False, "That table has longitude where it says latitude.")
-    data_partial: bool = option(False, "That table names more photos than there are: only those here are expected.")
-    train_split: str = option("train", "Split of `data_dirs` to train on; sources that are not packed are all of it.")
-    subset: str | None = option(
-        None, "first_half or last_half of each of data_dirs, by its manifest: they share no photo; null: all."
-    )
-    limit: int | None = option(None, "Train on the first so many photos of that; null: on all.")
-    max_bad_source_fraction: float = option(
-        0.1, "Stop when more than this share of a source that is not packed has no photo or no usable coordinates."
-    )
-    validation_split: str | None = option("validation", "Split to validate on; null: no validation.")
-    validation_dir: str | None = option(
-        None, "Folder to validate on, packed or with a CSV; null: the first of data_dirs."
-    )
-    max_validation_photos: int | None = option(None, "Validate on this many photos only, evenly spread; null: on all.")
-    shuffle_buffer: int = option(2048, "Photos shuffled together in one reader; memory grows with it, bytes undecoded.")
-    augment: bool = option(True, "Random crop and flip in training; false: the centre crop of evaluation.")
-    crop_scale: list[float] = option([0.66, 1.0], "Smallest and largest share of the area that a random crop keeps.")
-    flip: bool = option(True, "Mirror every second training photo left to right.")
-    crops_per_photo: int = option(
-        1,
-        "Crops of each decoded photo: less decoding, less variety. Divides the batch; an epoch counts crops.",
-    )
-
-    def __post_init__(self) -> None:
-        if not self.data_dirs:
-            raise ConfigError("data_dirs is empty: name at least one folder that `python -m geomae.data` packed")
-        if self.data_kind not in ("auto", *KINDS):
-            raise ConfigError(f"data_kind is {self.data_kind!r}; it must be auto or one of {', '.join(KINDS)}")
-        if self.subset not in (None, *SUBSETS):
-            raise ConfigError(f"subset is {self.subset!r}; it must be null or one of {', '.join(SUBSETS)}")
-        if self.limit is not None and self.limit < 1:
-            raise ConfigError(f"limit is {self.limit}; it must be at least 1 photo, or null")
-        if not 0 <= self.max_bad_source_fraction <= 1:
-            raise ConfigError(f"max_bad_source_fraction is {self.max_bad_source_fraction}; it must lie between 0 and 1")
-        if self.crops_per_photo < 1:
-            raise ConfigError(f"crops_per_photo is {self.crops_per_photo}; it must be at least 1")
-        if self.shuffle_buffer < 1:
-            raise ConfigError(f"shuffle_buffer is {self.shuffle_buffer}; it must be at least 1 photo")
-        if len(self.crop_scale) != 2 or not 0 < self.crop_scale[0] <= self.crop_scale[1] <= 1:
-            raise ConfigError(f"crop_scale is {self.crop_scale}; it must be two shares of the area: [0.66, 1.0]")
-        if self.max_validation_photos is not None and self.max_validation_photos < 1:
-            raise ConfigError(f"max_validation_photos is {self.max_validation_photos}; it must be at least 1, or null")
-
-
 @dataclass
 class PretrainArguments:
     """What a pretraining run starts from."""
@@ -157,6 +92,9 @@ class FinetuneArguments:
         None,
         "Weights to start from: a GeoMAE folder, timm or public MAE weights; null: fresh. Encoder sizes that are not "
         "given are taken from a GeoMAE folder.",
+    )
+    geocells: str | None = option(
+        None, "Cells for a head that has some: geocells.parquet of `python -m geomae.geocells build`."
     )
 
 
@@ -232,6 +170,9 @@ class GeoBaselineArguments(HeadArguments):
     drop_path_rate: float = option(0.0, "Stochastic depth of the backbone, where it knows it.")
 
 
+Architecture = TypeVar("Architecture", GeoMAEArguments, GeoBaselineArguments)
+
+
 @dataclass
 class GeoMAETrainingArguments(TrainingArguments):
     """transformers' `TrainingArguments` with defaults for streams, schedules in epochs, and our safeguards.
@@ -260,6 +201,14 @@ class GeoMAETrainingArguments(TrainingArguments):
     step_epochs: float | None = option(None, "schedule step: multiply the rate by gamma every so many epochs.")
     milestone_epochs: list[float] | None = option(None, "schedule multistep: multiply by gamma after these epochs.")
     gamma: float = option(0.1, "Factor of the schedules step and multistep.")
+
+    ema_decay: float | None = option(
+        None, "Judge and save a moving average of the weights, of which each step keeps this share; null: the weights."
+    )
+    ema_warmup_power: float | None = option(
+        0.75,
+        "Step t keeps at most 1 - t^-power of the average, so that its start is forgotten; null: ema_decay at once.",
+    )
 
     run_name: str | None = option(None, "What trackers call the run; null: output_dir below outputs/, in one word.")
     run_group: str | None = option(
@@ -350,6 +299,10 @@ class GeoMAETrainingArguments(TrainingArguments):
                 "fp16 is true, but without a CUDA device nothing scales its gradients, and they vanish: "
                 "write bf16: true, or --fp16 false"
             )
+        if self.ema_decay is not None and not 0 < self.ema_decay < 1:
+            raise ConfigError(f"ema_decay is {self.ema_decay}; it must lie between 0 and 1, such as 0.9999, or be null")
+        if self.ema_warmup_power is not None and not 0 < self.ema_warmup_power <= 1:
+            raise ConfigError(f"ema_warmup_power is {self.ema_warmup_power}; it must be above 0 and at most 1, or null")
         if self.schedule == "step" and not (self.step_epochs and self.step_epochs > 0):
             raise ConfigError(f"schedule: step needs step_epochs above 0, such as 3; it is {self.step_epochs}")
         milestones = self.milestone_epochs or []

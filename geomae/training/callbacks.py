@@ -71,7 +71,7 @@ class ReconstructionPanels(TrainerCallback):
         model = self.trainer.model
         was_training = model.training
         inputs = {name: tensor.to(self.trainer.args.device) for name, tensor in self.panel.items()}
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=[]), self.trainer.judged_weights():
             pictures = model.eval().reconstruct(**inputs)
         model.train(was_training)
         path = Path(self.trainer.args.output_dir) / "pictures" / f"reconstruction_step_{state.global_step:06d}.png"

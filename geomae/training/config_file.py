@@ -15,7 +15,7 @@ from transformers import HfArgumentParser
 
 from geomae.errors import ConfigError
 
-__all__ = ["Variants", "given_keys", "parse_config"]
+__all__ = ["Variants", "given_keys", "option", "parse_config"]
 
 COMMAND_LINE = "the command line"
 TEXT_OR_SWITCH = ("resume_from_checkpoint",)  # a path, or true; argparse knows no such type, so it is text to us
@@ -27,6 +27,14 @@ class Variants:
 
     key: str
     choices: Mapping[str, type]
+
+
+def option(default: Any, explanation: str) -> Any:
+    """A dataclass field with the text that `--help` shows; lists and dicts are copied for each instance."""
+    metadata = {"help": explanation}
+    if isinstance(default, (list, dict)):
+        return dataclasses.field(default_factory=lambda: default.copy(), metadata=metadata)
+    return dataclasses.field(default=default, metadata=metadata)
 
 
 def parse_config(dataclass_types: Sequence[type | Variants], argv: Sequence[str]) -> tuple[Any, ...]:

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Iterator, Set
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 from datasets import Dataset
 from torch import Tensor
 
+from geomae.columns import SCENE_COLUMNS
 from geomae.data.collate import PhotoCollator
 from geomae.data.filesystems import is_pattern, is_url
 from geomae.data.groups import GroupSource, IndexedPhotos, ParquetShards, PhotoGroups
@@ -24,7 +25,7 @@ from geomae.data.manifest import refuse_other_sizes
 from geomae.data.sources import SourceOptions, open_source
 from geomae.data.stream import PhotoStream
 from geomae.errors import ConfigError, GeoMAEError, SourceError
-from geomae.training.arguments import DataArguments, GeoBaselineArguments, GeoMAEArguments, GeoMAETrainingArguments
+from geomae.training.arguments import Architecture, DataArguments, GeoMAETrainingArguments
 
 __all__ = [
     "build_collators",
@@ -37,8 +38,6 @@ __all__ = [
 ]
 
 logger = logging.getLogger(__name__)
-
-Architecture = TypeVar("Architecture", GeoMAEArguments, GeoBaselineArguments)
 
 # What a checkpoint's encoder is built of; dropout, head and decoder are each run's own.
 ENCODER_FIELDS = (
@@ -57,16 +56,20 @@ ENCODER_FIELDS = (
 )
 
 
-def build_stream(data: DataArguments, args: GeoMAETrainingArguments, *, labelled: bool) -> PhotoStream:
+def build_stream(
+    data: DataArguments, args: GeoMAETrainingArguments, *, labelled: bool, num_scenes: int = 0
+) -> PhotoStream:
     """This process's endless stream of training photos.
 
     Args:
         data: which sources, and what part of them.
         args: seed, batch size, rank and number of processes.
         labelled: read coordinates; without, unlabelled photos will do.
+        num_scenes: 3 or 16: read the scenes too, which every source must know; 0: none.
 
     Raises:
-        SourceError: a source cannot be read, or its manifest does not fit its shards.
+        SourceError: a source cannot be read, knows no scenes where they are asked for, or its manifest does not fit its
+            shards.
         ConfigError: the crops of a photo do not fit into a batch.
     """
     if args.per_device_train_batch_size % data.crops_per_photo:
@@ -75,6 +78,7 @@ def build_stream(data: DataArguments, args: GeoMAETrainingArguments, *, labelled
             f"crops_per_photo, {data.crops_per_photo}"
         )
     columns = ["image", "id", "latitude", "longitude"] if labelled else ["image", "id"]
+    columns += [SCENE_COLUMNS[num_scenes]] if num_scenes else []
     with args.main_process_first(desc="finding photos"):  # it leaves the others the index that it has made
         sources = [_open_group_source(source, data, columns, labelled=labelled) for source in data.data_dirs]
     photos = PhotoGroups(sources, subset=data.subset, limit=data.limit)
@@ -212,7 +216,7 @@ def refuse_training_photos(stream: PhotoStream, validation: Dataset | None) -> N
 
 
 def build_collators(
-    data: DataArguments, *, image_size: int, labelled: bool, num_patches: int | None = None
+    data: DataArguments, *, image_size: int, labelled: bool, num_patches: int | None = None, num_scenes: int = 0
 ) -> tuple[PhotoCollator, PhotoCollator]:
     """The collators of training and of validation.
 
@@ -221,6 +225,7 @@ def build_collators(
         image_size: side of the photos, pixels.
         labelled: batches hold coordinates.
         num_patches: validation batches hold `noise` for so many patches.
+        num_scenes: 3 or 16: batches hold `scene_labels`.
     """
     low, high = data.crop_scale
     training = PhotoCollator(
@@ -228,10 +233,15 @@ def build_collators(
         augment=data.augment,
         crop_scale=(low, high),
         flip=data.flip,
+        pixels=data.pixel_augmentation,
         labelled=labelled,
+        num_scenes=num_scenes,
         crops_per_photo=data.crops_per_photo,
     )
-    return training, PhotoCollator(image_size, augment=False, labelled=labelled, num_patches=num_patches)
+    validation = PhotoCollator(
+        image_size, augment=False, labelled=labelled, num_scenes=num_scenes, num_patches=num_patches
+    )
+    return training, validation
 
 
 def pick_panel(photos: Dataset | None, collator: PhotoCollator, *, num_photos: int) -> dict[str, Tensor] | None:

@@ -4,7 +4,7 @@ import copy
 import logging
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, cast
 
@@ -21,29 +21,21 @@ from transformers.trainer_utils import EvalLoopOutput, IntervalStrategy, TrainOu
 from geomae.data.collate import PhotoCollator, SkippingDamagedBatches
 from geomae.data.photos import encode_jpeg
 from geomae.data.stream import PhotoStream
-from geomae.errors import ConfigError, DamagedPhotoError, PredictionError, SourceError
+from geomae.errors import ConfigError, SourceError
 from geomae.training.arguments import GeoMAETrainingArguments
+from geomae.training.averaging import WeightAverage, load_trained_weights, save_trained_weights
+from geomae.training.evaluation_rows import EvaluationRows, join_rows
 from geomae.training.optimization import build_parameter_groups, build_schedule, set_hyperparameters
 from geomae.training.progress import StreamProgress
 from geomae.training.run_folder import STATE_FILE, find_checkpoint
 from geomae.training.safeguards import DamageCounter
 
-__all__ = ["EvaluationRows", "StreamingTrainer"]
+__all__ = ["StreamingTrainer"]
 
 logger = logging.getLogger(__name__)
 
 Batch = dict[str, Any]
 Collator = Callable[[Sequence[Mapping[str, Any]]], Batch]
-
-
-@dataclass
-class EvaluationRows:
-    """What an evaluation has seen, over all processes, in the order of the data set; damaged photos are left out."""
-
-    ids: list[str] = field(default_factory=list)
-    num_bad: int = 0
-    columns: dict[str, np.ndarray] = field(default_factory=dict)
-    """One row a photo: `loss`, and what the trainer's `evaluation_columns` gives."""
 
 
 class StreamingTrainer(Trainer):
@@ -101,6 +93,10 @@ class StreamingTrainer(Trainer):
         self.progress = StreamProgress(args, self.accelerator, stream=train_dataset)
         self.add_callback(self.progress)
         self.latest_evaluation: EvaluationRows | None = None
+        self.average: WeightAverage | None = None
+        if args.ema_decay is not None:
+            self.average = WeightAverage(model, decay=args.ema_decay, warmup_power=args.ema_warmup_power)
+            self.add_callback(self.average)
 
     # ---- training
 
@@ -131,8 +127,14 @@ class StreamingTrainer(Trainer):
                 self._take_over(checkpoint, state)
                 return TrainOutput(state.global_step, math.nan, {})
             self.accelerator.print(f"Going on from {checkpoint}.")
+        if self.average is not None:
+            self.average.restart()
         torch.manual_seed(self.args.seed + self.args.process_index)  # each process masks and drops on its own
-        return super().train(checkpoint, trial, ignore_keys_for_eval)
+        output = super().train(checkpoint, trial, ignore_keys_for_eval)
+        has_best_model = self.args.load_best_model_at_end and self.state.best_model_checkpoint is not None
+        if self.average is not None and not has_best_model:
+            self.model.load_state_dict(self.average.state_dict())
+        return output
 
     def _keep_epochs(self, checkpoint: str, done: int) -> None:
         """As many epochs as were asked for, also where a step has another number of photos than before."""
@@ -156,7 +158,7 @@ class StreamingTrainer(Trainer):
             self.is_world_process_zero(),
             self.is_local_process_zero(),
         )
-        self._load_from_checkpoint(checkpoint)
+        super()._load_from_checkpoint(checkpoint)  # the model, not what training would go on with
         if self.args.load_best_model_at_end and Path(state.best_model_checkpoint or "").is_dir():
             self._load_best_model()
 
@@ -265,6 +267,33 @@ class StreamingTrainer(Trainer):
         self.progress.gather()
         super()._save_checkpoint(*args, **kwargs)
 
+    # ---- the weights that are judged and saved: where there is an average, in training, not those that are trained
+
+    def judged_weights(self) -> AbstractContextManager[None]:
+        """The model has the weights that are judged meanwhile."""
+        if self.average is not None and self.is_in_train:
+            return self.average.inside_the_model()
+        return nullcontext()
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        """A checkpoint's model is the one that was judged."""
+        if self.average is not None and self.is_in_train:
+            state_dict = self.average.state_dict()
+        super()._save(output_dir, state_dict)
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        """All that only a resumed run needs."""
+        super()._save_optimizer_and_scheduler(output_dir)
+        if self.average is not None and self.args.should_save:
+            save_trained_weights(self.model, output_dir)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        """The average is the checkpoint's model; training goes on with the weights beside it."""
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        if self.average is not None:
+            self.average.restart()
+        load_trained_weights(self.model, resume_from_checkpoint)
+
     # ---- evaluation
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> "DataLoader[Any]":
@@ -305,14 +334,16 @@ class StreamingTrainer(Trainer):
         self.callback_handler.eval_dataloader = dataloader
         own = EvaluationRows()
         chunks: list[dict[str, Tensor]] = []
-        for inputs, is_repeat in self._evenly_many_batches(dataloader, own):
-            with torch.no_grad(), self.compute_loss_context_manager():
-                loss, outputs = self.compute_loss(model, inputs, return_outputs=True)
-            columns = self.evaluation_columns(inputs, loss.detach(), outputs)
-            chunks.append({name: column[:0] for name, column in columns.items()} if is_repeat else columns)
-            self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
+        with self.judged_weights(), torch.no_grad():
+            for inputs, is_repeat in self._evenly_many_batches(dataloader, own):
+                with self.compute_loss_context_manager():
+                    loss, outputs = self.compute_loss(model, inputs, return_outputs=True)
+                columns = self.evaluation_columns(inputs, loss, outputs)
+                chunks.append({name: column[:0] for name, column in columns.items()} if is_repeat else columns)
+                self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
         own.columns = {name: torch.cat([chunk[name] for chunk in chunks]).cpu().numpy() for name in chunks[0]}
-        rows = self._gather(own, num_photos=_num_photos(dataloader))
+        rows = join_rows(gather_object([own]) if self.args.world_size > 1 else [own], _num_photos(dataloader))
+        DamageCounter(self.args.max_bad_fraction, _num_photos(dataloader)).check(rows.num_bad, _num_photos(dataloader))
         self.latest_evaluation = rows
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in self.evaluation_metrics(rows).items()}
         return EvalLoopOutput(
@@ -351,27 +382,6 @@ class StreamingTrainer(Trainer):
             inputs = self._prepare_inputs({name: value for name, value in blank.items() if isinstance(value, Tensor)})
         for _ in range(num_batches - num_yielded):
             yield inputs, True
-
-    def _gather(self, own: EvaluationRows, *, num_photos: int) -> EvaluationRows:
-        """Join the rows of all processes, and count them."""
-        parts = gather_object([own]) if self.args.world_size > 1 else [own]
-        rows = EvaluationRows(
-            ids=[photo_id for part in parts for photo_id in part.ids],
-            num_bad=sum(part.num_bad for part in parts),
-            columns={name: np.concatenate([part.columns[name] for part in parts]) for name in own.columns},
-        )
-        if not rows.ids:
-            raise DamagedPhotoError(f"not one of the {num_photos} photos to evaluate can be decoded")
-        if len(rows.ids) + rows.num_bad != num_photos or any(len(c) != len(rows.ids) for c in rows.columns.values()):
-            raise PredictionError(
-                f"{len(rows.ids)} photos were judged and {rows.num_bad} were damaged, but there are {num_photos}"
-            )
-        DamageCounter(self.args.max_bad_fraction, num_photos).check(rows.num_bad, num_photos)
-        for name, column in rows.columns.items():
-            if not np.isfinite(column).all():
-                first = rows.ids[int(np.flatnonzero(~np.isfinite(column).reshape(len(column), -1).all(axis=1))[0])]
-                raise PredictionError(f"{name} is not a finite number for some photos; the first is {first}")
-        return rows
 
     def evaluation_columns(self, inputs: Batch, loss: Tensor, outputs: Any) -> dict[str, Tensor]:
         """What to keep of a batch of B photos: named tensors `(B, ...)`, `loss` among them."""

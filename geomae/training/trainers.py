@@ -9,7 +9,8 @@ from geomae.evaluation.metrics import summarise_errors
 from geomae.evaluation.posterior_head import posterior_head
 from geomae.geography import great_circle_km
 from geomae.tracking import flat_metrics
-from geomae.training.streaming import Batch, EvaluationRows, StreamingTrainer
+from geomae.training.evaluation_rows import EvaluationRows
+from geomae.training.streaming import Batch, StreamingTrainer
 
 __all__ = ["GeolocationTrainer", "MAETrainer"]
 
@@ -42,22 +43,30 @@ class GeolocationTrainer(StreamingTrainer):
         self, model: nn.Module, inputs: Batch, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         """The model's `loss`; the great-circle errors of training batches are kept for the log."""
-        outputs = model(pixel_values=inputs["pixel_values"], coordinates_deg=inputs["coordinates_deg"])
+        scenes = {"scene_labels": inputs["scene_labels"]} if "scene_labels" in inputs else {}
+        outputs = model(pixel_values=inputs["pixel_values"], coordinates_deg=inputs["coordinates_deg"], **scenes)
         if model.training:
             self.progress.add_errors(outputs.error_km)
         return (outputs.loss, outputs) if return_outputs else outputs.loss
 
     def evaluation_columns(self, inputs: Batch, loss: Tensor, outputs: Any) -> dict[str, Tensor]:
-        """The loss, and the coordinates answered and true, degrees; of a posterior the NLL, nats per steradian."""
+        """The loss, the answers and the truths, degrees; of a posterior the NLL in nats per steradian; scenes, if told."""
         columns = super().evaluation_columns(inputs, loss, outputs)
-        answers = {"predicted_deg": outputs.coordinates_deg.float(), "target_deg": inputs["coordinates_deg"]}
+        columns |= {"predicted_deg": outputs.coordinates_deg.float(), "target_deg": inputs["coordinates_deg"]}
         if (head := posterior_head(self.model)) is not None:
-            answers["nll"] = -head.log_density(outputs.logits, inputs["coordinates_deg"])
-        return columns | answers
+            columns["nll"] = -head.log_density(outputs.logits, inputs["coordinates_deg"])
+        if "scene_labels" in inputs:
+            columns |= {"predicted_scene": outputs.scene_logits.argmax(dim=-1), "scene": inputs["scene_labels"]}
+        return columns
 
     def evaluation_metrics(self, rows: EvaluationRows) -> dict[str, float]:
-        """Mean and median great-circle error, GeoScore, the share of photos within each radius, and `nll`, if any."""
+        """Mean and median great-circle error, GeoScore, shares within each radius; `nll` and scenes told, if any."""
         predicted, target = (rows.columns[name].astype(np.float64) for name in ("predicted_deg", "target_deg"))
         summary = summarise_errors(great_circle_km(predicted, target))
-        nll = {"nll": float(rows.columns["nll"].astype(np.float64).mean())} if "nll" in rows.columns else {}
-        return super().evaluation_metrics(rows) | flat_metrics(summary) | nll
+        metrics = super().evaluation_metrics(rows) | flat_metrics(summary)
+        if "nll" in rows.columns:
+            metrics["nll"] = float(rows.columns["nll"].astype(np.float64).mean())
+        if "scene" in rows.columns and (is_known := rows.columns["scene"] >= 0).any():
+            is_right = rows.columns["predicted_scene"] == rows.columns["scene"]
+            metrics["scene_accuracy"] = float(is_right[is_known].mean())
+        return metrics
