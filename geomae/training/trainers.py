@@ -50,7 +50,7 @@ class GeolocationTrainer(StreamingTrainer):
         return (outputs.loss, outputs) if return_outputs else outputs.loss
 
     def evaluation_columns(self, inputs: Batch, loss: Tensor, outputs: Any) -> dict[str, Tensor]:
-        """The loss, the answers and the truths, degrees; of a posterior the NLL in nats per steradian; scenes, if told."""
+        """The loss, the answers and the truths, degrees; of a posterior the NLL in nats per steradian; scenes."""
         columns = super().evaluation_columns(inputs, loss, outputs)
         columns |= {"predicted_deg": outputs.coordinates_deg.float(), "target_deg": inputs["coordinates_deg"]}
         if (head := posterior_head(self.model)) is not None:
