@@ -8,7 +8,7 @@ SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
-.PHONY: help setup demo earth photos thesis test lint bench clean
+.PHONY: help setup demo earth photos thesis heads test lint bench clean
 
 PYTHON ?= python3
 VENV ?= $(or $(VIRTUAL_ENV),.venv)
@@ -171,6 +171,83 @@ $(THESIS_RUNS:%=%/im2gps3k/metrics.json): %/im2gps3k/metrics.json: %/model.safet
 results/thesis/$(ON)/metrics.json: $(foreach set,$(SETS),$(THESIS_RUNS:%=%/$(set)/metrics.json) results/baselines/$(set)/metrics.json) results/published.yaml
 	$(BIN)/python -m geomae.reporting thesis $(THESIS) --seeds $(SEEDS) $(THESIS_ON_$(ON)) --train_coordinates $(THESIS_DATA) --output_dir $(@D)
 	$(if $(filter earth-0-1-2,$(ON)-$(subst $() $(),-,$(SEEDS))),$(BIN)/python -m geomae.reporting fill docs/thesis.md README.md)
+
+# Heads beside each other: one trunk, one budget, three seeds; on crops in colour, from a pretrained trunk and from scratch, and
+# on small grey crops, which fit many places. Every run takes one core, without a launcher that would cost it more than its
+# evaluation: make -j2 heads. On two cores that is about 50 minutes.
+HEADS := outputs/heads
+CELLS := $(HEADS)/geocells
+CELLS_fine := --geocells $(CELLS)/fine/geocells.parquet
+NUM_CELLS_fine := 400
+NUM_CELLS_hierarchy := 50 150 400
+HEAD_tanh := --head_type tanh
+HEAD_sphere := --head_type sphere
+HEAD_geocells := --head_type geocells $(CELLS_fine)
+HEAD_geocells_label_smoothing := $(HEAD_geocells) --label_smoothing 0.1
+HEAD_geocells_haversine_smoothing := $(HEAD_geocells) --haversine_smoothing_km 65
+HEAD_geocells_hierarchy := --head_type geocells --geocells $(CELLS)/hierarchy/geocells.parquet
+HEAD_hybrid := --head_type hybrid $(CELLS_fine)
+HEAD_vmf_mixture := --head_type vmf_mixture $(CELLS_fine)
+HEAD_vmf_mixture_free := --head_type vmf_mixture --num_mixture_components 50
+PRETRAINED_HEADS := tanh sphere geocells geocells_hierarchy hybrid vmf_mixture vmf_mixture_free
+SCRATCH_HEADS := tanh sphere geocells hybrid
+IN_ONE_SEED := geocells_label_smoothing geocells_haversine_smoothing
+AMBIGUOUS_HEADS := tanh sphere geocells hybrid vmf_mixture vmf_mixture_free
+RETRIEVED := $(foreach seed,$(SEEDS),plain/pretrained/seed_$(seed) ambiguous/pretrained/seed_$(seed))
+HEADS_RUNS := $(foreach seed,$(SEEDS),$(PRETRAINED_HEADS:%=plain/pretrained/seed_$(seed)/%) \
+  $(SCRATCH_HEADS:%=plain/scratch/seed_$(seed)/%) $(AMBIGUOUS_HEADS:%=ambiguous/pretrained/seed_$(seed)/%)) \
+  $(IN_ONE_SEED:%=plain/pretrained/seed_$(firstword $(SEEDS))/%)
+# of what a stem such as ambiguous/pretrained/seed_0/tanh says: the photos, the start, the seed
+part = $(word $(1),$(subst /, ,$*))
+HEADS_DATA_plain := $(EARTH)/data
+HEADS_DATA_ambiguous := $(EARTH)/ambiguous
+HEADS_DATA = $(HEADS_DATA_$(call part,1))
+HEADS_SIZE_ambiguous := --image_size 32
+HEADS_START_pretrained = $(HEADS)/$(call part,1)/pretrain
+HEADS_START_scratch := null
+HEADS_TEST = --test_set $(HEADS_DATA) --split test_im2gps3k --train_coordinates $(HEADS_DATA)
+
+heads: results/heads/metrics.json ## Every head on one trunk, in one table, on the stand-in
+
+results/heads/metrics.json: export OMP_NUM_THREADS := 1
+
+$(EARTH)/ambiguous/manifest.json: $(EARTH)/data/manifest.json
+	$(BIN)/python -m geomae.data earth --output_dir $(@D) --num_train 30000 --shared_data $(SHARED) \
+	  --image_size 32 --extent_km 80 400 --grey --num_processes 1
+
+$(CELLS)/fine/geocells.json $(CELLS)/hierarchy/geocells.json: $(CELLS)/%/geocells.json: $(EARTH)/data/manifest.json
+	$(BIN)/python -m geomae.geocells build --train_coordinates $(EARTH)/data --kind kmeans --num_cells $(NUM_CELLS_$*) \
+	  --test_set $(EARTH)/data --split test_im2gps3k --output_dir $(@D)
+
+$(HEADS)/plain/pretrain/model.safetensors $(HEADS)/ambiguous/pretrain/model.safetensors: $(HEADS)/%/pretrain/model.safetensors: \
+  configs/pretrain/heads_earth.yaml $(EARTH)/data/manifest.json $(EARTH)/ambiguous/manifest.json
+	$(BIN)/python run_pretrain_mae.py $< $(RESUME) --output_dir $(@D) --data_dirs $(HEADS_DATA) $(HEADS_SIZE_$*)
+
+$(HEADS_RUNS:%=$(HEADS)/%/model.safetensors): $(HEADS)/%/model.safetensors: configs/finetune/heads_earth.yaml \
+  $(HEADS)/plain/pretrain/model.safetensors $(HEADS)/ambiguous/pretrain/model.safetensors \
+  $(CELLS)/fine/geocells.json $(CELLS)/hierarchy/geocells.json
+	$(BIN)/python run_finetune_geo.py $< $(RESUME) --output_dir $(@D) --seed $(subst seed_,,$(call part,3)) \
+	  --data_dirs $(HEADS_DATA) --init_from $(HEADS_START_$(call part,2)) $(HEADS_SIZE_$(call part,1)) $(HEAD_$(call part,4))
+
+$(HEADS_RUNS:%=$(HEADS)/%/im2gps3k/metrics.json): $(HEADS)/%/im2gps3k/metrics.json: $(HEADS)/%/model.safetensors
+	$(BIN)/python run_evaluate_geo.py --checkpoint $(HEADS)/$* $(HEADS_TEST) --output_dir $(@D)
+
+$(RETRIEVED:%=$(HEADS)/%/retrieval/im2gps3k/metrics.json): $(HEADS)/%/retrieval/im2gps3k/metrics.json: $(HEADS)/%/geocells/model.safetensors
+	rm -rf $(HEADS)/$*/retrieval/index
+	$(BIN)/python -m geomae.retrieval index --checkpoint $(HEADS)/$*/geocells --photos $(HEADS_DATA) --bf16 true \
+	  --output_dir $(HEADS)/$*/retrieval/index
+	$(BIN)/python -m geomae.retrieval search --index $(HEADS)/$*/retrieval/index --checkpoint $(HEADS)/$*/geocells --bf16 true \
+	  $(HEADS_TEST) --validation $(HEADS_DATA) --refine_top_k 5 --output_dir $(@D)
+
+$(HEADS)/plain/pretrained/posteriors.png $(HEADS)/ambiguous/pretrained/posteriors.png: $(HEADS)/%/posteriors.png: \
+  $(HEADS)/%/seed_$(firstword $(SEEDS))/geocells/model.safetensors
+	$(BIN)/python -m geomae.reporting posteriors --checkpoint $(<D) --photos $(HEADS_DATA) --split test_im2gps3k --output_file $@
+
+results/heads/metrics.json: $(HEADS_RUNS:%=$(HEADS)/%/im2gps3k/metrics.json) $(RETRIEVED:%=$(HEADS)/%/retrieval/im2gps3k/metrics.json) \
+  $(HEADS)/plain/pretrained/posteriors.png $(HEADS)/ambiguous/pretrained/posteriors.png
+	$(BIN)/python -m geomae.reporting heads $(HEADS) --seeds $(SEEDS) --output_dir $(@D) \
+	  --measured_on "the Earth stand-in, patches of the Blue Marble at 30,000 coordinates of MP-16, judged at those of Im2GPS3k"
+	$(if $(filter 0-1-2,$(subst $() $(),-,$(SEEDS))),$(BIN)/python -m geomae.reporting fill README.md)
 
 # 120 real photos from many cameras: does the decoder learn to restore what it cannot see? And what does a model that has
 # only ever seen the ground from above say of photos? About 5 minutes on two cores.

@@ -249,7 +249,7 @@ def load_geolocator(path: str | Path) -> PreTrainedModel:
 
 
 def read_architecture(path: str | Path) -> str:
-    """The class of the model in a checkpoint folder, `unknown` where it does not say; ValueError if there is none."""
+    """The class of the model in a checkpoint folder, or `unknown`; ValueError where there is no checkpoint."""
     config_file = Path(path) / "config.json"
     if not config_file.is_file():
         raise ValueError(f"{path} is not a checkpoint: it has no config.json. Give the folder that training wrote.")

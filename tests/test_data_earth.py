@@ -210,6 +210,29 @@ def test_light_changes_with_the_index_and_the_split(picture: EarthPicture) -> No
     assert np.abs(crops[0] - crops[2]).max() > 1
 
 
+def test_grey_crop_is_the_luma_of_the_coloured_one(picture: EarthPicture) -> None:
+    options: dict[str, Any] = {"extent_km": (1000.0, 1000.0), "rotation_deg": 0.0}
+    coloured, grey = (
+        EarthCutter("unused", **options, grey=grey).cut(picture, 48.0, 2.0, "train", 3) for grey in (False, True)
+    )
+    luma = coloured.astype(float) @ [0.299, 0.587, 0.114]  # ITU-R BT.601
+    assert np.abs(grey - luma[..., None]).max() <= 0.51
+    assert (grey == grey[..., :1]).all()
+
+
+def test_grey_crops_cannot_tell_places_apart_that_only_colours_do() -> None:
+    world = np.full((90, 180, 3), 60, np.uint8)
+    world[:, 90:] = (60 + 114, 60 - 58, 60)  # the eastern half: redder by as much luma as it is less green
+    picture = EarthPicture(world)
+    options: dict[str, Any] = {"extent_km": (500.0, 500.0), "light": 0.0}
+    west, east = (EarthCutter("unused", **options).cut(picture, 0.0, lon, "train", 0).astype(int) for lon in (-90, 90))
+    assert np.abs(west - east).min(axis=(0, 1)).max() > 100
+    west, east = (
+        EarthCutter("unused", **options, grey=True).cut(picture, 0.0, lon, "train", 0).astype(int) for lon in (-90, 90)
+    )
+    assert np.abs(west - east).max() <= 1
+
+
 def pack(output_dir: Path, picture_file: Path, **options: Any) -> dict[str, Any]:
     splits = [split_of("train", 70, 1), split_of("test_im2gps", 20, 2)]
     num_processes = options.pop("num_processes", 1)

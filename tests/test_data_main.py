@@ -11,6 +11,7 @@ import pytest
 
 from geomae.data.__main__ import main
 from geomae.data.layout import list_shards
+from geomae.data.photos import decode_photo
 from geomae.data.shards import read_coordinates
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -64,6 +65,18 @@ def test_earth_takes_all_rows_of_a_csv_shorter_than_the_default(tmp_path: Path, 
     options = ["--picture", str(picture), "--image_size", "16", "--num_processes", "1", "--train_csv", str(table)]
     assert main(["earth", "--output_dir", str(tmp_path / "out"), *options, "--extent_km", "1000", "2000"]) == 0
     assert sorted(ids(tmp_path / "out", "train")) == sorted(f"photo-{number}" for number in range(60))
+
+
+def test_earth_cuts_grey_crops_where_asked(tmp_path: Path, picture: Path, table: Path) -> None:
+    options = ["--picture", str(picture), "--image_size", "16", "--num_processes", "1", "--train_csv", str(table)]
+    options += ["--extent_km", "1000", "2000", "--grey"]
+    assert main(["earth", "--output_dir", str(tmp_path / "out"), *options]) == 0
+    assert json.loads((tmp_path / "out/manifest.json").read_text())["options"]["grey"] is True
+    (file,) = list_shards(tmp_path / "out", "train")
+    for image in pq.read_table(file)["image"].to_pylist():
+        pixels = decode_photo(image["bytes"], min_short_side=0).astype(int)
+        assert np.ptp(pixels, axis=2).max() <= 2  # JPEG keeps colours apart from brightness
+        assert np.ptp(pixels) > 10
 
 
 def test_swap_without_a_csv_is_refused_by_name(

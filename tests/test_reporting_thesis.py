@@ -29,7 +29,6 @@ from geomae.reporting.__main__ import main
 from geomae.reporting.page import Cell
 from geomae.reporting.plots import reconstruction_grid, save_figure
 from geomae.reporting.records import read_training
-from geomae.reporting.thesis import _shown_p
 from geomae.reporting.thesis_figures import _losses_per_photo
 from geomae.reporting.thesis_tables import MODELS, TEST_SETS, read_published, thesis_tables
 
@@ -286,8 +285,3 @@ def test_pretraining_losses_are_per_photo(folders):
     per_photo = _losses_per_photo(record)
     assert [entry["loss"] for entry in per_photo] == [entry["loss"] / 64 for entry in record.history]
     assert [entry["eval_loss"] for entry in per_photo] == [entry["eval_loss"] for entry in record.history]
-
-
-def test_p_says_where_the_resamples_end():
-    assert _shown_p(2 / 10_001, 10_000) == "≤ 0.0002"
-    assert _shown_p(4 / 10_001, 10_000) == "0.0004"

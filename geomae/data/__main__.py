@@ -123,6 +123,7 @@ def _add_earth_arguments(parser: argparse.ArgumentParser) -> None:
         "--rotation_deg", type=float, default=180.0, help="largest turn; 0 keeps north up (%(default)s)"
     )
     parser.add_argument("--light", type=float, default=0.2, help="change of brightness, contrast, tint (%(default)s)")
+    parser.add_argument("--grey", action="store_true", help="brightness alone, so that more places fit a crop")
     parser.add_argument("--jpeg_quality", type=int, default=90, help="of the crops (%(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of every draw (%(default)s)")
     parser.add_argument("--picture", type=Path, help="equirectangular picture of the Earth, 180 W and 90 N at top left")
@@ -225,6 +226,7 @@ def run_earth(arguments: argparse.Namespace) -> dict[str, Any]:
         extent_km=extent_km,
         rotation_deg=arguments.rotation_deg,
         light=arguments.light,
+        grey=arguments.grey,
         jpeg_quality=arguments.jpeg_quality,
         seed=arguments.seed,
     )

@@ -155,6 +155,7 @@ class EarthCutter:
     extent_km: tuple[float, float] = (300.0, 1500.0)  # smallest and largest view, drawn log-uniformly
     rotation_deg: float = 180.0  # headings are drawn from -rotation to rotation; 0 keeps north up
     light: float = 0.2  # strength of the change of brightness, contrast and tint; 0 keeps the picture's colours
+    grey: bool = False  # brightness alone: forest, sea and shadow look alike, and many places fit a crop
     jpeg_quality: int = 90
     seed: int = 0
 
@@ -191,7 +192,8 @@ class EarthCutter:
         crop = picture.crop(
             latitude_deg, longitude_deg, image_size=self.image_size, extent_km=extent_km, heading_deg=heading_deg
         )
-        return _change_light(crop, self.light, rng) if self.light else crop
+        crop = _change_light(crop, self.light, rng) if self.light else crop
+        return cv2.cvtColor(cv2.cvtColor(crop, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB) if self.grey else crop
 
 
 @lru_cache(maxsize=1)

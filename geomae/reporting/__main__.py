@@ -1,4 +1,4 @@
-"""`python -m geomae.reporting report | compare | thesis | fill | wandb`: pages about runs; numbers into Markdown, W&B.
+"""`python -m geomae.reporting report | compare | thesis | heads | posteriors | fill | wandb`: pages about runs.
 
 python -m geomae.reporting report --pretrain_run outputs/pretrain --finetune_run outputs/finetune \
     --evaluation outputs/evaluate --output_dir report
@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from geomae.errors import GeoMAEError
+from geomae.provenance import shown_path
 
 __all__ = ["main"]
 
@@ -22,7 +23,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one of the commands; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m geomae.reporting", description=__doc__.splitlines()[0])
     commands = parser.add_subparsers(required=True)
-    for add in (_add_report, _add_compare, _add_thesis, _add_fill, _add_wandb):
+    for add in (_add_report, _add_compare, _add_thesis, _add_heads, _add_posteriors, _add_fill, _add_wandb):
         add(commands)
     arguments = parser.parse_args(argv)
     return int(arguments.run(arguments))
@@ -65,6 +66,33 @@ def _add_thesis(commands: Any) -> None:
     thesis.add_argument("--published", default="results/published.yaml", help="by others (default: %(default)s)")
     thesis.add_argument("--output_dir", required=True, help="folder of the pages; it is created")
     thesis.set_defaults(run=_thesis)
+
+
+def _add_heads(commands: Any) -> None:
+    heads = commands.add_parser("heads", help="heads beside each other, in one table; `make heads` calls it")
+    heads.add_argument("runs", help="folder of plain/pretrained/seed_0/..., as `make heads` makes it")
+    heads.add_argument("--seeds", type=int, nargs="+", default=[0], help="of the runs, the first for intervals (0)")
+    heads.add_argument("--measured_on", required=True, help="what the runs were trained and tested on, in a few words")
+    heads.add_argument("--test_set", default="im2gps3k", help="folder of each run's evaluation (default: %(default)s)")
+    heads.add_argument("--output_dir", required=True, help="folder of the pages; it is created")
+    heads.set_defaults(run=_heads)
+
+
+def _add_posteriors(commands: Any) -> None:
+    posteriors = commands.add_parser(
+        "posteriors", help="photos beside maps of where a model thinks that they were taken"
+    )
+    posteriors.add_argument(
+        "--checkpoint", required=True, help="folder of run_finetune_geo.py, of a head with a posterior"
+    )
+    posteriors.add_argument(
+        "--photos", required=True, help="packed folder, or another source of photos with coordinates"
+    )
+    posteriors.add_argument("--split", default="test", help="of a packed folder (default: %(default)s)")
+    posteriors.add_argument("--num_photos", type=int, default=12, help="drawn at random (default: %(default)s)")
+    posteriors.add_argument("--seed", type=int, default=0, help="of the draw (default: %(default)s)")
+    posteriors.add_argument("--output_file", required=True, help="PNG; its folder is created")
+    posteriors.set_defaults(run=_posteriors)
 
 
 def _add_fill(commands: Any) -> None:
@@ -135,6 +163,32 @@ def _thesis(arguments: argparse.Namespace) -> int:
         argv=["-m", "geomae.reporting", *sys.argv[1:]],
     )
     return _say_written(written)
+
+
+def _heads(arguments: argparse.Namespace) -> int:
+    from geomae.reporting.heads import write_heads  # matplotlib and cartopy
+
+    written = write_heads(
+        arguments.runs,
+        arguments.output_dir,
+        seeds=arguments.seeds,
+        measured_on=arguments.measured_on,
+        test_set=arguments.test_set,
+        argv=["-m", "geomae.reporting", *sys.argv[1:]],
+    )
+    return _say_written(written)
+
+
+def _posteriors(arguments: argparse.Namespace) -> int:
+    from geomae.reporting.plots import save_figure
+    from geomae.reporting.posterior_maps import posterior_map
+    from geomae.reporting.posteriors import compute_posteriors  # torch
+
+    photos = compute_posteriors(
+        arguments.checkpoint, arguments.photos, arguments.split, num_photos=arguments.num_photos, seed=arguments.seed
+    )
+    title = f"{shown_path(arguments.checkpoint)}: {len(photos)} photos of {arguments.split}, drawn at random"
+    return _say_written([save_figure(posterior_map(photos, title=title), arguments.output_file)])
 
 
 def _say_written(written: Sequence[Path]) -> int:

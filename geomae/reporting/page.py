@@ -2,6 +2,7 @@
 
 import base64
 import html
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ __all__ = [
     "Paragraph",
     "Picture",
     "Table",
+    "copy_picture",
     "render_html",
     "render_markdown",
     "save_picture",
@@ -99,6 +101,12 @@ figcaption { color: #555; font-size: .92rem; }
 def save_picture(figure: Figure, folder: Path, name: str, caption: str) -> Picture:
     """Write a figure as `<name>.png` into the page's folder and return its block."""
     save_figure(figure, folder / f"{name}.png")
+    return Picture(Path(f"{name}.png"), caption)
+
+
+def copy_picture(file: Path, folder: Path, name: str, caption: str) -> Picture:
+    """Copy a PNG as `<name>.png` into the page's folder and return its block."""
+    shutil.copyfile(file, folder / f"{name}.png")
     return Picture(Path(f"{name}.png"), caption)
 
 

@@ -27,6 +27,7 @@ __all__ = [
     "loss_curves",
     "reconstruction_grid",
     "save_figure",
+    "show_photo",
     "style",
 ]
 
@@ -100,14 +101,15 @@ def reconstruction_grid(original: ArrayLike, masked: ArrayLike, restored: ArrayL
         axes = figure.subplots(3, num_photos, squeeze=False)
         for row, (label, batch) in enumerate(photos.items()):
             for column in range(num_photos):
-                _show_photo(axes[row, column], batch[column].transpose(1, 2, 0))
+                show_photo(axes[row, column], batch[column].transpose(1, 2, 0))
             axes[row, 0].set_ylabel(label)
         if title:
             figure.suptitle(title, x=0.0, ha="left", fontsize=12, fontweight="bold")
     return figure
 
 
-def _show_photo(axes: Axes, photo: NDArray[np.uint8]) -> None:
+def show_photo(axes: Axes, photo: NDArray[np.uint8]) -> None:
+    """`(H, W, 3)` pixels without a frame, a grid or numbers along the sides."""
     axes.imshow(photo, interpolation="nearest")
     axes.set_xticks([])
     axes.set_yticks([])

@@ -1,6 +1,5 @@
 """The report: what was trained, how it went, and what it is worth, on one page with its figures."""
 
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,12 +9,27 @@ from numpy.typing import NDArray
 
 from geomae.evaluation import refuse_unwritable
 from geomae.reporting.maps import coordinate_map
-from geomae.reporting.page import Block, Code, Heading, Paragraph, Picture, render_html, render_markdown, save_picture
+from geomae.reporting.page import (
+    Block,
+    Code,
+    Heading,
+    Paragraph,
+    Picture,
+    copy_picture,
+    render_html,
+    render_markdown,
+    save_picture,
+)
 from geomae.reporting.plots import loss_curves
 from geomae.reporting.records import EvaluationRecord, TrainingRecord, read_evaluation, read_training, unique_names
 from geomae.reporting.results_section import describe_evaluations
 
-__all__ = ["describe_provenance", "draw_curves", "write_pages", "write_report"]
+__all__ = ["STAND_IN", "describe_provenance", "draw_curves", "write_pages", "write_report"]
+
+STAND_IN = Paragraph(
+    "Numbers of a stand-in say nothing about photos: they tell methods that learn from methods that do not.",
+    is_warning=True,
+)
 
 Histories = dict[str, list[dict[str, Any]]]
 
@@ -88,11 +102,10 @@ def _describe_pretraining(runs: dict[str, TrainingRecord], folder: Path) -> list
     for rank, (name, record) in enumerate(runs.items(), start=1):
         pictures = record.pictures("reconstruction")
         for path in dict.fromkeys([*pictures[:1], *pictures[-1:]]):  # untrained, and trained
-            file = Path(f"reconstruction_{rank}_{path.stem.removeprefix('reconstruction_')}.png")
-            shutil.copyfile(path, folder / file)
             step = int(path.stem.rpartition("_")[2])
             caption = f"{name} at step {step:,}: photos, what the encoder sees of them, and what the decoder restores."
-            blocks.append(Picture(file, caption))
+            file = f"reconstruction_{rank}_{path.stem.removeprefix('reconstruction_')}"
+            blocks.append(copy_picture(path, folder, file, caption))
     return blocks
 
 

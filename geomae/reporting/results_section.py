@@ -83,7 +83,7 @@ def group_by_test_set(evaluated: Sequence[tuple[str, EvaluationRecord]]) -> list
     return list(groups.values())
 
 
-def common_radii(rows: Iterable[dict[str, Any]]) -> list[str]:
+def common_radii(rows: Iterable[Mapping[str, Any]]) -> list[str]:
     """The radii that all rows of metrics have, as the first has them."""
     first, *others = (list(row["accuracy_within_km"]) for row in rows)
     return [radius for radius in first if all(radius in other for other in others)]

@@ -18,7 +18,8 @@ from geomae.evaluation import compare_predictions, describe_run, read_metrics, w
 from geomae.evaluation.repeated_photos import repeated_t_test
 from geomae.reporting.page import Block, Cell, Heading, Paragraph, Table
 from geomae.reporting.records import EvaluationRecord, TrainingRecord, read_evaluation, read_training
-from geomae.reporting.report import describe_provenance, write_pages
+from geomae.reporting.report import STAND_IN, describe_provenance, write_pages
+from geomae.reporting.seeds import describe_training, difference_cells, over_seeds, t_cell
 from geomae.reporting.thesis_figures import draw_thesis_figures
 from geomae.reporting.thesis_tables import MODELS, TEST_SETS, read_published, thesis_tables
 
@@ -30,7 +31,6 @@ KEPT = (
 )
 PAIRS = (("vit_full", "mae_full"), ("resnet_full", "mae_full"), ("vit_half", "mae_half"), ("resnet_half", "mae_half"))
 RUNS = ("pretrain_full", "pretrain_half", *MODELS)
-MADE_BY = ("command", "commit", "versions", "hardware", "started")
 TITLE = "The thesis, done again"
 COMPARED_ON = "im2gps3k"  # the thesis's t-test is on this set
 
@@ -103,8 +103,7 @@ def _read_evaluations(folder: Path) -> Seed:
 def _describe(trained: Mapping[str, Mapping[str, TrainingRecord]]) -> dict[str, Any]:
     """Seed -> run -> what made it: its command, commit, versions and hardware."""
     return {
-        seed: {name: {key: record.run.get(key) for key in MADE_BY} for name, record in records.items()}
-        for seed, records in trained.items()
+        seed: {name: describe_training(record) for name, record in records.items()} for seed, records in trained.items()
     }
 
 
@@ -130,8 +129,7 @@ def _measure(seeds: Mapping[str, Seed], num_resamples: int) -> dict[str, Any]:
 def _over_seeds(metrics: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """The mean of the seeds' mean errors, those, and their standard deviation (n - 1) where there are several."""
     means = [float(each["mean_km"]) for each in metrics]
-    numbers = {"num_seeds": len(means), "mean_km": float(np.mean(means)), "by_seed_km": means}
-    return numbers | ({"spread": {"mean_km": float(np.std(means, ddof=1))}} if len(means) > 1 else {})
+    return {**over_seeds([{"mean_km": mean} for mean in means]), "by_seed_km": means}
 
 
 def _compare(first: EvaluationRecord, second: EvaluationRecord, num_resamples: int) -> dict[str, Any]:
@@ -170,10 +168,7 @@ def _introduce(measured_on: str, needs_mp16: bool, published: Mapping[str, Any])
             "numbers, 5.1 to 5.5, follow the order in which the thesis reports them."
         ),
     ]
-    if needs_mp16:
-        text = "Numbers of a stand-in say nothing about photos: they tell methods that learn from methods that do not."
-        blocks.append(Paragraph(text, is_warning=True))
-    return blocks
+    return [*blocks, STAND_IN] if needs_mp16 else blocks
 
 
 def _describe_networks(runs: Mapping[str, TrainingRecord], seed: str) -> str:
@@ -230,23 +225,9 @@ def _describe_comparisons(comparisons: Mapping[str, Mapping[str, Any]], publishe
 def _comparison_row(pair: str, seed: str, comparison: Mapping[str, Any]) -> list[str | Cell]:
     claims = comparison["as_the_thesis_tested"]
     names = [MODELS[name].partition(",")[0] for name in pair.split("_minus_")]
-    interval, p = "no interval", comparison["bootstrap"]["p"]
-    if comparison["intervals_95"] is not None:
-        interval = "[{:+,.0f}, {:+,.0f}]".format(*comparison["intervals_95"]["mean_km"])
     return [
         f"{' – '.join(names)}, {pair.rpartition('_')[2]} set",
         seed.removeprefix("seed_"),
-        Cell(f"{comparison['mean_km']:+,.0f}", interval),
-        "–" if p is None else _shown_p(p, comparison["bootstrap"]["num_resamples"]),
-        *(_t_cell(test) for test in (comparison["paired_t_test"], claims["without"], claims["with_repeats"])),
+        *difference_cells(comparison),
+        *(t_cell(test) for test in (claims["without"], claims["with_repeats"])),
     ]
-
-
-def _shown_p(p: float, num_resamples: int) -> str:
-    """So many resamples cannot tell smaller ones apart."""
-    smallest = 2.0 / (num_resamples + 1)
-    return f"{'≤ ' if p <= smallest else ''}{p:.2g}"
-
-
-def _t_cell(test: Mapping[str, Any]) -> Cell:
-    return Cell("–", "equal") if test["t"] is None else Cell(f"{test['t']:+.2f}", f"p {test['p']:.2g}")

@@ -1,6 +1,5 @@
 """The thesis's figures, drawn from our runs: coordinates, clusters, losses and reconstructions."""
 
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ from numpy.typing import NDArray
 from geomae.errors import SourceError
 from geomae.evaluation.baselines import NUM_CLUSTERS, fit_clusters
 from geomae.reporting.maps import cluster_map, coordinate_map
-from geomae.reporting.page import Picture, save_picture
+from geomae.reporting.page import Picture, copy_picture, save_picture
 from geomae.reporting.plots import loss_curves
 from geomae.reporting.records import TrainingRecord
 from geomae.reporting.thesis_tables import MODELS
@@ -102,7 +101,6 @@ def _copy_reconstructions(pretraining: TrainingRecord, folder: Path) -> list[Pic
         raise SourceError(
             f"{pretraining.folder} has no pictures of reconstructions; train it with reconstruction_steps above 0"
         )
-    file = Path("figure_5_2_reconstructions.png")
-    shutil.copyfile(drawn[-1], folder / file)
     step = int(drawn[-1].stem.rpartition("_")[2])
-    return [Picture(file, f"Figure 5.2: validation photos, what the encoder sees, what is restored, at step {step:,}.")]
+    caption = f"Figure 5.2: validation photos, what the encoder sees, what is restored, at step {step:,}."
+    return [copy_picture(drawn[-1], folder, "figure_5_2_reconstructions", caption)]

@@ -1,0 +1,61 @@
+"""What a checkpoint thinks of a few photos, for `posterior_map`. Needs torch."""
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from geomae.data import PhotoCollator, load_photos
+from geomae.errors import ConfigError
+from geomae.evaluation.calibration import load_checkpoint
+from geomae.evaluation.posterior import DECODINGS
+from geomae.evaluation.posterior_head import posterior_head
+from geomae.reporting.posterior_maps import PhotoPosterior
+
+__all__ = ["compute_posteriors"]
+
+
+@torch.inference_mode()
+def compute_posteriors(
+    checkpoint: str, photos: str, split: str, *, num_photos: int = 12, seed: int = 0
+) -> list[PhotoPosterior]:
+    """The posterior and every decoding of it, of photos drawn at random.
+
+    Args:
+        checkpoint: folder of a fine-tuned model whose head has a posterior.
+        photos: packed folder, or any other source of photos with coordinates.
+        split: of a packed folder.
+        num_photos: fewer where the source has fewer.
+        seed: of the draw; equal seeds draw the same photos of a source, whatever the checkpoint.
+
+    Raises:
+        ConfigError: there is no such model, or its head answers with a point.
+        SourceError: there are no such photos.
+    """
+    model = load_checkpoint(checkpoint).eval()
+    head = posterior_head(model)
+    if head is None:
+        raise ConfigError(
+            f"{checkpoint} has a head of the type {model.config.head_type}, which answers with a point: take a "
+            "checkpoint with the head_type geocells, hybrid or vmf_mixture"
+        )
+    dataset = load_photos(photos, split)
+    drawn = np.random.default_rng(seed).permutation(len(dataset))[:num_photos]
+    batch = PhotoCollator(model.config.image_size, augment=False)([dataset[int(row)] for row in drawn])
+    output = model(pixel_values=batch["pixel_values"])
+    log_mass, places_deg = head.place_log_probabilities(output.logits)  # (B, K), (B, K, 2)
+    answers = {name: degrees.numpy() for name, degrees in head.decode(output.logits, DECODINGS).items()}
+    columns: dict[str, Any] = {
+        "photo": batch["pixel_values"].permute(0, 2, 3, 1).numpy(),
+        "mass": log_mass.exp().double().numpy(),
+        "places_deg": places_deg.double().numpy(),
+        "true_deg": batch["coordinates_deg"].double().numpy(),
+    }
+    return [
+        PhotoPosterior(
+            name=name,
+            answers_deg={decoding: degrees[row] for decoding, degrees in answers.items()},
+            **{key: column[row] for key, column in columns.items()},
+        )
+        for row, name in enumerate(batch["ids"])
+    ]
