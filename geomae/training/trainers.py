@@ -50,7 +50,7 @@ class GeolocationTrainer(StreamingTrainer):
         return (outputs.loss, outputs) if return_outputs else outputs.loss
 
     def evaluation_columns(self, inputs: Batch, loss: Tensor, outputs: Any) -> dict[str, Tensor]:
-        """The loss; coordinates answered and true, degrees; a posterior's NLL, and scenes where the model tells them."""
+        """The loss; coordinates answered and true, degrees; a posterior's NLL; scenes where the model tells them."""
         columns = super().evaluation_columns(inputs, loss, outputs)
         columns |= {"predicted_deg": outputs.coordinates_deg.float(), "target_deg": inputs["coordinates_deg"]}
         if (head := posterior_head(self.model)) is not None:
