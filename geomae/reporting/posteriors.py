@@ -5,9 +5,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from geomae.checkpoints import load_geolocator
 from geomae.data import PhotoCollator, load_photos
 from geomae.errors import ConfigError
-from geomae.evaluation.calibration import load_checkpoint
 from geomae.evaluation.posterior import DECODINGS
 from geomae.evaluation.posterior_head import posterior_head
 from geomae.reporting.posterior_maps import PhotoPosterior
@@ -32,7 +32,7 @@ def compute_posteriors(
         ConfigError: there is no such model, or its head answers with a point.
         SourceError: there are no such photos.
     """
-    model = load_checkpoint(checkpoint).eval()
+    model = load_geolocator(checkpoint)
     head = posterior_head(model)
     if head is None:
         raise ConfigError(
