@@ -20,6 +20,7 @@ LEAST_MASS = 1e-3  # what is less likely is not drawn: a thousand such places wo
 MASS_COLOURS = matplotlib.colormaps["YlOrRd"]
 MARKERS = ("v", "s", "D", "^", "P", "X")
 PHOTOS_PER_ROW = 2
+MAX_NAME = 20  # letters of a photo's name that fit above it
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,8 @@ def posterior_map(photos: Sequence[PhotoPosterior], *, title: str) -> Figure:
             row, column = divmod(number, PHOTOS_PER_ROW)
             photo = figure.add_subplot(grid[row, 2 * column])
             show_photo(photo, shown.photo)
-            photo.set_title(shown.name, fontsize=9, fontweight="normal")
+            name = shown.name if len(shown.name) <= MAX_NAME else f"{shown.name[: MAX_NAME - 1]}…"
+            photo.set_title(name, fontsize=9, fontweight="normal")
             maps.append(figure.add_subplot(grid[row, 2 * column + 1], projection=PROJECTION))
             _draw_posterior(maps[-1], shown, norm)
         scale = matplotlib.cm.ScalarMappable(norm, MASS_COLOURS)
