@@ -84,7 +84,7 @@ def validation(tmp_path, make_photo, checkpoint):
         latitude, longitude = places_deg[0, log_mass[0].argsort(descending=True)[number % 3]].tolist()
         rows.append(f"{number}.jpg,author {number},{latitude},{longitude}")
     (tmp_path / "validation.csv").write_text("\n".join(["IMG_ID,AUTHOR,LAT,LON", *rows, ""]))
-    return ["--test_set", str(tmp_path / "validation.csv"), "--photos", str(tmp_path / "photos")]
+    return ["--validation", str(tmp_path / "validation.csv"), "--photos", str(tmp_path / "photos")]
 
 
 def calibrate(checkpoint, *words):
@@ -107,7 +107,8 @@ def test_the_temperature_is_written_into_the_checkpoint_and_used_from_there(tmp_
     printed = capsys.readouterr().out
     assert "12 photos the posterior was too sure of itself" in printed
     assert f"{record['after']['nll']:.3f}" in printed
-    evaluate_main(["--checkpoint", str(checkpoint), *validation, "--output_dir", str(tmp_path / "out")])
+    test_set = ["--test_set", *validation[1:]]
+    evaluate_main(["--checkpoint", str(checkpoint), *test_set, "--output_dir", str(tmp_path / "out")])
     judged = json.loads((tmp_path / "out" / "metrics.json").read_text())["posterior"]
     assert judged["temperature"] == record["temperature"]
     for name in ("nll", "coverage", "mean_expected_km"):
@@ -140,17 +141,29 @@ def test_too_many_logits_are_refused_with_a_number_that_fits(validation, checkpo
 
 def test_test_sets_are_refused_by_name_by_split_and_by_their_photos(tmp_path, validation, checkpoint, shared_data):
     with pytest.raises(ConfigError, match=r"im2gps3k is a test set: .* look better than they are"):
-        calibrate(checkpoint, "--test_set", "im2gps3k")
+        calibrate(checkpoint, "--validation", "im2gps3k")
     (tmp_path / "packed").mkdir()
     with pytest.raises(ConfigError, match=r"the split test_im2gps3k of .*packed is a test set"):
-        calibrate(checkpoint, "--test_set", str(tmp_path / "packed"), "--split", "test_im2gps3k")
+        calibrate(checkpoint, "--validation", str(tmp_path / "packed"), "--split", "test_im2gps3k")
     source = next(shared_data.rglob("im2gps_places365.csv"))
     shutil.copy(source, tmp_path / "innocent.csv")
     name = source.read_text().splitlines()[1].split(",")[0]
     (tmp_path / "few" / name).parent.mkdir(parents=True)
     shutil.copy(tmp_path / "photos" / "0.jpg", tmp_path / "few" / name)
     with pytest.raises(ConfigError, match=r"innocent\.csv, whose photos are those of im2gps, is a test set"):
-        calibrate(checkpoint, "--test_set", str(tmp_path / "innocent.csv"), "--photos", str(tmp_path / "few"))
+        calibrate(checkpoint, "--validation", str(tmp_path / "innocent.csv"), "--photos", str(tmp_path / "few"))
+
+
+def test_yfcc25600_may_be_the_validation_set_as_in_the_thesis(tmp_path, validation, checkpoint, shared_data, monkeypatch):
+    source = next(shared_data.rglob("yfcc25600_places365.csv"))
+    name = source.read_text().splitlines()[1].split(",")[0]
+    (tmp_path / "few" / name).parent.mkdir(parents=True)
+    shutil.copy(tmp_path / "photos" / "0.jpg", tmp_path / "few" / name)
+    monkeypatch.setattr(calibration, "fit_temperature", lambda *arguments: 1.7)  # of one photo there is no best one
+    record = calibrate(checkpoint, "--validation", str(source), "--photos", str(tmp_path / "few"))
+    assert record["validation_set"]["known_as"] == "yfcc25600"
+    assert record["num_photos"] == 1
+    assert json.loads((checkpoint / "config.json").read_text())["temperature"] == 1.7
 
 
 def test_what_cannot_be_calibrated_is_refused(tmp_path, validation, tiny_sizes):
@@ -159,8 +172,8 @@ def test_what_cannot_be_calibrated_is_refused(tmp_path, validation, tiny_sizes):
         calibrate(tmp_path / "tanh", *validation)
     with pytest.raises(ConfigError, match=r"no config\.json"):
         calibrate(tmp_path / "nowhere", *validation)
-    with pytest.raises(ConfigError, match=r"no file or folder absent\.csv, which --test_set names"):
-        calibrate(tmp_path / "tanh", "--test_set", "absent.csv")
+    with pytest.raises(ConfigError, match=r"no file or folder absent\.csv, which --validation names"):
+        calibrate(tmp_path / "tanh", "--validation", "absent.csv")
     with pytest.raises(ConfigError, match="--max_photos must be at least 1; got 0"):
         calibrate(tmp_path / "tanh", *validation, "--max_photos", "0")
     assert not (tmp_path / "tanh" / "calibration.json").exists()

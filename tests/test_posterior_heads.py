@@ -269,6 +269,16 @@ def test_head_stays_float32_through_casts_and_autocast(settings: dict) -> None:
     assert torch.equal(answer.coordinates_deg, exact.coordinates_deg)
 
 
+@by_settings
+def test_a_training_step_is_one_graph(settings: dict) -> None:
+    head, features, truth = head_of(**settings), torch.randn(4, 6), torch.rand(4, 2) * 50
+    scenes = torch.tensor([0, 1, -1, 2]) if "num_scenes" in settings else None
+    compiled = torch.compile(head, backend="aot_eager", fullgraph=True)
+    assert torch.allclose(compiled(features, truth, scenes).loss, head(features, truth, scenes).loss)
+    for output in compiled.eval()(features).values():
+        assert output is None or torch.isfinite(output).all()
+
+
 def test_a_head_without_cells_refuses_some() -> None:
     with pytest.raises(ValueError, match="leave geocells out"):
         head_of(head_type="vmf_mixture", num_mixture_components=4).set_geocells([], [], [], [])

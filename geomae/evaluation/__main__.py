@@ -2,7 +2,7 @@
 
 python -m geomae.evaluation baselines --test_set im2gps3k --train_coordinates mp16_coordinates_100k.csv \
     --output_dir results/baselines/im2gps3k
-python -m geomae.evaluation calibrate --checkpoint outputs/earth/cells --test_set outputs/earth/data --split validation
+python -m geomae.evaluation calibrate --checkpoint outputs/earth/cells --validation outputs/earth/data --split validation
 python -m geomae.evaluation show outputs/demo/evaluate
 python -m geomae.evaluation compare outputs/a/im2gps3k outputs/b/im2gps3k
 python -m geomae.evaluation compare a.csv b.csv --test_set im2gps3k_places365.csv --output_dir results/a_and_b
@@ -189,7 +189,7 @@ def _add_calibrate(commands: Any) -> None:
         "--checkpoint", required=True, help="folder of a fine-tuned model, whose config.json changes"
     )
     calibrate.add_argument(
-        "--test_set", required=True, help="photos to fit on, not to judge by: a packed folder, or a CSV with --photos"
+        "--validation", required=True, help="photos to fit on, not to judge by: a packed folder, or a CSV with --photos"
     )
     calibrate.add_argument("--split", default="validation", help="split of a packed folder (default: validation)")
     calibrate.add_argument("--photos", help="folder of the photos that the CSV names")

@@ -40,6 +40,7 @@ __all__ = [
     "write_temperature",
 ]
 
+ALSO_VALIDATION = "yfcc25600"  # the thesis chose its checkpoints on it; its numbers are then no test any more
 LARGEST_LOGITS_BYTES = 4 * 2**30
 LOG_TEMPERATURE_RANGE = (math.log(1 / 20), math.log(20))
 LOGITS_AT_ONCE = 2**22  # of photos that are measured together: 16 MB, and several times that on the way
@@ -50,7 +51,7 @@ class CalibrationArguments:
     """What `calibrate` is told; names and meanings are those of `run_evaluate_geo.py`."""
 
     checkpoint: str
-    test_set: str
+    validation: str
     split: str = "validation"
     photos: str | None = None
     swap_lat_lon: bool = False
@@ -64,14 +65,19 @@ class CalibrationArguments:
 
     def __post_init__(self) -> None:
         """Refuse what cannot work, and test sets: whoever tunes on one has nothing left to judge by."""
-        if self.test_set in KNOWN_TEST_SETS:
-            raise _cheating(self.test_set)
-        if not Path(self.test_set).exists():
-            raise ConfigError(f"there is no file or folder {self.test_set}, which --test_set names")
-        if self.photos is None and Path(self.test_set).is_dir() and self.split.startswith("test"):
-            raise _cheating(f"the split {self.split} of {self.test_set}")
+        if self.validation in KNOWN_TEST_SETS:
+            raise _cheating(self.validation)
+        if not Path(self.validation).exists():
+            raise ConfigError(f"there is no file or folder {self.validation}, which --validation names")
+        if self.photos is None and Path(self.validation).is_dir() and self.split.startswith("test"):
+            raise _cheating(f"the split {self.split} of {self.validation}")
         if self.max_photos is not None and self.max_photos < 1:
             raise ConfigError(f"--max_photos must be at least 1; got {self.max_photos}")
+
+    @property
+    def test_set(self) -> str:
+        """Where the photos are, as `load_photos_to_judge` calls it."""
+        return self.validation
 
 
 def calibrate(arguments: CalibrationArguments, words: Sequence[str]) -> dict[str, Any] | None:
@@ -97,7 +103,7 @@ def calibrate(arguments: CalibrationArguments, words: Sequence[str]) -> dict[str
         )
     photos, validation, _ = load_photos_to_judge(arguments)
     described = describe_test_set(validation)
-    if described["known_as"]:
+    if described["known_as"] not in (None, ALSO_VALIDATION):
         raise _cheating(f"{validation.name}, whose photos are those of {described['known_as']},")
     photos = choose_photos(photos, arguments.max_photos, arguments.seed)
     ids, logits, truth_deg = collect_logits(model, photos, arguments)
@@ -157,7 +163,7 @@ def collect_logits(
         description="Collecting logits",
     )
     if not rows.ids:
-        raise ConfigError(f"not one photo of {arguments.test_set} can be decoded; the log names each with its reason")
+        raise ConfigError(f"not one photo of {arguments.validation} can be decoded; the log names each with its reason")
     return rows.ids, torch.from_numpy(rows.columns["logits"]), torch.from_numpy(rows.columns["truth_deg"])
 
 
