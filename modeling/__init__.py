@@ -22,9 +22,9 @@ from .modeling_geomae import (
     GeoMAEModelOutput,
     GeoMAEReconstruction,
 )
-from .posterior import PosteriorSpread
+from .posterior import PosteriorSpread, vmf_log_density
 from .posterior_heads import GeocellsHead, HybridHead, PosteriorHead
-from .vmf_mixture_head import VMFMixtureHead, vmf_log_density
+from .vmf_mixture_head import VMFMixtureHead
 
 __all__ = [
     "DECODINGS",

@@ -63,6 +63,9 @@ class GeolocationHeadConfig(PretrainedConfig):
     temperature: float = 1.0
     """Divides the logits of a posterior; fitted on validation photos, 1 in training."""
 
+    spread_scale: float = 1.0
+    """Multiplies how far a place's mass is spread around it; fitted with the temperature, 1 in training."""
+
     def __post_init__(self, **kwargs: Any) -> None:
         super().__post_init__(**kwargs)
         self._check_head_choices()
@@ -110,6 +113,6 @@ class GeolocationHeadConfig(PretrainedConfig):
         for name in ("num_mixture_components", "num_scenes"):
             if getattr(self, name) < 0 or getattr(self, name) == 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be 0 or at least 2.")
-        for name in ("kernel_km", "temperature", "top_k"):
+        for name in ("kernel_km", "temperature", "spread_scale", "top_k"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name}={getattr(self, name)} must be above 0.")

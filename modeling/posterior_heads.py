@@ -10,9 +10,17 @@ from .configuration_geolocation_head import GeolocationHeadConfig
 from .geocell_tensors import GeocellTensors, chords, nearest
 from .geodesy import EARTH_RADIUS_KM, great_circle_km, to_degrees, to_unit_vectors
 from .geolocation_head import GeolocationHead, outside_autocast
-from .posterior import PosteriorSpread, choose_places, chord_km, mass_within, spread_around
+from .posterior import PosteriorSpread, choose_places, chord_km, mass_within, mixture_log_density, spread_around
 
 __all__ = ["GeocellsHead", "HybridHead", "PosteriorHead"]
+
+
+EVEN_SHARE = 0.1
+"""Of a cell's mass: photos have outliers that no normal distribution expects.
+
+Of 20,000 coordinates of MP-16 in 400 cells made from 30,000 others, with the true cell known, NLL is -5.38 nats per
+steradian where all is even, -6.58 where all is normal, and -6.70 with a tenth even; in 4,000 cells -9.03, -8.75, -10.37.
+"""
 
 
 class PosteriorHead(GeolocationHead):
@@ -25,7 +33,7 @@ class PosteriorHead(GeolocationHead):
     def __init__(self, in_features: int, config: GeolocationHeadConfig, num_outputs: int) -> None:
         super().__init__(in_features, config, num_outputs)
         self.decoding, self.kernel_km, self.top_k = config.decoding, config.kernel_km, config.top_k
-        self.temperature = config.temperature
+        self.temperature, self.spread_scale = config.temperature, config.spread_scale
         self.cells = GeocellTensors(config.num_geocells) if config.needs_geocells else None
 
     def log_mass(self, outputs: Tensor) -> Tensor:
@@ -106,6 +114,7 @@ class PosteriorHead(GeolocationHead):
             return mass_within(*self._mass(logits.float()), answer, radius_km.float())
 
     def _mass(self, outputs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Mass, places and spreads of what the density is made of, all of it normal around its place."""
         return self.log_mass(outputs).exp(), self.places(outputs), self.spread_km(outputs)
 
     @torch.no_grad()
@@ -175,14 +184,25 @@ class GeocellsHead(PosteriorHead):
         return self.cells.finest
 
     def spread_km(self, outputs: Tensor) -> Tensor:
-        """Of the finest cells' photos."""
-        return self.cells.spread_km
+        """Of the finest cells' photos, scaled."""
+        return self.spread_scale * self.cells.spread_km
 
     def point_log_density(self, outputs: Tensor, points: Tensor) -> Tensor:
-        """A cell's mass lies evenly over its area."""
+        """Of a cell's mass most is normal around its place, a tenth lies evenly over its area: see `EVEN_SHARE`."""
+        log_mass = self.log_mass(outputs)
+        log_concentration = math.log(2) - 2 * torch.log(self.spread_km(outputs) / EARTH_RADIUS_KM)
+        around = mixture_log_density(log_mass, points, self.places(outputs), log_concentration)
         own = nearest(points, self.cells.finest)
-        log_steradians = torch.log(self.cells.area_km2[own] / EARTH_RADIUS_KM**2)
-        return self.log_mass(outputs).gather(1, own[:, None])[:, 0] - log_steradians
+        evenly = log_mass.gather(1, own[:, None])[:, 0] - torch.log(self.cells.area_km2[own] / EARTH_RADIUS_KM**2)
+        return torch.logaddexp(math.log(1 - EVEN_SHARE) + around, math.log(EVEN_SHARE) + evenly)
+
+    def _mass(self, outputs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Both parts of each cell; the even one as if the cell were a disc of its area around the centroid."""
+        mass, places, spread_km = super()._mass(outputs)
+        mass = torch.cat(((1 - EVEN_SHARE) * mass, EVEN_SHARE * mass), dim=-1)
+        centroids = self.cells.finest.expand_as(places)
+        even_km = (self.cells.area_km2 / (2 * math.pi)).sqrt()
+        return mass, torch.cat((places, centroids), dim=-2), torch.cat((spread_km, even_km))
 
     def place_loss(self, outputs: Tensor, truth: Tensor, scene_labels: Tensor | None) -> Tensor:
         """Mean over partitions of the cross-entropy with the true cell, or with smoothed targets; nats."""

@@ -8,35 +8,15 @@ from torch import Tensor, nn
 from .configuration_geolocation_head import GeolocationHeadConfig
 from .geocell_tensors import evenly_spread
 from .geodesy import EARTH_RADIUS_KM
+from .posterior import mixture_log_density
 from .posterior_heads import PosteriorHead
 
-__all__ = ["VMFMixtureHead", "vmf_log_density"]
+__all__ = ["VMFMixtureHead"]
 
 LOG_CONCENTRATION_RANGE = (-2.0, 22.0)
 """From nearly uniform to a spread of 150 m."""
 INITIAL_LOG_CONCENTRATION = 4.6
 """Of free components: a spread of 900 km."""
-
-
-def vmf_log_density(points: Tensor, means: Tensor, log_concentration: Tensor) -> Tensor:
-    """Logarithm of the von Mises-Fisher density on the unit sphere.
-
-    `log k - log 2 pi - log(1 - e^(-2 k)) - k |mean - point|^2 / 2`: the usual `k (mean . point - 1)` loses every
-    distance below 2 km to the rounding of float32.
-
-    Args:
-        points: `(..., 3)` unit vectors.
-        means: `(..., 3)` unit vectors.
-        log_concentration: `(...)` log k.
-
-    Returns:
-        `(...)` nats per steradian.
-
-    Source: Mardia and Jupp (2000), "Directional Statistics", section 9.3.
-    """
-    concentration = log_concentration.exp()
-    log_constant = log_concentration - math.log(2 * math.pi) - torch.log(-torch.expm1(-2 * concentration))
-    return log_constant - concentration * (means - points).square().sum(dim=-1) / 2
 
 
 def within_range(raw: Tensor) -> Tensor:
@@ -87,7 +67,7 @@ class VMFMixtureHead(PosteriorHead):
         self._follow_cells()
 
     def components(self, outputs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Logits `(B, K)`, means `(K, 3)` or `(B, K, 3)`, log concentrations `(K,)` or `(B, K)`."""
+        """As trained, without temperature and scale: logits `(B, K)`, means `(K, 3)` or `(B, K, 3)`, log concentrations `(K,)` or `(B, K)`."""
         if self.cells is not None:
             num_components = len(self.raw_concentration)
             return outputs[:, :num_components], self.cells.finest, within_range(self.raw_concentration)
@@ -108,19 +88,17 @@ class VMFMixtureHead(PosteriorHead):
         return self.components(outputs)[1]
 
     def spread_km(self, outputs: Tensor) -> Tensor:
-        """Of a component: `R sqrt(2 / k)`, and at most a quarter of the Earth's circumference."""
+        """Of a component: `R sqrt(2 / k)`, scaled, and at most a quarter of the Earth's circumference."""
         spread = EARTH_RADIUS_KM * torch.exp((math.log(2) - self.components(outputs)[2]) / 2)
-        return spread.clamp(max=math.pi / 2 * EARTH_RADIUS_KM)
+        return (self.spread_scale * spread).clamp(max=math.pi / 2 * EARTH_RADIUS_KM)
 
     def point_log_density(self, outputs: Tensor, points: Tensor) -> Tensor:
         """The mixture's density."""
-        return self._mixture_log_density(self.log_mass(outputs), outputs, points)
-
-    def _mixture_log_density(self, log_mass: Tensor, outputs: Tensor, points: Tensor) -> Tensor:
         _, means, log_concentration = self.components(outputs)
-        return (log_mass + vmf_log_density(points[:, None], means, log_concentration)).logsumexp(dim=-1)
+        scaled = log_concentration - 2 * math.log(self.spread_scale)
+        return mixture_log_density(self.log_mass(outputs), points, means, scaled)
 
     def place_loss(self, outputs: Tensor, truth: Tensor, scene_labels: Tensor | None) -> Tensor:
         """Mean negative log-likelihood, nats."""
-        log_mass = self.components(outputs)[0].log_softmax(dim=-1)
-        return -self._mixture_log_density(log_mass, outputs, truth).mean()
+        logits, means, log_concentration = self.components(outputs)
+        return -mixture_log_density(logits.log_softmax(dim=-1), truth, means, log_concentration).mean()

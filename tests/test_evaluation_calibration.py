@@ -154,7 +154,9 @@ def test_test_sets_are_refused_by_name_by_split_and_by_their_photos(tmp_path, va
         calibrate(checkpoint, "--validation", str(tmp_path / "innocent.csv"), "--photos", str(tmp_path / "few"))
 
 
-def test_yfcc25600_may_be_the_validation_set_as_in_the_thesis(tmp_path, validation, checkpoint, shared_data, monkeypatch):
+def test_yfcc25600_may_be_the_validation_set_as_in_the_thesis(
+    tmp_path, validation, checkpoint, shared_data, monkeypatch
+):
     source = next(shared_data.rglob("yfcc25600_places365.csv"))
     name = source.read_text().splitlines()[1].split(",")[0]
     (tmp_path / "few" / name).parent.mkdir(parents=True)

@@ -125,6 +125,7 @@ class HeadArguments:
     kernel_km: float = option(200.0, "kernel: mass counts as exp(-km / kernel_km) around the answer.")
     top_k: int = option(5, "mean_in_top_k: so many of the likeliest places are averaged.")
     temperature: float = option(1.0, "Divides the logits of a posterior when it answers; fitted after training.")
+    spread_scale: float = option(1.0, "Multiplies how far mass is spread around its place; fitted with temperature.")
 
 
 @dataclass
