@@ -19,7 +19,8 @@ EVEN_SHARE = 0.1
 """Of a cell's mass: photos have outliers that no normal distribution expects.
 
 Of 20,000 coordinates of MP-16 in 400 cells made from 30,000 others, with the true cell known, NLL is -5.38 nats per
-steradian where all is even, -6.58 where all is normal, and -6.70 with a tenth even; in 4,000 cells -9.03, -8.75, -10.37.
+steradian where all is even, -6.58 where all is normal, and -6.70 with a tenth even; in 4,000 cells it is -9.03, -8.75
+and -10.37.
 """
 
 

@@ -67,7 +67,11 @@ class VMFMixtureHead(PosteriorHead):
         self._follow_cells()
 
     def components(self, outputs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """As trained, without temperature and scale: logits `(B, K)`, means `(K, 3)` or `(B, K, 3)`, log concentrations `(K,)` or `(B, K)`."""
+        """As they are trained, without temperature and scale.
+
+        Returns:
+            Logits `(B, K)`, means `(K, 3)` or `(B, K, 3)`, log concentrations `(K,)` or `(B, K)`.
+        """
         if self.cells is not None:
             num_components = len(self.raw_concentration)
             return outputs[:, :num_components], self.cells.finest, within_range(self.raw_concentration)

@@ -14,11 +14,11 @@ from geocell_models import save_cell_model
 from scipy.special import log_softmax
 
 from geomae.data import center_crop, decode_photo
-from geomae.errors import ConfigError
+from geomae.errors import ConfigError, PredictionError
 from geomae.evaluation import __main__ as evaluation_main
 from geomae.evaluation import calibration
-from geomae.evaluation.calibration import fit_temperature, format_calibration, measure_calibration
-from modeling import GeoMAEConfig, GeoMAEForGeolocation, load_geolocator
+from geomae.evaluation.calibration import fit_calibration, format_calibration, measure_calibration
+from modeling import GeolocationHeadConfig, GeoMAEConfig, GeoMAEForGeolocation, build_head, load_geolocator
 from run_evaluate_geo import main as evaluate_main
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -35,8 +35,9 @@ def draw(num_photos=5000, sharpness=1.0):
 @pytest.mark.parametrize("sharpness", [1.0, 2.5, 0.5])
 def test_the_temperature_undoes_what_the_logits_were_multiplied_by(sharpness):
     head = BoxHead(temperature=7.0)
-    found = fit_temperature(head, *draw(sharpness=sharpness))
-    assert found == pytest.approx(sharpness, rel=0.03)  # 5,000 photos tell it to 1 %
+    found = fit_calibration(head, *draw(sharpness=sharpness))
+    assert found.keys() == {"temperature"}  # boxes have no spread around a place
+    assert found["temperature"] == pytest.approx(sharpness, rel=0.03)  # 5,000 photos tell it to 1 %
     assert head.temperature == 7.0
 
 
@@ -46,24 +47,60 @@ def test_the_temperature_is_that_of_a_search_over_a_grid_in_float64():
     rows = ((np.sin(np.radians(latitude)) + 1) * 6).astype(int) * 24 + ((longitude + 180) // 15).astype(int)
     grid = np.exp(np.linspace(np.log(0.5), np.log(5), 800))
     nll = [-log_softmax(logits.double().numpy() / t, axis=1)[np.arange(300), rows].mean() for t in grid]
-    assert fit_temperature(BoxHead(), logits, truths) == pytest.approx(grid[np.argmin(nll)], rel=0.005)
+    assert fit_calibration(BoxHead(), logits, truths)["temperature"] == pytest.approx(grid[np.argmin(nll)], rel=0.005)
 
 
 def test_calibrating_mends_the_density_and_the_coverage():
     logits, truths = draw(3000, sharpness=3.0)
     head, authors = BoxHead(), list(range(3000))
     before = measure_calibration(head, logits, truths, authors, num_resamples=100)
-    head.temperature = fit_temperature(head, logits, truths)
+    head.temperature = fit_calibration(head, logits, truths)["temperature"]
     after = measure_calibration(head, logits, truths, authors, num_resamples=100)
     assert after["nll"] < before["nll"] - 0.5
     assert before["coverage"]["0.5"] < 0.4 < 0.45 < after["coverage"]["0.5"] < 0.58
     assert before["coverage"]["0.9"] < 0.8 < 0.87 < after["coverage"]["0.9"] < 0.95
 
 
+def test_the_scale_of_the_spread_is_found_on_photos_drawn_around_their_places():
+    """Of cells 1,500 km and more apart, photos lie a third as far from their places as the cells' spread says."""
+    rng, cells = np.random.default_rng(0), fibonacci_degrees(60)
+    head = build_head(4, GeolocationHeadConfig(head_type="geocells", num_geocells=[60])).eval()
+    head.set_geocells([cells], [], np.full(60, 8.5e6), np.full(60, 300.0))
+    logits = rng.normal(0, 2.0, (4000, 60))
+    rows = [rng.choice(60, p=p) for p in np.exp(log_softmax(logits, axis=1))]
+    north, east = rng.normal(0, 100 / np.sqrt(2) / 111.195, (2, 4000))
+    latitude = cells[rows, 0] + north
+    truths = np.stack([latitude, cells[rows, 1] + east / np.cos(np.radians(latitude))], axis=1)
+    found = fit_calibration(head, torch.from_numpy(2.0 * logits).float(), torch.from_numpy(truths).float())
+    assert found["temperature"] == pytest.approx(2.0, rel=0.05)
+    assert found["spread_scale"] == pytest.approx(1 / 3, rel=0.05)
+    assert (head.temperature, head.spread_scale) == (1.0, 1.0)
+
+
+def fibonacci_degrees(num_points):
+    position = np.arange(num_points) + 0.5
+    longitude = np.degrees(np.pi * (1 + np.sqrt(5)) * position) % 360 - 180
+    return np.stack([np.degrees(np.arcsin(1 - 2 * position / num_points)), longitude], axis=1)
+
+
+def test_logits_that_are_no_numbers_are_refused_by_the_photos_name(validation, checkpoint, monkeypatch):
+    collect = calibration.collect_rows
+
+    def break_one(*arguments, **options):
+        rows = collect(*arguments, **options)
+        rows.columns["logits"][3] = np.nan
+        return rows
+
+    monkeypatch.setattr(calibration, "collect_rows", break_one)
+    with pytest.raises(PredictionError, match=r"1 of 12 photos are not finite; the first is id 3\.jpg"):
+        calibrate(checkpoint, *validation)
+    assert not (checkpoint / "calibration.json").exists()
+
+
 def test_logits_that_say_nothing_are_refused():
     logits, truths = draw(500)
     with pytest.raises(ConfigError, match=r"not between 1/20 and 20 .* Is the model trained"):
-        fit_temperature(BoxHead(), logits[torch.randperm(500)] * 50, truths)
+        fit_calibration(BoxHead(), logits[torch.randperm(500)] * 50, truths)
 
 
 @pytest.fixture
@@ -82,7 +119,8 @@ def validation(tmp_path, make_photo, checkpoint):
             output = model(torch.from_numpy(center_crop(photo, 32)).permute(2, 0, 1)[None])
             log_mass, places_deg = model.head.place_log_probabilities(output.logits)
         latitude, longitude = places_deg[0, log_mass[0].argsort(descending=True)[number % 3]].tolist()
-        rows.append(f"{number}.jpg,author {number},{latitude},{longitude}")
+        latitude += 20 * np.sin(number)  # photos stand around their places
+        rows.append(f"{number}.jpg,author {number},{np.clip(latitude, -90, 90)},{longitude}")
     (tmp_path / "validation.csv").write_text("\n".join(["IMG_ID,AUTHOR,LAT,LON", *rows, ""]))
     return ["--validation", str(tmp_path / "validation.csv"), "--photos", str(tmp_path / "photos")]
 
@@ -96,7 +134,8 @@ def test_the_temperature_is_written_into_the_checkpoint_and_used_from_there(tmp_
     old = json.loads((checkpoint / "config.json").read_text())
     record = calibrate(checkpoint, *validation)
     new = json.loads((checkpoint / "config.json").read_text())
-    assert {**new, "temperature": 1.0} == old
+    assert {**new, "temperature": 1.0, "spread_scale": 1.0} == old
+    assert new["spread_scale"] == record["spread_scale"] != 1.0
     assert new["temperature"] == record["temperature"] == record["after"]["temperature"] > 1.5
     assert load_geolocator(checkpoint).head.temperature == record["temperature"]
     assert record["before"]["temperature"] == 1.0
@@ -161,7 +200,9 @@ def test_yfcc25600_may_be_the_validation_set_as_in_the_thesis(
     name = source.read_text().splitlines()[1].split(",")[0]
     (tmp_path / "few" / name).parent.mkdir(parents=True)
     shutil.copy(tmp_path / "photos" / "0.jpg", tmp_path / "few" / name)
-    monkeypatch.setattr(calibration, "fit_temperature", lambda *arguments: 1.7)  # of one photo there is no best one
+    monkeypatch.setattr(
+        calibration, "fit_calibration", lambda *arguments: {"temperature": 1.7}
+    )  # one photo has no best
     record = calibrate(checkpoint, "--validation", str(source), "--photos", str(tmp_path / "few"))
     assert record["validation_set"]["known_as"] == "yfcc25600"
     assert record["num_photos"] == 1
@@ -176,6 +217,16 @@ def test_what_cannot_be_calibrated_is_refused(tmp_path, validation, tiny_sizes):
         calibrate(tmp_path / "nowhere", *validation)
     with pytest.raises(ConfigError, match=r"no file or folder absent\.csv, which --validation names"):
         calibrate(tmp_path / "tanh", "--validation", "absent.csv")
+    for option, value, message in (
+        ("--per_device_eval_batch_size", "0", "must be at least 1 and --dataloader_num_workers at least 0"),
+        ("--dataloader_num_workers", "-1", "must be at least 1 and --dataloader_num_workers at least 0"),
+        ("--num_resamples", "5", "--num_resamples must be at least 100"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            calibrate(tmp_path / "tanh", *validation, option, value)
+    (tmp_path / "packed").mkdir()
+    with pytest.raises(ConfigError, match=r"split train of .*packed is what models are trained on"):
+        calibrate(tmp_path / "tanh", "--validation", str(tmp_path / "packed"), "--split", "train")
     with pytest.raises(ConfigError, match="--max_photos must be at least 1; got 0"):
         calibrate(tmp_path / "tanh", *validation, "--max_photos", "0")
     assert not (tmp_path / "tanh" / "calibration.json").exists()

@@ -7,6 +7,7 @@ import pytest
 import torch
 from scipy.stats import ncx2
 
+from geomae.geography import geometric_median
 from modeling import GeolocationHeadConfig, build_head, great_circle_km, to_degrees, to_unit_vectors
 from modeling.geocell_tensors import evenly_spread
 from modeling.posterior import chi_squared_share, choose_places, mass_within, spread_around
@@ -52,12 +53,28 @@ def test_decodings_are_those_of_the_formulas(random_posterior, kernel_km: float,
     }
     for name, rows in expected.items():
         assert to_degrees(chosen[name]).numpy() == pytest.approx(places_deg[rows], abs=1e-3)
-    # no place, and no other point that is tried, has a smaller expected distance
+    # no place has a smaller expected distance
     answers = to_degrees(chosen["expected_km"]).double().numpy()
     expected_km = [
         pairwise_km(np.vstack([answer[None], places_deg]))[0, 1:] @ m for answer, m in zip(answers, mass, strict=True)
     ]
     assert (np.array(expected_km) <= (mass @ distance_km).min(axis=1) * (1 + 1e-4)).all()
+
+
+def test_expected_km_answers_the_geometric_median() -> None:
+    rng = np.random.default_rng(5)
+    for _ in range(10):
+        places_deg = np.stack([rng.uniform(-60, 60, 6), rng.uniform(-60, 60, 6)], axis=-1)
+        photos = rng.multinomial(30, rng.dirichlet(np.ones(6)))
+        expected = geometric_median(np.repeat(places_deg, photos, axis=0))
+        places = to_unit_vectors(torch.tensor(places_deg).float())
+        mass = torch.tensor(photos / 30).float()[None]
+        answer = choose_places(mass, places, places, ["expected_km"], kernel_km=200.0, top_k=1)["expected_km"]
+        least_km, reached_km = (
+            pairwise_km(np.vstack([point, places_deg]))[0, 1:] @ photos / 30
+            for point in (expected, to_degrees(answer)[0].numpy())
+        )
+        assert reached_km <= least_km * (1 + 1e-3)
 
 
 def test_kernel_prefers_the_cluster_and_argmax_the_single_peak() -> None:

@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 import torch
 from scipy.special import log_softmax, logsumexp
+from scipy.stats import vonmises_fisher
 from torch import nn
 
-from modeling import GeolocationHead, GeolocationHeadConfig, build_head, great_circle_km, to_unit_vectors
+from modeling import GeolocationHead, GeolocationHeadConfig, build_head, great_circle_km, to_degrees, to_unit_vectors
+from modeling.geocell_tensors import evenly_spread
 from modeling.posterior_heads import move_along_sphere
 
 EARTH_RADIUS_KM = 6371.0088
@@ -101,14 +103,44 @@ def test_hierarchy_multiplies_the_probabilities_of_ancestors() -> None:
     assert log_mass.exp().numpy() == pytest.approx(product / product.sum(axis=1, keepdims=True), rel=1e-4)
 
 
-def test_density_is_a_cells_mass_over_its_area() -> None:
-    head = head_of(head_type="geocells", num_geocells=[30]).eval()
+@pytest.mark.parametrize("head_type", ["geocells", "hybrid"])
+def test_density_is_normal_around_the_places_and_a_tenth_even_over_the_cells(head_type: str) -> None:
+    head = head_of(head_type=head_type, num_geocells=[30], spread_scale=0.5).eval()
     centroids, _ = random_cells(head)
     _, logits, truth = answer(head)
+    probability = np.exp(log_softmax(logits[:, :30], axis=1))
     label = haversine_km(truth, centroids[0]).argmin(axis=1)
-    steradians = head.cells.area_km2.double().numpy()[label] / EARTH_RADIUS_KM**2
-    expected = log_softmax(logits, axis=1)[np.arange(len(label)), label] - np.log(steradians)
-    assert head.log_density(torch.tensor(logits), torch.tensor(truth)).numpy() == pytest.approx(expected, rel=1e-4)
+    even = probability[np.arange(len(label)), label] / (
+        head.cells.area_km2.double().numpy()[label] / EARTH_RADIUS_KM**2
+    )
+    variance = (0.5 * head.cells.spread_km.double().numpy() / EARTH_RADIUS_KM) ** 2 / 2  # along each of two axes
+    _, places_deg = head.place_log_probabilities(torch.tensor(logits))
+    normal = [
+        p @ [vonmises_fisher(unit(mean), 1 / v).pdf(unit(point)) for mean, v in zip(means, variance, strict=True)]
+        for p, means, point in zip(probability, places_deg.double().numpy(), truth, strict=True)
+    ]
+    expected = np.log(0.9 * np.array(normal) + 0.1 * even)
+    assert head.log_density(torch.tensor(logits), torch.tensor(truth)).numpy() == pytest.approx(expected, rel=1e-3)
+
+
+def unit(degrees: np.ndarray) -> np.ndarray:
+    return to_unit_vectors(torch.tensor(degrees).double()).numpy()
+
+
+@pytest.mark.parametrize("head_type", ["geocells", "hybrid", "vmf_mixture"])
+def test_radii_and_density_are_of_one_distribution(head_type: str) -> None:
+    """The share of the mass within a radius is the integral of the density there."""
+    head = head_of(head_type=head_type, num_geocells=[60], spread_scale=0.7, temperature=0.5).eval()
+    grid = evenly_spread(300_000)
+    logits = head(torch.randn(1, 6) * 3).logits.detach()
+    answer_deg = head.decode(logits, ["kernel"])["kernel"]
+    density = head.log_density(logits.expand(len(grid), -1), to_degrees(grid)).double().exp()
+    distance_km = great_circle_km(grid, to_unit_vectors(answer_deg))
+    for radius_km in (800.0, 2500.0, 6000.0):
+        integral = density[distance_km <= radius_km].sum().item() * 4 * math.pi / len(grid)
+        held = head.mass_within(logits, answer_deg, torch.tensor([radius_km])).item()
+        # in a plane instead of on the sphere, cells as discs, the distribution function by Sankaran's formula
+        assert held == pytest.approx(integral, abs=0.04)
 
 
 def test_temperature_divides_the_logits_of_answers_and_not_of_the_loss() -> None:
@@ -273,6 +305,7 @@ def test_head_stays_float32_through_casts_and_autocast(settings: dict) -> None:
 def test_a_training_step_is_one_graph(settings: dict) -> None:
     head, features, truth = head_of(**settings), torch.randn(4, 6), torch.rand(4, 2) * 50
     scenes = torch.tensor([0, 1, -1, 2]) if "num_scenes" in settings else None
+    torch._dynamo.reset()
     compiled = torch.compile(head, backend="aot_eager", fullgraph=True)
     assert torch.allclose(compiled(features, truth, scenes).loss, head(features, truth, scenes).loss)
     for output in compiled.eval()(features).values():

@@ -2,7 +2,7 @@
 
 python -m geomae.evaluation baselines --test_set im2gps3k --train_coordinates mp16_coordinates_100k.csv \
     --output_dir results/baselines/im2gps3k
-python -m geomae.evaluation calibrate --checkpoint outputs/earth/cells --validation outputs/earth/data --split validation
+python -m geomae.evaluation calibrate --checkpoint outputs/earth/cells --validation outputs/earth/data
 python -m geomae.evaluation show outputs/demo/evaluate
 python -m geomae.evaluation compare outputs/a/im2gps3k outputs/b/im2gps3k
 python -m geomae.evaluation compare a.csv b.csv --test_set im2gps3k_places365.csv --output_dir results/a_and_b
@@ -184,7 +184,7 @@ def _compare(arguments: argparse.Namespace, words: Sequence[str]) -> None:
 
 
 def _add_calibrate(commands: Any) -> None:
-    calibrate = commands.add_parser("calibrate", help="fit the temperature of a checkpoint's posterior on validation")
+    calibrate = commands.add_parser("calibrate", help="fit how sure a checkpoint's posterior is, on validation")
     calibrate.add_argument(
         "--checkpoint", required=True, help="folder of a fine-tuned model, whose config.json changes"
     )
@@ -204,14 +204,15 @@ def _add_calibrate(commands: Any) -> None:
 
 
 def _calibrate(arguments: argparse.Namespace, words: Sequence[str]) -> None:
-    """Fit and write the temperature, and print what it did."""
-    from geomae.evaluation.calibration import CalibrationArguments, calibrate, format_calibration  # torch
+    """Fit and write temperature and scale of the spread, and print what they did."""
+    from geomae.evaluation.calibration import CALIBRATED, CalibrationArguments, calibrate, format_calibration
 
     options = {name: value for name, value in vars(arguments).items() if name != "command"}
     record = calibrate(CalibrationArguments(**options), words)
     if record is not None:  # None on processes that write nothing
         print(format_calibration(record))
-        print(f"\nwrote temperature={record['temperature']:.4g} to {shown_path(arguments.checkpoint)}/config.json")
+        fitted = ", ".join(f"{name}={record[name]:.4g}" for name in CALIBRATED if name in record)
+        print(f"\nwrote {fitted} to {shown_path(arguments.checkpoint)}/config.json")
 
 
 if __name__ == "__main__":

@@ -103,6 +103,10 @@ class EvaluationArguments:
             "help": "Divides the logits; null: the checkpoint's, which `python -m geomae.evaluation calibrate` fits."
         },
     )
+    spread_scale: float | None = field(
+        default=None,
+        metadata={"help": "Multiplies how far mass is spread around its place; null: the checkpoint's, fitted too."},
+    )
     max_damaged_share: float = field(
         default=0.1,
         metadata={
@@ -189,7 +193,7 @@ class EvaluationArguments:
 
     def _check_decoding(self) -> None:
         """A posterior belongs to a checkpoint; whether its head has one is known when it is loaded."""
-        options = {name: getattr(self, name) for name in ("kernel_km", "top_k", "temperature")}
+        options = {name: getattr(self, name) for name in ("kernel_km", "top_k", "temperature", "spread_scale")}
         given = [name for name, value in {"decodings": self.decodings, **options}.items() if value is not None]
         if self.predictions and given:
             raise ConfigError(f"{', '.join(given)} need a checkpoint that has a posterior; predictions are as they are")

@@ -1,5 +1,6 @@
-"""`python -m geomae.evaluation calibrate`: one number that makes a posterior as sure of itself as it may be.
+"""`python -m geomae.evaluation calibrate`: two numbers that make a posterior as sure of itself as it may be.
 
+The temperature says how sure it is of its places, the scale of the spread how near to them photos are.
 Source: Guo, Pleiss, Sun and Weinberger (2017), "On calibration of modern neural networks", for temperature scaling.
 """
 
@@ -14,13 +15,14 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.optimize import minimize_scalar
+from scipy.optimize import minimize
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from geomae.checkpoints import load_geolocator
 from geomae.data import PhotoCollator
-from geomae.errors import ConfigError
+from geomae.errors import ConfigError, PredictionError
+from geomae.evaluation.bootstrap import MIN_RESAMPLES
 from geomae.evaluation.known_test_sets import KNOWN_TEST_SETS
 from geomae.evaluation.photos_to_judge import load_photos_to_judge
 from geomae.evaluation.posterior import summarise_posterior
@@ -34,15 +36,16 @@ from geomae.geography import great_circle_km
 __all__ = [
     "CalibrationArguments",
     "calibrate",
-    "fit_temperature",
+    "fit_calibration",
     "format_calibration",
     "measure_calibration",
-    "write_temperature",
+    "write_calibration",
 ]
 
 ALSO_VALIDATION = "yfcc25600"  # the thesis chose its checkpoints on it; its numbers are then no test any more
 LARGEST_LOGITS_BYTES = 4 * 2**30
-LOG_TEMPERATURE_RANGE = (math.log(1 / 20), math.log(20))
+CALIBRATED = ("temperature", "spread_scale")
+LOG_RANGE = (math.log(1 / 20), math.log(20))
 LOGITS_AT_ONCE = 2**22  # of photos that are measured together: 16 MB, and several times that on the way
 
 
@@ -71,6 +74,21 @@ class CalibrationArguments:
             raise ConfigError(f"there is no file or folder {self.validation}, which --validation names")
         if self.photos is None and Path(self.validation).is_dir() and self.split.startswith("test"):
             raise _cheating(f"the split {self.split} of {self.validation}")
+        if self.photos is None and Path(self.validation).is_dir() and self.split == "train":
+            raise ConfigError(
+                f"the split train of {self.validation} is what models are trained on, and surer of than of anything "
+                "else: calibrate on other photos, such as --split validation"
+            )
+        if self.per_device_eval_batch_size < 1 or self.dataloader_num_workers < 0:
+            raise ConfigError(
+                "--per_device_eval_batch_size must be at least 1 and --dataloader_num_workers at least 0; got "
+                f"{self.per_device_eval_batch_size} and {self.dataloader_num_workers}"
+            )
+        if self.num_resamples < MIN_RESAMPLES or self.seed < 0:
+            raise ConfigError(
+                f"--num_resamples must be at least {MIN_RESAMPLES} and --seed at least 0; got {self.num_resamples} and "
+                f"{self.seed}"
+            )
         if self.max_photos is not None and self.max_photos < 1:
             raise ConfigError(f"--max_photos must be at least 1; got {self.max_photos}")
 
@@ -81,7 +99,7 @@ class CalibrationArguments:
 
 
 def calibrate(arguments: CalibrationArguments, words: Sequence[str]) -> dict[str, Any] | None:
-    """Fit the temperature of a checkpoint on validation photos, and write it there.
+    """Fit a checkpoint's temperature and scale of spread on validation photos, and write them there.
 
     Args:
         arguments: what to fit on.
@@ -116,17 +134,19 @@ def calibrate(arguments: CalibrationArguments, words: Sequence[str]) -> dict[str
         num_resamples=arguments.num_resamples,
         seed=arguments.seed,
     )
-    before = {"temperature": head.temperature, **measure()}
-    head.temperature = fit_temperature(head, logits, truth_deg)
+    before = {**_calibration_of(head), **measure()}
+    fitted = fit_calibration(head, logits, truth_deg)
+    for name, value in fitted.items():
+        setattr(head, name, value)
     record = {
-        "temperature": head.temperature,
+        **fitted,
         "num_photos": len(ids),
         "before": before,
-        "after": {"temperature": head.temperature, **measure()},
+        "after": {**fitted, **measure()},
         "validation_set": described,
         **describe_run(["-m", "geomae.evaluation", *words]),
     }
-    write_temperature(arguments.checkpoint, record)
+    write_calibration(arguments.checkpoint, record)
     return record
 
 
@@ -149,7 +169,7 @@ def collect_logits(
     def answer(batch: dict[str, Any]) -> dict[str, Tensor]:
         logits = model(pixel_values=batch["pixel_values"]).logits.float()
         _refuse_too_many(len(photos), logits.shape[1])
-        return {"logits": logits, "truth_deg": batch["coordinates_deg"]}
+        return {"logits": logits.cpu(), "truth_deg": batch["coordinates_deg"]}
 
     rows = collect_rows(
         answer,
@@ -164,37 +184,63 @@ def collect_logits(
     )
     if not rows.ids:
         raise ConfigError(f"not one photo of {arguments.validation} can be decoded; the log names each with its reason")
-    return rows.ids, torch.from_numpy(rows.columns["logits"]), torch.from_numpy(rows.columns["truth_deg"])
+    logits = torch.from_numpy(rows.columns["logits"])
+    broken = ~logits.isfinite().all(dim=1)
+    if broken.any():
+        raise PredictionError(
+            f"the logits of {int(broken.sum())} of {len(rows.ids)} photos are not finite; the first is id "
+            f"{rows.ids[int(broken.int().argmax())]}. The model is broken there: train it again"
+        )
+    return rows.ids, logits, torch.from_numpy(rows.columns["truth_deg"])
 
 
-def fit_temperature(head: Any, logits: Tensor, truth_deg: Tensor) -> float:
-    """The temperature with the least mean negative log-likelihood; the head's own stays what it is.
+def fit_calibration(head: Any, logits: Tensor, truth_deg: Tensor) -> dict[str, float]:
+    """The temperature and the scale of the spread with the least mean negative log-likelihood.
 
     Args:
-        head: has a posterior.
+        head: has a posterior; its own values are where the search starts, and stay what they are.
         logits: `(n, num_outputs)`.
         truth_deg: `(n, 2)` degrees.
 
-    Raises:
-        ConfigError: the likelihood still rises at an end of the range from 1/20 to 20.
-    """
-    own = head.temperature
+    Returns:
+        `temperature`, and `spread_scale` where the head has one.
 
-    def mean_nll(log_temperature: float) -> float:
-        head.temperature = math.exp(log_temperature)
+    Raises:
+        ConfigError: the likelihood still rises at an end of the temperature's range from 1/20 to 20.
+    """
+    own = _calibration_of(head)
+
+    def mean_nll(log_values: NDArray[np.float64]) -> float:
+        for name, value in zip(own, np.exp(log_values), strict=True):
+            setattr(head, name, float(value))
         nll = _in_parts(head, lambda *part: {"nll": -head.log_density(*part)}, logits, truth_deg)["nll"]
         return float(nll.mean())
 
     try:
-        found = minimize_scalar(mean_nll, bounds=LOG_TEMPERATURE_RANGE, method="bounded", options={"xatol": 1e-4})
-    finally:
-        head.temperature = own
-    if min(abs(found.x - end) for end in LOG_TEMPERATURE_RANGE) < 0.01:
-        raise ConfigError(
-            f"the best temperature is not between 1/20 and 20 (at {math.exp(found.x):.3g} the NLL is {found.fun:.3f}): "
-            "the logits say nothing of these photos, or all of it. Is the model trained, and are these its photos?"
+        start = np.log(list(own.values()))
+        first_steps = np.where(start > 0, -0.3, 0.3)  # towards 1, so that the simplex is within the range
+        found = minimize(
+            mean_nll,
+            start,
+            method="Nelder-Mead",
+            bounds=[LOG_RANGE] * len(own),
+            options={"xatol": 1e-3, "fatol": 1e-5, "initial_simplex": np.vstack([start, start + np.diag(first_steps)])},
         )
-    return float(math.exp(found.x))
+    finally:
+        for name, value in own.items():
+            setattr(head, name, value)
+    fitted = {name: float(math.exp(value)) for name, value in zip(own, found.x, strict=True)}
+    if min(abs(found.x[0] - end) for end in LOG_RANGE) < 0.01:
+        raise ConfigError(
+            f"the best temperature is not between 1/20 and 20 (at {fitted['temperature']:.3g} the NLL is "
+            f"{found.fun:.3f}): the logits say nothing of these photos, or all of it. Is the model trained, and are "
+            "these its photos?"
+        )
+    return fitted
+
+
+def _calibration_of(head: Any) -> dict[str, float]:
+    return {name: getattr(head, name) for name in CALIBRATED if hasattr(head, name)}
 
 
 def measure_calibration(
@@ -219,26 +265,35 @@ def measure_calibration(
     return summarise_posterior(columns, error_km, clusters, **resampling)
 
 
-def write_temperature(checkpoint: str | Path, record: dict[str, Any]) -> None:
-    """Put `record["temperature"]` into a checkpoint's `config.json`, and the record beside it as `calibration.json`.
+def write_calibration(checkpoint: str | Path, record: dict[str, Any]) -> None:
+    """Put those of `CALIBRATED` that the record has into a checkpoint's `config.json`; the record is beside it.
 
     Each file is whole at any time, and the configuration, which decides, is the last to change.
     """
     config_file = Path(checkpoint) / "config.json"
-    config = json.loads(config_file.read_text(encoding="utf-8")) | {"temperature": record["temperature"]}
+    config = json.loads(config_file.read_text(encoding="utf-8"))
+    config |= {name: record[name] for name in CALIBRATED if name in record}
     write_whole(Path(checkpoint) / "calibration.json", json.dumps(record, indent=2, allow_nan=False) + "\n")
     write_whole(config_file, json.dumps(config, indent=2, sort_keys=True) + "\n")
 
 
 def format_calibration(record: dict[str, Any]) -> str:
     """Before and after, in a table and a sentence."""
-    rows = [["", "temperature", "NLL", *(f"within {float(q):.0%} radius" for q in record["before"]["coverage"])]]
+    names = [name for name in CALIBRATED if name in record]
+    rows = [
+        [
+            "",
+            *(name.replace("_", " ") for name in names),
+            "NLL",
+            *(f"within {float(q):.0%} radius" for q in record["before"]["coverage"]),
+        ]
+    ]
     rows[0] += ["expected km", "mean km"]
     for when in ("before", "after"):
         numbers = record[when]
         shares = [f"{share:.1%}" for share in numbers["coverage"].values()]
         km = [f"{numbers[name]:,.0f}" for name in ("mean_expected_km", "mean_error_km")]
-        rows.append([when, f"{numbers['temperature']:.3f}", f"{numbers['nll']:.3f}", *shares, *km])
+        rows.append([when, *(f"{numbers[name]:.3f}" for name in names), f"{numbers['nll']:.3f}", *shares, *km])
     factor = record["temperature"] / record["before"]["temperature"]
     sureness = "about right" if 0.98 < factor < 1.02 else "too sure of itself" if factor > 1 else "too unsure"
     return "\n".join([*align_columns(rows), "", f"On {record['num_photos']:,} photos the posterior was {sureness}."])

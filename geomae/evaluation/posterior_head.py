@@ -1,6 +1,6 @@
 """What an evaluation asks of a geolocation head that answers with a posterior. Needs torch.
 
-It has `has_posterior`; `decoding`, `kernel_km`, `top_k` and `temperature` from its configuration; and `decode`,
+It has `has_posterior`; `decoding` and the `OPTIONS` from its configuration, `spread_scale` or not; and `decode`,
 `log_density`, `spread_around` and `mass_within` of its logits. `modeling` has such heads; any other one will do too.
 """
 
@@ -17,7 +17,7 @@ from geomae.geography import EARTH_RADIUS_KM
 
 __all__ = ["describe_decoding", "measure_posterior", "other_decodings", "override_decoding", "posterior_head"]
 
-OPTIONS = ("kernel_km", "top_k", "temperature")
+OPTIONS = ("kernel_km", "top_k", "temperature", "spread_scale")
 
 
 def posterior_head(model: PreTrainedModel) -> Any | None:
@@ -49,7 +49,7 @@ def override_decoding(model: PreTrainedModel, **options: float | None) -> None:
 def describe_decoding(model: PreTrainedModel) -> dict[str, Any]:
     """The name of the `decoding` and the `OPTIONS` that answers are read off with; empty without a posterior."""
     head = posterior_head(model)
-    return {} if head is None else {name: getattr(head, name) for name in ("decoding", *OPTIONS)}
+    return {} if head is None else {name: getattr(head, name) for name in ("decoding", *OPTIONS) if hasattr(head, name)}
 
 
 def other_decodings(model: PreTrainedModel, decodings: Sequence[str] | None) -> list[str]:
