@@ -189,6 +189,7 @@ HEAD_geocells_hierarchy := --head_type geocells --geocells $(CELLS)/hierarchy/ge
 HEAD_hybrid := --head_type hybrid $(CELLS_fine)
 HEAD_vmf_mixture := --head_type vmf_mixture $(CELLS_fine)
 HEAD_vmf_mixture_free := --head_type vmf_mixture --num_mixture_components 50
+POINT_HEADS := tanh sphere
 PRETRAINED_HEADS := tanh sphere geocells geocells_hierarchy hybrid vmf_mixture vmf_mixture_free
 SCRATCH_HEADS := tanh sphere geocells hybrid
 IN_ONE_SEED := geocells_label_smoothing geocells_haversine_smoothing
@@ -230,6 +231,7 @@ $(HEADS_RUNS:%=$(HEADS)/%/model.safetensors): $(HEADS)/%/model.safetensors: conf
 	  --data_dirs $(HEADS_DATA) --init_from $(HEADS_START_$(call part,2)) $(HEADS_SIZE_$(call part,1)) $(HEAD_$(call part,4))
 
 $(HEADS_RUNS:%=$(HEADS)/%/im2gps3k/metrics.json): $(HEADS)/%/im2gps3k/metrics.json: $(HEADS)/%/model.safetensors
+	$(if $(filter $(POINT_HEADS),$(call part,4)),,$(BIN)/python -m geomae.evaluation calibrate --checkpoint $(HEADS)/$* --validation $(HEADS_DATA))
 	$(BIN)/python run_evaluate_geo.py --checkpoint $(HEADS)/$* $(HEADS_TEST) --output_dir $(@D)
 
 $(RETRIEVED:%=$(HEADS)/%/retrieval/im2gps3k/metrics.json): $(HEADS)/%/retrieval/im2gps3k/metrics.json: $(HEADS)/%/geocells/model.safetensors

@@ -45,6 +45,8 @@ def test_heads_trains_every_head_on_every_seed_and_judges_what_it_trained(heads:
     folder, commands = heads
     trained = [option(command, "--output_dir") for command in of_script(commands, "run_finetune_geo.py")]
     judged = [option(command, "--checkpoint") for command in of_script(commands, "run_evaluate_geo.py")]
+    calibrated = [option(command, "--checkpoint") for command in commands if "calibrate" in command]
+    assert sorted(calibrated) == sorted(path for path in judged if Path(path).name not in ("tanh", "sphere"))
     assert len(set(trained)) == len(trained)
     assert sorted(trained) == sorted(judged)
     in_one_seed = {"geocells_label_smoothing", "geocells_haversine_smoothing"}
