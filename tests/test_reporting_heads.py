@@ -33,6 +33,8 @@ from geomae.reporting.readme import fill_text
 NUM_PHOTOS = 60
 HEADS = {"sphere": 30.0, "geocells": 12.0, "retrieval": 20.0}  # with the size of its errors, degrees
 MINUTES = {0: 1.5, 1: 2.5}
+CALIBRATED = {seed: {"temperature": 1.25 + seed, "spread_scale": 0.5 + seed / 5} for seed in (0, 1)}
+RETRIEVAL = "retrieval, on the geocells head's features"
 
 
 def make_test_set():
@@ -53,7 +55,7 @@ def make_head(folder, head, seed):
     more = {}
     if head != "sphere":
         decoding = "kernel" if head == "geocells" else "kernel_density"
-        decoded_with = {"decoding": decoding} | ({"temperature": 1.25} if head == "geocells" else {})
+        decoded_with = {"decoding": decoding} | (CALIBRATED[seed] if head == "geocells" else {})
         posterior = {name: rng.uniform(0.0, 1.0, NUM_PHOTOS) for name in POSTERIOR_COLUMNS}
         posterior["radius_50_km"] *= 2000.0
         more = {"decoded_with": decoded_with, "posterior": posterior, "decodings": {"argmax": answer(2 * HEADS[head])}}
@@ -145,7 +147,7 @@ def test_row_shows_mean_spread_interval_seeds_and_minutes(runs, page):
     shown = f"{statistics.fmean(means):,.0f} ± {statistics.stdev(means):,.0f}"
     assert cells[1:3] == ["2", rf"**{shown}** \[{low:,.0f}, {high:,.0f}\]"]  # the best of its column
     assert cells[-1] == "2.0"
-    assert line_of(page, r"retrieval: kernel\_density")[-1] == "–"  # it has no training of its own
+    assert line_of(page, rf"{RETRIEVAL}: kernel\_density")[-1] == "–"  # it has no training of its own
 
 
 def test_posteriors_have_density_and_coverage_of_both_seeds(runs, page):
@@ -157,8 +159,11 @@ def test_posteriors_have_density_and_coverage_of_both_seeds(runs, page):
     assert numbers_of(page)["heads"]["sphere"]["posterior"] is None
     table = (page / "heads.md").read_text().partition("### Posteriors")[2]
     cells = next(line for line in table.splitlines() if line.startswith("| geocells |")).strip("| ").split(" | ")
-    assert cells[1:3] == ["kernel", "1.25"]
-    assert cells[4].startswith(f"{100 * coverage:.1f} ± ")
+    # the mean and the standard deviation of 1.25 and 2.25, and of 0.5 and 0.7
+    assert cells[1:4] == ["kernel", "1.75 ± 0.71", "0.60 ± 0.14"]
+    cells_of_retrieval = next(line for line in table.splitlines() if line.startswith(f"| {RETRIEVAL} |"))
+    assert cells_of_retrieval.strip("| ").split(" | ")[1:4] == [r"kernel\_density", "–", "–"]
+    assert cells[5].startswith(f"{100 * coverage:.1f} ± ")
     assert table.count("| sphere |") == 0
 
 
@@ -176,12 +181,64 @@ def test_comparisons_are_with_the_sphere_head_of_the_same_seed(runs, page):
     assert numbers_of(page, "ambiguous")["comparisons"] == {}  # no sphere head there
 
 
+def test_p_values_of_a_table_are_adjusted_for_all_of_its_differences(page):
+    compared = [each for seeds in numbers_of(page)["comparisons"].values() for each in seeds.values()]
+    assert len(compared) == 4  # two heads, two seeds
+    for test in ("bootstrap", "paired_t_test", "wilcoxon"):
+        raw = [each[test]["p"] for each in compared]
+        # Holm (1979) as a maximum: each p times the number of those that are no smaller, of all up to this one
+        expected = [max(min(1.0, sum(q >= p for q in raw) * p) for p in raw if p <= own) for own in raw]
+        assert [each["holm"][test] for each in compared] == pytest.approx(expected)
+    table = (page / "heads.md").read_text().partition("### Against sphere")[2].partition("##")[0]
+    assert "all 4 differences of the table" in table
+    rows = [line for line in table.splitlines() if " – sphere |" in line]
+    for row, each in zip(rows, compared, strict=True):
+        assert f"Holm {each['holm']['bootstrap']:.2g}" in row
+        assert f"Holm {each['holm']['paired_t_test']:.2g}" in row
+
+
+def test_introduction_says_what_calibrated_the_posteriors_and_what_retrieval_costs(page):
+    introduction = (page / "heads.md").read_text().partition("## ")[0]
+    assert "calibrated on validation photos before it was judged" in introduction
+    assert "retrieval's k, sigma, exponent and uniform share were chosen on the same photos" in introduction
+    assert "features of the fine-tuned geocells head, and costs that training and the indexing" in introduction
+
+
+def test_constants_are_the_one_for_the_mean_and_the_one_within_200_km(runs, page):
+    densest = judged(runs, "sphere", 0)["baselines"]["densest_200km"]
+    cells = line_of(page, "constant: densest 200 km")
+    assert cells[2].startswith(f"{densest['mean_km']:,.0f}")
+    tables = yaml.safe_load((ROOT / "results/tables.yaml").read_text())
+    for name in ("heads", "heads_scratch", "heads_ambiguous"):
+        labels = [row["label"] for row in tables[name]["rows"]]
+        assert labels[-3:-1] == ["constant: the geometric median", "constant: the densest 200 km"]
+        assert not any(label.startswith("best") for label in labels)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda metrics: metrics.update(decoding="expected_km"), "headline expected_km, .* headline kernel"),
+        (lambda metrics: metrics["decodings"].clear(), r"decodings \[\] .* decodings \['argmax'\]"),
+        (lambda metrics: metrics["posterior"].pop("temperature"), r"values of \['spread_scale'\]"),
+    ],
+)
+def test_seeds_that_answer_otherwise_are_not_averaged(tmp_path, change, words):
+    for seed in (0, 1):
+        folder = make_head(tmp_path / f"plain/pretrained/seed_{seed}/geocells", "geocells", seed) / "im2gps3k"
+    metrics = json.loads((folder / "metrics.json").read_text())
+    change(metrics)
+    (folder / "metrics.json").write_text(json.dumps(metrics))
+    with pytest.raises(SourceError, match=words):
+        main(["heads", str(tmp_path), "--seeds", "0", "1", "--measured_on", "a toy", "--output_dir", str(tmp_path)])
+
+
 def test_readme_s_tables_find_their_numbers_on_the_page(runs, page):
     """Of the rows in `results/tables.yaml`, those of heads that stand on this page."""
     tables = yaml.safe_load((ROOT / "results/tables.yaml").read_text())
     definition = tables["heads"]
     made = ("heads.sphere.decodings.answer", "heads.geocells.decodings.kernel", "heads.geocells.decodings.argmax")
-    made += ("baselines.geometric_median", "baselines.random_guess")
+    made += ("baselines.geometric_median", "baselines.densest_200km", "baselines.random_guess")
     rows = [row | {"file": "metrics.json"} for row in definition["rows"] if row["under"].endswith(made)]
     assert len(rows) == len(made)
     text = "<!-- results:heads -->\n<!-- /results:heads -->"

@@ -22,14 +22,43 @@ def test_the_calibration_curve_has_a_point_and_a_bar_for_each_share(tmp_path: Pa
     curves = {"sure": {"0.1": 0.02, "0.9": 0.6}, "shy": {"0.1": 0.2, "0.9": 0.97}}
     intervals = {"sure": {"0.1": [0.01, 0.05], "0.9": [0.5, 0.7]}, "shy": None}
     figure = calibration_curve(curves, intervals, title="set: calibration")
-    sure, shy = figure.axes[0].containers
-    assert sure.lines[0].get_ydata() == pytest.approx([2, 60])
-    assert sure.lines[0].get_xdata() == pytest.approx([10, 90], abs=1)
-    bars = [segment[:, 1].tolist() for segment in sure.lines[2][0].get_segments()]
+    drawn = {line.get_label(): line.get_xydata() for line in figure.axes[0].get_lines()}
+    np.testing.assert_allclose(drawn["sure"], [[10, 2], [90, 60]])
+    np.testing.assert_allclose(drawn["shy"], [[10, 20], [90, 97]])
+    (of_sure,) = figure.axes[0].containers  # the shy model has no intervals
+    bars = [segment[:, 1].tolist() for segment in of_sure.lines[2][0].get_segments()]
     assert np.array(bars) == pytest.approx(np.array([[1, 5], [50, 70]]))
-    assert not shy.lines[2]
     with Image.open(save_figure(figure, tmp_path / "calibration.png")) as picture:
         assert min(picture.size) > 300
+
+
+@pytest.mark.parametrize("has_intervals", [False, True])
+def test_calibrated_models_lie_on_the_diagonal_however_many_they_are(has_intervals: bool) -> None:
+    shares = {f"{tenth / 10}": tenth / 10 for tenth in range(1, 10)}
+    names = [f"model {number}" for number in range(8)]
+    ends = {share: [value - 0.05, value + 0.05] for share, value in shares.items()}
+    intervals = dict.fromkeys(names, ends) if has_intervals else {}
+    (axes,) = calibration_curve(dict.fromkeys(names, shares), intervals, title="all alike").axes
+    points = {line.get_label(): line.get_xydata() for line in axes.get_lines()}
+    for name in names:
+        np.testing.assert_allclose(points[name][:, 0], points[name][:, 1])
+    bars = [container.lines[2][0].get_segments()[0][0, 0] for container in axes.containers]
+    assert len(set(bars)) == (8 if has_intervals else 0)  # side by side, none behind another
+
+
+def test_a_report_shows_what_was_fitted_and_a_dash_for_a_retrieval_which_has_none(tmp_path: Path) -> None:
+    fitted = {"model": {"temperature": 1.25, "spread_scale": 0.333}, "retrieval": {}}
+    for name, values in fitted.items():
+        file = tmp_path / name / "metrics.json"
+        metrics = make_evaluation(file.parent, authors=AUTHORS, posterior=True)
+        del metrics["posterior"]["temperature"]
+        file.write_text(json.dumps({**metrics, "posterior": metrics["posterior"] | values}))
+    words = ["--evaluation", *(str(tmp_path / name) for name in fitted), "--output_dir", str(tmp_path / "report")]
+    assert main(["report", *words]) == 0
+    text = (tmp_path / "report/report.md").read_text()
+    assert "|  | temperature | spread scale | NLL" in text
+    assert "| model, kernel | 1.25 | 0.333 |" in text
+    assert "| retrieval, kernel | – | – |" in text
 
 
 def test_the_report_has_the_posteriors_numbers_and_its_calibration(tmp_path: Path) -> None:

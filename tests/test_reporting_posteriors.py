@@ -9,6 +9,7 @@ pytest.importorskip("cartopy")
 
 import cartopy.crs
 from packed_photos import TINY, pack
+from PIL import Image
 
 from geomae.errors import ConfigError
 from geomae.reporting.__main__ import main
@@ -77,6 +78,26 @@ def test_checkpoint_is_asked_for_its_whole_posterior_and_every_decoding(photos, 
         assert shown.photo.shape == (TINY["image_size"], TINY["image_size"], 3)
     again = compute_posteriors(checkpoint, str(photos), "test", num_photos=4)
     assert [shown.name for shown in again] == [shown.name for shown in posteriors]
+
+
+@pytest.mark.parametrize(("option", "given", "least"), [("num_photos", 0, 1), ("num_photos", -18, 1), ("seed", -1, 0)])
+def test_numbers_that_draw_nothing_are_refused(photos, tmp_path, option, given, least):
+    checkpoint = save_model(tmp_path / "model", head_type="geocells", num_geocells=[4])
+    words = ["posteriors", "--photos", str(photos), "--checkpoint", checkpoint, f"--{option}", str(given)]
+    with pytest.raises(ConfigError, match=f"--{option} {given} is too small: give {least} or more"):
+        main([*words, "--output_file", str(tmp_path / "maps.png")])
+
+
+def test_photos_that_only_the_table_names_are_never_drawn(tmp_path):
+    names = [f"{number}.jpg" for number in range(6)]
+    (tmp_path / "photos").mkdir()
+    for name in names[:2]:
+        Image.new("RGB", (24, 24), "green").save(tmp_path / "photos" / name)
+    table = "".join(f"{name},{number},{number}\n" for number, name in enumerate(names))
+    (tmp_path / "photos/table.csv").write_text(f"id,latitude,longitude\n{table}")
+    checkpoint = save_model(tmp_path / "model", head_type="geocells", num_geocells=[4])
+    posteriors = compute_posteriors(checkpoint, str(tmp_path / "photos"), "test", num_photos=4)
+    assert {shown.name for shown in posteriors} == set(names[:2])
 
 
 def test_command_writes_the_picture_and_refuses_a_head_that_answers_with_a_point(photos, tmp_path, capsys):

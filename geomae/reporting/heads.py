@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from geomae.errors import SourceError
-from geomae.evaluation import compare_predictions, describe_run, write_evaluation
+from geomae.evaluation import compare_predictions, describe_run, holm_adjusted, write_evaluation
 from geomae.reporting.heads_tables import (
     HEADS,
     POINT,
@@ -29,7 +29,7 @@ from geomae.reporting.page import Block, Heading, Paragraph, copy_picture, save_
 from geomae.reporting.plots import calibration_curve
 from geomae.reporting.records import EvaluationRecord, TrainingRecord, read_evaluation, read_training
 from geomae.reporting.report import STAND_IN, write_pages
-from geomae.reporting.results_section import draw_error_cdf
+from geomae.reporting.results_section import CALIBRATED, draw_error_cdf
 from geomae.reporting.seeds import describe_training, over_seeds
 
 __all__ = ["write_heads"]
@@ -138,13 +138,45 @@ def _measure(heads: Heads, reference: str, num_resamples: int) -> dict[str, Any]
         for head, runs in heads.items()
         if reference in heads and head != reference
     }
+    _adjust([compared for seeds in comparisons.values() for compared in seeds.values()])
     measured = {head: _measure_head(list(runs.values())) for head, runs in heads.items()}
     return {"baselines": first["baselines"], "heads": measured, "comparisons": comparisons}
 
 
+def _adjust(comparisons: Sequence[dict[str, Any]]) -> None:
+    """Adds `holm`: each test's p, adjusted for all differences of the table."""
+    tests = ("bootstrap", "paired_t_test", "wilcoxon")
+    adjusted = [holm_adjusted([compared[test]["p"] for compared in comparisons]) for test in tests]
+    for place, compared in enumerate(comparisons):
+        compared["holm"] = {test: p_values[place] for test, p_values in zip(tests, adjusted, strict=True)}
+
+
+def _refuse_unequal(runs: Sequence[Run]) -> None:
+    """Seeds that answer otherwise, whose mean would be of nothing."""
+    first, *others = (_answers_of(run.evaluation.metrics) for run in runs)
+    for run, answers in zip(runs[1:], others, strict=True):
+        if answers != first:
+            raise SourceError(
+                f"{run.evaluation.folder} has {_in_words(answers)}, but {runs[0].evaluation.folder} has "
+                f"{_in_words(first)}: no mean is over both. Evaluate them with the same --decoding and --decodings."
+            )
+
+
+def _answers_of(metrics: Mapping[str, Any]) -> tuple[str, list[str], list[str]]:
+    """The headline, the other decodings, and what was calibrated."""
+    fitted = [name for name in CALIBRATED if name in metrics.get("posterior", {})]
+    return metrics.get("decoding") or POINT, sorted(metrics.get("decodings") or {}), fitted
+
+
+def _in_words(answers: tuple[str, list[str], list[str]]) -> str:
+    headline, decodings, fitted = answers
+    return f"the headline {headline}, the decodings {decodings} and values of {fitted}"
+
+
 def _measure_head(runs: Sequence[Run]) -> dict[str, Any]:
+    _refuse_unequal(runs)
     metrics = [run.evaluation.metrics for run in runs]
-    headline = metrics[0].get("decoding") or POINT
+    headline, _, fitted = _answers_of(metrics[0])
     by_decoding = {headline: metrics}
     by_decoding |= {name: [each["decodings"][name] for each in metrics] for name in metrics[0].get("decodings") or {}}
     trainings = [run.training for run in runs if run.training is not None]
@@ -155,13 +187,13 @@ def _measure_head(runs: Sequence[Run]) -> dict[str, Any]:
         "minutes": float(np.mean(seconds)) / 60.0 if seconds else None,
         "decodings": {name: _average(each, AVERAGED, KEPT) for name, each in by_decoding.items()},
         "posterior": None,
-        "temperature": None,
+        "calibrated": None,
         "trainings": [describe_training(training) for training in trainings],
     }
     if "posterior" in metrics[0]:
         posteriors = [each["posterior"] for each in metrics]
         measured["posterior"] = _average(posteriors, OF_POSTERIOR, (*OF_POSTERIOR, "intervals_95"))
-        measured["temperature"] = posteriors[0].get("temperature")  # a retrieval has none
+        measured["calibrated"] = over_seeds([{name: each[name] for name in fitted} for each in posteriors])
     return measured
 
 
@@ -185,9 +217,13 @@ def _nest(measured: Mapping[tuple[str, str], Any]) -> dict[str, dict[str, Any]]:
 
 def _introduce(measured_on: str, seeds: Sequence[int]) -> list[Block]:
     text = (
-        f"Every head stands on the same trunk and was trained on the same photos for as long: {measured_on}. Each "
-        "number is the mean over the seeds, after ± their standard deviation; in brackets the 95 % interval of seed "
-        f"{seeds[0]}, from the bootstrap clustered by author. A head with a posterior has one row for each way of "
+        f"Every head was trained on the same trunk, on the same photos, for as long: {measured_on}. Retrieval has no "
+        "training of its own: it looks for similar photos by the features of the fine-tuned geocells head, and costs "
+        "that training and the indexing. Each number is the mean over as many seeds as the row says, after ± their "
+        f"standard deviation; in brackets the 95 % interval of seed {seeds[0]}, from the bootstrap clustered by "
+        "author. Every posterior was calibrated on validation photos before it was judged: a head's temperature and "
+        "spread scale by the likelihood there; retrieval's k, sigma, exponent and uniform share were chosen on the "
+        "same photos. A head with a posterior has one row for each way of "
         "reading an answer off it; the first is the one that its checkpoint answers with, and that is compared, drawn "
         "and measured by its radii. Random guesses have the spread over their runs. The training time is that of one "
         "process on the machine as it was, often with others beside it."
@@ -217,7 +253,8 @@ def _describe_section(
     if measured["comparisons"]:
         text = (
             "Differences of mean errors on the same photos, seed by seed; below zero the first is better. The interval "
-            "and its p are from the bootstrap clustered by author."
+            "and its p are from the bootstrap clustered by author. Holm's adjustment of p is for all "
+            f"{sum(map(len, measured['comparisons'].values()))} differences of the table, and it decides."
         )
         table = comparison_table(measured["comparisons"], reference)
         blocks += [Heading(f"Against {head_name(reference)}", level=3), Paragraph(text), table]

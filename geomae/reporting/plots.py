@@ -221,6 +221,8 @@ def calibration_curve(
 ) -> Figure:
     """The share of photos within each radius against the share that it should hold; on the diagonal where they agree.
 
+    Bars stand beside their points, or those of two models would hide each other.
+
     Args:
         curves: model -> share of the mass, as text -> share of the photos within the radius that holds it.
         intervals: model -> share of the mass -> `[low, high]`; None where there are none.
@@ -232,14 +234,13 @@ def calibration_curve(
         axes.plot([0, 100], [0, 100], color="#666666", linestyle=BASELINE_DASHES[0], linewidth=1.2, label="calibrated")
         for rank, (name, curve) in enumerate(curves.items()):
             mass, shares = (100.0 * np.array([*each], dtype=np.float64) for each in (curve, curve.values()))
-            # side by side, or the bars of two models would hide each other
-            place = mass + 0.8 * (rank - (len(curves) - 1) / 2)
-            bars = None
+            look = {"color": _colour(rank), "linestyle": _dashes(rank // len(COLOURS)), "marker": "o", "markersize": 4}
+            axes.plot(mass, shares, label=_shown_label(name), **look)
             if (ends := intervals.get(name)) is not None:
                 low, high = 100.0 * np.array([ends[key] for key in curve]).T
                 bars = np.maximum([shares - low, high - shares], 0.0)  # an interval may leave its number out
-            look = {"color": _colour(rank), "linestyle": _dashes(rank // len(COLOURS)), "marker": "o", "markersize": 4}
-            axes.errorbar(place, shares, yerr=bars, capsize=2, elinewidth=1.0, label=_shown_label(name), **look)
+                beside = mass + 0.8 * (rank - (len(curves) - 1) / 2)
+                axes.errorbar(beside, shares, yerr=bars, fmt="none", ecolor=_colour(rank), capsize=2, elinewidth=1.0)
         axes.set(xlim=(0, 100), ylim=(0, 100), title=title)
         axes.set(xlabel="mass that the radius should hold, %", ylabel="photos within the radius, %")
         axes.text(97, 4, "below the line: too sure of itself", ha="right", color="#666666")

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from geomae.checkpoints import load_geolocator
-from geomae.data import PhotoCollator, load_photos
+from geomae.data import PhotoCollator, find_absent, load_photos
 from geomae.errors import ConfigError
 from geomae.evaluation.posterior import DECODINGS
 from geomae.evaluation.posterior_head import posterior_head
@@ -23,15 +23,18 @@ def compute_posteriors(
 
     Args:
         checkpoint: folder of a fine-tuned model whose head has a posterior.
-        photos: packed folder, or any other source of photos with coordinates.
+        photos: packed folder, or any other source of photos with coordinates; what only its table names is left out.
         split: of a packed folder.
-        num_photos: fewer where the source has fewer.
-        seed: of the draw; equal seeds draw the same photos of a source, whatever the checkpoint.
+        num_photos: 1 or more; fewer where the source has fewer.
+        seed: 0 or more, of the draw; equal seeds draw the same photos of a source, whatever the checkpoint.
 
     Raises:
-        ConfigError: there is no such model, or its head answers with a point.
+        ConfigError: there is no such model, its head answers with a point, or a number is too small.
         SourceError: there are no such photos.
     """
+    for option, given, least in (("num_photos", num_photos, 1), ("seed", seed, 0)):
+        if given < least:
+            raise ConfigError(f"--{option} {given} is too small: give {least} or more")
     model = load_geolocator(checkpoint)
     head = posterior_head(model)
     if head is None:
@@ -40,7 +43,7 @@ def compute_posteriors(
             "checkpoint with the head_type geocells, hybrid or vmf_mixture"
         )
     dataset = load_photos(photos, split)
-    drawn = np.random.default_rng(seed).permutation(len(dataset))[:num_photos]
+    drawn = np.random.default_rng(seed).permutation(np.flatnonzero(~find_absent(dataset)))[:num_photos]
     batch = PhotoCollator(model.config.image_size, augment=False)([dataset[int(row)] for row in drawn])
     output = model(pixel_values=batch["pixel_values"])
     log_mass, places_deg = head.place_log_probabilities(output.logits)  # (B, K), (B, K, 2)

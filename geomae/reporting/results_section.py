@@ -35,6 +35,7 @@ BASELINE_NAMES = {
     "uniform_on_sphere": "uniform on the sphere",
 }
 BASELINES_IN_CDF = ("geometric_median", "random_training_photo", "random_guess")
+CALIBRATED = {"temperature": "temperature", "spread_scale": "spread scale"}  # of a posterior, fitted by `calibrate`
 NUM_EXAMPLES = 4  # photos shown at either end of the errors
 
 
@@ -256,9 +257,15 @@ def describe_posteriors(group: dict[str, EvaluationRecord], folder: Path, number
         return []
     shares = list(next(iter(posteriors.values()))["coverage"])
     keys = [("nll",), *(("coverage", q) for q in shares), ("mean_expected_km",), ("mean_error_km",)]
-    header = ["temperature", "NLL, nats / sr", *(f"within the {float(q):.0%} radius, %" for q in shares)]
+    fitted = [key for key in CALIBRATED if any(key in posterior for posterior in posteriors.values())]
+    header = [*(CALIBRATED[key] for key in fitted), "NLL, nats / sr"]
+    header += [f"within the {float(q):.0%} radius, %" for q in shares]
     cells: list[list[str | Cell]] = [
-        [name, f"{posterior['temperature']:.3g}", *(number_cell(posterior, key) for key in keys)]
+        [
+            name,
+            *(f"{posterior[key]:.3g}" if key in posterior else "–" for key in fitted),  # a retrieval has none
+            *(number_cell(posterior, key) for key in keys),
+        ]
         for name, posterior in posteriors.items()
     ]
     caption = "What the models say of their own errors, around their first answer"

@@ -54,20 +54,26 @@ def describe_training(record: TrainingRecord) -> dict[str, Any]:
     return {key: record.run.get(key) for key in MADE_BY}
 
 
-def difference_cells(compared: Mapping[str, Any]) -> list[str | Cell]:
+def difference_cells(
+    compared: Mapping[str, Any], adjusted: Mapping[str, float | None] | None = None
+) -> list[str | Cell]:
     """A difference of mean errors with its interval, the bootstrap's p, and the t-test for independent photos.
 
     Args:
         compared: `mean_km`, `intervals_95`, `bootstrap` and `paired_t_test`, as `compare_predictions` measures them.
+        adjusted: `bootstrap` and `paired_t_test`: the p adjusted by Holm, where the table is of several.
     """
     interval, p = "no interval", compared["bootstrap"]["p"]
     if compared["intervals_95"] is not None:
         interval = "[{:+,.0f}, {:+,.0f}]".format(*compared["intervals_95"]["mean_km"])
-    return [
-        Cell(f"{compared['mean_km']:+,.0f}", interval),
-        "–" if p is None else shown_p(p, compared["bootstrap"]["num_resamples"]),
-        t_cell(compared["paired_t_test"]),
-    ]
+    shown = "–" if p is None else shown_p(p, compared["bootstrap"]["num_resamples"])
+    t_test = t_cell(compared["paired_t_test"])
+    cells: list[str | Cell] = [Cell(f"{compared['mean_km']:+,.0f}", interval), shown, t_test]
+    if adjusted is None:
+        return cells
+    holm = {test: "" if q is None else f"Holm {q:.2g}" for test, q in adjusted.items()}
+    t_note = ", ".join(filter(None, (t_test.note, holm["paired_t_test"])))
+    return [cells[0], Cell(shown, holm["bootstrap"]), Cell(t_test.text, t_note)]
 
 
 def t_cell(test: Mapping[str, Any]) -> Cell:
