@@ -215,6 +215,18 @@ def test_constants_are_the_one_for_the_mean_and_the_one_within_200_km(runs, page
         assert not any(label.startswith("best") for label in labels)
 
 
+def test_labels_say_which_heads_have_one_seed():
+    (line,) = [line for line in (ROOT / "Makefile").read_text().splitlines() if line.startswith("IN_ONE_SEED :=")]
+    tables = yaml.safe_load((ROOT / "results/tables.yaml").read_text())
+    labelled = {
+        row["under"].split(".")[4]
+        for name in ("heads", "heads_scratch", "heads_ambiguous")
+        for row in tables[name]["rows"]
+        if "one seed" in row["label"]
+    }
+    assert labelled == set(line.partition(":=")[2].split())
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
