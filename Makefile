@@ -174,7 +174,7 @@ results/thesis/$(ON)/metrics.json: $(foreach set,$(SETS),$(THESIS_RUNS:%=%/$(set
 
 # Heads beside each other: one trunk, one budget, three seeds; on crops in colour, from a pretrained trunk and from scratch, and
 # on small grey crops, which fit many places. Every run takes one core, without a launcher that would cost it more than its
-# evaluation: make -j2 heads. On two cores that is about 50 minutes.
+# evaluation: make -j2 heads. On two cores that is about an hour.
 HEADS := outputs/heads
 CELLS := $(HEADS)/geocells
 CELLS_fine := --geocells $(CELLS)/fine/geocells.parquet

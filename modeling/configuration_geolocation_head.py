@@ -1,5 +1,6 @@
 """What a geolocator's configuration says of its head: features of a photo -> a point, or a posterior over the Earth."""
 
+import math
 from dataclasses import field
 from typing import Any
 
@@ -98,6 +99,17 @@ class GeolocationHeadConfig(PretrainedConfig):
                 f"scene_experts needs head_type=geocells and num_scenes of at least 2; they are {self.head_type} and "
                 f"{self.num_scenes}."
             )
+        for name in ("label_smoothing", "haversine_smoothing_km"):
+            if getattr(self, name) and self.head_type not in ("geocells", "hybrid"):
+                raise ValueError(
+                    f"{name}={getattr(self, name)} spreads the target of a classifier, and head_type={self.head_type} "
+                    "is none: leave it at 0, or choose geocells or hybrid."
+                )
+        if self.num_mixture_components and self.head_type != "vmf_mixture":
+            raise ValueError(
+                f"num_mixture_components={self.num_mixture_components} is of head_type=vmf_mixture, not of "
+                f"{self.head_type}: leave it at 0."
+            )
         if self.label_smoothing and self.haversine_smoothing_km:
             raise ValueError(
                 f"label_smoothing={self.label_smoothing} and haversine_smoothing_km={self.haversine_smoothing_km} are "
@@ -108,11 +120,15 @@ class GeolocationHeadConfig(PretrainedConfig):
         if not 0 <= self.label_smoothing < 1:
             raise ValueError(f"label_smoothing={self.label_smoothing} must be at least 0 and below 1.")
         for name in ("haversine_smoothing_km", "regression_weight_per_km", "scene_loss_weight"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name}={getattr(self, name)} must be at least 0.")
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name}={getattr(self, name)} must be a number of at least 0.")
         for name in ("num_mixture_components", "num_scenes"):
             if getattr(self, name) < 0 or getattr(self, name) == 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be 0 or at least 2.")
         for name in ("kernel_km", "temperature", "spread_scale", "top_k"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name}={getattr(self, name)} must be above 0.")
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f"{name}={getattr(self, name)} must be a number above 0.")
+        for name in ("num_geocells", "head_hidden_sizes", "top_k"):
+            value = getattr(self, name)
+            if any(count != int(count) or count < 1 for count in (value if isinstance(value, list) else [value])):
+                raise ValueError(f"{name}={value} must be whole and at least 1.")

@@ -14,11 +14,11 @@ from transformers import initialization as init
 
 from .geodesy import EARTH_RADIUS_KM, to_unit_vectors
 
-__all__ = ["GeocellTensors", "evenly_spread", "nearest"]
+__all__ = ["GeocellTensors", "chords", "evenly_spread", "nearest"]
 
 EARTH_AREA_KM2 = 4 * math.pi * EARTH_RADIUS_KM**2
 SMALLEST_SPREAD_KM = 0.1
-"""Photos of one place have no spread, and an infinite density; GPS in phones is no better than this."""
+"""Photos of one place would have an infinite density; `python -m geomae.geocells build` writes no spread below 1 km."""
 
 
 def evenly_spread(num_points: int) -> Tensor:
@@ -110,6 +110,10 @@ class GeocellTensors(nn.Module):
         self.ancestors.copy_(torch.stack(ancestors))
         self.area_km2.copy_(torch.as_tensor(area_km2))
         self.spread_km.copy_(torch.as_tensor(spread_km)).clamp_(min=SMALLEST_SPREAD_KM)
+
+    def keep_integers(self) -> None:
+        """Loading in half precision makes every tensor of a head kept in float32 one of floats: undo it, exactly."""
+        self.ancestors = self.ancestors.long()
 
     @property
     def partitions(self) -> tuple[Tensor, ...]:

@@ -15,7 +15,7 @@ from transformers.utils import ModelOutput
 from .configuration_geolocation_head import GeolocationHeadConfig
 from .geodesy import great_circle_km, to_degrees, to_unit_vectors
 
-__all__ = ["GeolocationHead", "GeolocationOutput", "SphereHead", "TanhHead"]
+__all__ = ["GeolocationHead", "GeolocationOutput", "SphereHead", "TanhHead", "outside_autocast"]
 
 KM_PER_NAT = 1000.0
 """What a nat of the scene's loss counts beside a loss in km."""

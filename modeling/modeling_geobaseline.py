@@ -14,6 +14,7 @@ from .geolocation_head import GeolocationHead, GeolocationOutput
 from .heads import build_head
 from .patches import PixelNormalizer
 from .pretrained_model import GeoPreTrainedModel
+from .vmf_mixture_head import VMFMixtureHead
 
 __all__ = ["GeoBaselineForGeolocation"]
 
@@ -92,6 +93,8 @@ class GeoBaselineForGeolocation(GeoPreTrainedModel):
                 if isinstance(layer, nn.Linear):
                     init.xavier_uniform_(layer.weight)
                     init.zeros_(layer.bias)
+            if isinstance(module, VMFMixtureHead):
+                module.reset_starts()
         elif hasattr(module, "init_non_persistent_buffers"):  # timm: transformers 5 leaves such buffers uninitialised
             module.init_non_persistent_buffers()
 

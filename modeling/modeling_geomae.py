@@ -23,6 +23,7 @@ from .geolocation_head import GeolocationOutput
 from .heads import build_head
 from .patches import PixelNormalizer, gather_patches, patchify, shuffle_patches, sincos_positions, unpatchify
 from .pretrained_model import GeoPreTrainedModel
+from .vmf_mixture_head import VMFMixtureHead
 
 __all__ = [
     "GeoMAEForGeolocation",
@@ -122,6 +123,8 @@ class GeoMAEPreTrainedModel(GeoPreTrainedModel):
                 init.trunc_normal_(positions, std=std)
         elif isinstance(module, (PixelNormalizer, GeocellTensors)):
             module.reset_buffers()
+        elif isinstance(module, VMFMixtureHead):
+            module.reset_starts()
 
     def fixed_parameters(self) -> list[nn.Parameter]:
         """Sin-cos positions are constants."""

@@ -18,9 +18,11 @@ from .geodesy import EARTH_RADIUS_KM, great_circle_km
 __all__ = [
     "PosteriorSpread",
     "choose_places",
+    "chord_km",
     "mass_within",
     "mixture_log_density",
     "spread_around",
+    "take",
     "vmf_log_density",
 ]
 

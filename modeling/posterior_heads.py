@@ -10,7 +10,15 @@ from .configuration_geolocation_head import GeolocationHeadConfig
 from .geocell_tensors import GeocellTensors, chords, nearest
 from .geodesy import EARTH_RADIUS_KM, great_circle_km, to_degrees, to_unit_vectors
 from .geolocation_head import GeolocationHead, outside_autocast
-from .posterior import PosteriorSpread, choose_places, chord_km, mass_within, mixture_log_density, spread_around
+from .posterior import (
+    PosteriorSpread,
+    choose_places,
+    chord_km,
+    mass_within,
+    mixture_log_density,
+    spread_around,
+    take,
+)
 
 __all__ = ["GeocellsHead", "HybridHead", "PosteriorHead"]
 
@@ -58,9 +66,14 @@ class PosteriorHead(GeolocationHead):
         raise NotImplementedError(f"{type(self).__name__} must say what its density is")
 
     def to_points(self, outputs: Tensor) -> Tensor:
-        """`(B, 3)` unit vectors by `decoding`; in training by `argmax`, which costs nothing."""
-        name = "argmax" if self.training else self.decoding
-        return self._choose(outputs, [name])[name]
+        """`(B, 3)` unit vectors by `decoding`; in training the likeliest place, whose search costs least."""
+        if self.training:
+            return self.place_of(outputs, self.log_mass(outputs).argmax(dim=-1))
+        return self._choose(outputs, [self.decoding])[self.decoding]
+
+    def place_of(self, outputs: Tensor, chosen: Tensor) -> Tensor:
+        """`(B, 3)` the place of one of the K for each photo, by `(B,)` indices."""
+        return take(self.places(outputs), chosen)
 
     def _choose(self, outputs: Tensor, decodings: Sequence[str]) -> dict[str, Tensor]:
         return choose_places(
@@ -217,7 +230,7 @@ class GeocellsHead(PosteriorHead):
     def _cross_entropy(self, log_probabilities: Tensor, labels: Tensor, centroids: Tensor, truth: Tensor) -> Tensor:
         if self.haversine_smoothing_km:
             distance_km = chord_km(chords(truth, centroids))  # (B, K_p)
-            beyond_km = distance_km - distance_km.min(dim=-1, keepdim=True).values
+            beyond_km = (distance_km - distance_km.gather(1, labels[:, None])).clamp(min=0)
             # not normalised: a photo amid many small cells may count for more than one of an empty region
             targets = torch.exp(-beyond_km / self.haversine_smoothing_km)
             return -(targets * log_probabilities).sum(dim=-1).mean()
@@ -250,15 +263,18 @@ class HybridHead(GeocellsHead):
         """The point within each of the finest cells, `(B, K, 3)`."""
         return move_along_sphere(self.cells.finest, self.offsets(outputs), self.cells.spread_km)
 
+    def place_of(self, outputs: Tensor, chosen: Tensor) -> Tensor:
+        """The same for one cell of each photo, without moving all the others."""
+        offset = self.offsets(outputs)[torch.arange(len(chosen), device=chosen.device), chosen]  # (B, K, 2) -> (B, 2)
+        return move_along_sphere(self.cells.finest[chosen], offset, self.cells.spread_km[chosen])
+
     def anchors(self, outputs: Tensor) -> Tensor:
         """The centroids: a cell is chosen as if its photos were there."""
         return self.cells.finest
 
     def place_loss(self, outputs: Tensor, truth: Tensor, scene_labels: Tensor | None) -> Tensor:
         """Cross-entropy, and the great-circle error within the true cell, weighted; nats."""
-        own = nearest(truth, self.cells.finest)
-        offset = self.offsets(outputs)[torch.arange(len(own), device=own.device), own]  # (B, K, 2) -> (B, 2)
-        points = move_along_sphere(self.cells.finest[own], offset, self.cells.spread_km[own])
+        points = self.place_of(outputs, nearest(truth, self.cells.finest))
         error_km = great_circle_km(points, truth).mean()
         return super().place_loss(outputs, truth, scene_labels) + self.weight_per_km * error_km
 

@@ -1,4 +1,4 @@
-"""What every model here shares, and the two repairs that transformers 5 needs after loading a checkpoint."""
+"""What every model here shares, and the three repairs that transformers 5 needs after loading a checkpoint."""
 
 from typing import Any
 
@@ -6,6 +6,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from .geocell_tensors import GeocellTensors
 from .step_flops import count_step_flops
 
 __all__ = ["GeoPreTrainedModel"]
@@ -30,6 +31,9 @@ class GeoPreTrainedModel(PreTrainedModel):
         """Called by transformers when a model is built and again when its weights are loaded: nothing is tied here."""
         super().tie_weights(*args, **kwargs)
         self._align_storage()
+        for module in self.modules():
+            if isinstance(module, GeocellTensors):
+                module.keep_integers()
         self._freeze_fixed_parameters()
 
     @torch.no_grad()

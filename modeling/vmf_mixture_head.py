@@ -4,6 +4,7 @@ import math
 
 import torch
 from torch import Tensor, nn
+from transformers import initialization as init
 
 from .configuration_geolocation_head import GeolocationHeadConfig
 from .geocell_tensors import evenly_spread
@@ -50,21 +51,28 @@ class VMFMixtureHead(PosteriorHead):
         num_components = self.num_free or config.num_geocells[-1]
         super().__init__(in_features, config, 5 * self.num_free or num_components)
         if self.num_free:
-            self.register_buffer("starts", evenly_spread(self.num_free))
+            self.register_buffer("starts", torch.zeros(self.num_free, 3))
         else:
-            self.raw_concentration = nn.Parameter(torch.empty(num_components))
-            self._follow_cells()
+            self.raw_concentration = nn.Parameter(torch.zeros(num_components))
+        self.reset_starts()
 
     @torch.no_grad()
-    def _follow_cells(self) -> None:
-        """Let each anchored component be as wide as its cell."""
-        assert self.cells is not None
-        self.raw_concentration.copy_(to_raw(torch.log(2 * (EARTH_RADIUS_KM / self.cells.spread_km) ** 2)))
+    def reset_starts(self) -> None:
+        """Free components start evenly spread, anchored ones as wide as their cells; what was loaded stays."""
+        if self.num_free:
+            init.copy_(self.starts, evenly_spread(self.num_free))
+        else:
+            init.copy_(self.raw_concentration, self._as_wide_as_the_cells())
 
+    def _as_wide_as_the_cells(self) -> Tensor:
+        assert self.cells is not None
+        return to_raw(torch.log(2 * (EARTH_RADIUS_KM / self.cells.spread_km) ** 2))
+
+    @torch.no_grad()
     def set_geocells(self, *args: object, **kwargs: object) -> None:
         """Take over cells that were built from training photos; concentrations start from their spread."""
         super().set_geocells(*args, **kwargs)
-        self._follow_cells()
+        self.raw_concentration.copy_(self._as_wide_as_the_cells())
 
     def components(self, outputs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """As they are trained, without temperature and scale.

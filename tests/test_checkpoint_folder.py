@@ -161,11 +161,41 @@ def test_every_head_is_reachable_from_any_checkpoint(tiny_sizes: dict, tmp_path:
         assert all(torch.isfinite(tensor).all() for tensor in loaded.state_dict().values())
 
 
-def test_half_precision_loading_leaves_the_head_in_float32(tiny_sizes: dict, tmp_path: Path) -> None:
-    GeoMAEForGeolocation(GeoMAEConfig(**tiny_sizes)).save_pretrained(tmp_path)
-    model = GeoMAEForGeolocation.from_pretrained(tmp_path, dtype=torch.bfloat16)
-    assert {p.dtype for p in model.head.parameters()} == {torch.float32}
-    assert {p.dtype for p in model.backbone.parameters()} == {torch.bfloat16}
+HEADS = {
+    "tanh": {},
+    "geocells": {"num_geocells": [3, 9]},
+    "hybrid": {"num_geocells": [3, 9]},
+    "vmf_mixture": {"num_geocells": [9]},
+    "free mixture": {"head_type": "vmf_mixture", "num_mixture_components": 5},
+}
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_half_precision_leaves_the_head_as_it_is(tiny_sizes: dict, tmp_path: Path, name: str) -> None:
+    saved = GeoMAEForGeolocation(GeoMAEConfig(**{**tiny_sizes, "head_type": name, **HEADS[name]}))
+    saved.save_pretrained(tmp_path / "float32")
+    saved.bfloat16().save_pretrained(tmp_path / "bfloat16")
+    coordinates_deg = torch.tensor([[48.85, 2.35], [-33.9, 18.4]])
+    for model in (
+        GeoMAEForGeolocation.from_pretrained(tmp_path / "float32", dtype=torch.bfloat16),
+        GeoMAEForGeolocation.from_pretrained(tmp_path / "bfloat16"),
+    ):
+        for key, tensor in saved.head.state_dict().items():
+            assert model.head.state_dict()[key].dtype == tensor.dtype, key
+            assert torch.equal(model.head.state_dict()[key], tensor), key
+        assert {p.dtype for p in model.backbone.parameters()} == {torch.bfloat16}
+        assert torch.isfinite(model.eval()(torch.zeros(2, 3, 32, 32), coordinates_deg).loss)
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_a_head_that_the_checkpoint_lacks_starts_fresh(tiny_sizes: dict, tmp_path: Path, name: str) -> None:
+    GeoMAEForPreTraining(GeoMAEConfig(**tiny_sizes)).save_pretrained(tmp_path)
+    loaded = GeoMAEForGeolocation.from_pretrained(tmp_path, **{"head_type": name, **HEADS[name]})
+    fresh = GeoMAEForGeolocation(GeoMAEConfig(**{**tiny_sizes, "head_type": name, **HEADS[name]}))
+    for key, tensor in fresh.head.state_dict().items():
+        if not key.startswith("layers."):
+            assert torch.equal(loaded.head.state_dict()[key], tensor), key
+    assert all(torch.isfinite(tensor).all() for tensor in loaded.head.state_dict().values())
 
 
 def test_loaded_tensors_are_aligned(tiny_sizes: dict, tmp_path: Path) -> None:

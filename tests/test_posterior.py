@@ -99,6 +99,25 @@ def test_mean_in_top_k_leaves_the_rest_out() -> None:
     assert decode(mass, places, "mean_in_top_k", top_k=100) != pytest.approx([10, 180], abs=5)  # all four
 
 
+def test_mean_in_top_k_weighs_places_by_their_mass() -> None:
+    assert decode([0.75, 0.25], [[0.0, 0.0], [0.0, 8.0]], "mean_in_top_k", top_k=2) == pytest.approx([0, 2], abs=0.01)
+
+
+@pytest.mark.parametrize("lead", [10.0, 15.0, 20.0, 30.0])
+def test_every_decoding_of_a_sure_posterior_answers_the_point_and_not_its_anchor(lead: float) -> None:
+    anchors = evenly_spread(400)
+    places = torch.nn.functional.normalize(anchors + 0.1 * torch.randn(400, 3), dim=-1)
+    logits = torch.randn(1, 400)
+    logits[0, 7] += lead
+    names = ["argmax", "kernel", "expected_km", "mean_in_top_k"]
+    chosen = choose_places(logits.softmax(dim=-1), places[None], anchors, names, kernel_km=200.0, top_k=1)
+    for name, answer in chosen.items():
+        far = (
+            1.0 if lead > 5 or name != "expected_km" else 5000.0
+        )  # of a posterior that is not sure, the median is none
+        assert great_circle_km(answer[0], places[7]).item() < far, name
+
+
 def test_places_that_cancel_out_leave_the_likeliest() -> None:
     assert decode([0.5, 0.5], [[0.0, 0.0], [0.0, 180.0]], "mean_in_top_k")[1] in (pytest.approx(0), pytest.approx(180))
 

@@ -75,7 +75,8 @@ def test_cell_loss_is_the_cross_entropy_averaged_over_partitions(counts: list[in
             target = 0.9 * target + 0.1 / counts[level]
         if "haversine_smoothing_km" in smoothing:
             distance = haversine_km(truth, centroids[level])
-            target = np.exp(-(distance - distance.min(axis=1, keepdims=True)) / 65.0)
+            beyond = distance - distance[np.arange(len(label)), label][:, None]
+            target = np.exp(-np.maximum(beyond, 0) / 65.0)
         nats.append(-(target * log_p).sum(axis=1).mean())
         label = parents[level - 1][label] if level else label
     assert loss == pytest.approx(np.mean(nats), rel=1e-4)
@@ -187,6 +188,33 @@ def test_hybrid_answers_within_the_cell_that_it_chooses() -> None:
     assert great_circle_km(over, to_unit_vectors(torch.tensor([89.0, -150.0]))).item() < 0.1
 
 
+def test_hybrid_chooses_the_cell_as_if_its_photos_were_at_the_centroid() -> None:
+    """Two cells of a cluster beat a likelier one far away, wherever the points within the cells are."""
+    head = head_of(head_type="hybrid", num_geocells=[3], decoding="kernel").eval()
+    head.set_geocells([[[48.0, 2.0], [48.5, 2.5], [-30.0, 150.0]]], [], np.ones(3), np.full(3, 111.195))
+    probabilities = torch.log(torch.tensor([0.31, 0.29, 0.40]))
+    offsets = torch.tensor([0.0, 9.0, 0.0, -9.0, 0.0, 0.0])  # 18 degrees of latitude between the two points
+    answer_deg = head.decode(torch.cat((probabilities, offsets))[None], ["kernel"])["kernel"][0]
+    assert answer_deg.tolist() == pytest.approx([57, 2], abs=0.01)
+
+
+def test_temperature_divides_a_mixtures_logits() -> None:
+    head = head_of(head_type="vmf_mixture", num_geocells=[9], temperature=3.0)
+    logits = torch.randn(4, 9) * 5
+    assert torch.allclose(head.log_mass(logits), (logits / 3).log_softmax(dim=-1))
+
+
+def test_coarse_haversine_targets_are_full_in_the_cell_that_the_photo_is_in() -> None:
+    """Also where the centroid of another coarse cell is nearer."""
+    head = head_of(head_type="geocells", num_geocells=[2, 3], haversine_smoothing_km=100.0)
+    coarse, fine = [[0.0, 0.0], [0.0, 30.0]], [[0.0, -20.0], [0.0, 12.0], [0.0, 40.0]]
+    head.set_geocells([coarse, fine], [[0, 1, 1]], np.ones(3), np.ones(3))
+    log_probabilities = torch.log(torch.tensor([0.9, 0.1, 0.2, 0.5, 0.3]))
+    # the photo's fine cell is (0, 12), of the coarse cell (0, 30), but (0, 0) is nearer: both coarse targets are 1
+    loss = head.place_loss(log_probabilities[None], to_unit_vectors(torch.tensor([[0.0, 12.0]])), None)
+    assert loss.item() == pytest.approx((-math.log(0.9) - math.log(0.1) - math.log(0.5)) / 2, rel=1e-3)
+
+
 def test_experts_are_weighed_by_the_scenes_and_trained_by_their_own() -> None:
     head = head_of(head_type="geocells", num_geocells=[5], num_scenes=3, scene_experts=True, scene_loss_weight=0.5)
     centroids, _ = random_cells(head)
@@ -262,7 +290,7 @@ def test_training_answers_the_likeliest_place_and_evaluation_decodes(settings: d
 
 @pytest.mark.parametrize("settings", [POSTERIORS[0], POSTERIORS[6], POSTERIORS[7]], ids=str)
 def test_a_toy_planet_with_two_equally_likely_places(settings: dict) -> None:
-    """The sphere head answers between the modes; a posterior keeps both, and each decoding says what it promises."""
+    """`argmax` answers one of them, and between them only the point of the least expected distance does."""
     counts = {"num_geocells": [60]} if settings.get("num_geocells") else {}
     head = head_of(**{**settings, **counts})
     two_places = torch.tensor([[0.0, -30.0], [0.0, 30.0]])
@@ -276,17 +304,20 @@ def test_a_toy_planet_with_two_equally_likely_places(settings: dict) -> None:
         around = truth + torch.randn(64, 2)  # free components would shrink onto single points without end
         head.train()(features, around).loss.backward()
         optimizer.step()
-    logits = head.eval()(features[:1]).logits
-    answers = {name: place[0] for name, place in head.decode(logits, ["argmax", "kernel", "expected_km"]).items()}
+    logits = head.eval()(features[:1]).logits.detach()
     for name in ("argmax", "kernel"):
-        assert abs(answers[name][1].item()) == pytest.approx(30, abs=3)
-    halfway_km = EARTH_RADIUS_KM * math.radians(30)
-    assert answers["expected_km"][0].abs().item() < 3
-    assert answers["expected_km"][1].abs().item() <= 31
-    expected_km = haversine_km(answers["expected_km"][None].double().numpy(), two_places.double().numpy()).mean()
-    assert expected_km == pytest.approx(halfway_km, rel=0.02)
+        place = head.decode(logits, [name])[name][0]
+        assert great_circle_km(to_unit_vectors(place), to_unit_vectors(two_places)).min().item() < 400
     for place in two_places:
         assert head.mass_within(logits, place[None], torch.tensor([1000.0])).item() == pytest.approx(0.5, abs=0.05)
+    if head.cells is not None:
+        # exactly as likely, and nothing else possible: a trace of mass would draw the median to one of them
+        logits[0, :2], logits[0, 2:] = logits[0, :2].mean(), -100.0
+    answer_deg = head.decode(logits, ["expected_km"])["expected_km"]
+    expected_km = haversine_km(answer_deg.double().numpy(), two_places.double().numpy())
+    assert expected_km.mean() == pytest.approx(EARTH_RADIUS_KM * math.radians(30), rel=0.02)
+    if head.cells is not None:
+        assert expected_km.min() > 2000  # between them, at neither
 
 
 @by_settings
@@ -328,11 +359,17 @@ def test_a_head_without_cells_refuses_some() -> None:
             {"head_type": "geocells", "num_geocells": [9], "label_smoothing": 0.1, "haversine_smoothing_km": 65},
             "keep one",
         ),
-        ({"label_smoothing": 1.0}, "below 1"),
+        ({"head_type": "geocells", "num_geocells": [9], "label_smoothing": 1.0}, "below 1"),
         ({"decoding": "mode"}, "choose one of argmax"),
         ({"kernel_km": 0.0}, "above 0"),
         ({"num_scenes": 1}, "0 or at least 2"),
-        ({"haversine_smoothing_km": -1.0}, "at least 0"),
+        ({"head_type": "hybrid", "num_geocells": [9], "haversine_smoothing_km": -1.0}, "at least 0"),
+        ({"regression_weight_per_km": math.nan}, "a number of at least 0"),
+        ({"temperature": math.inf}, "a number above 0"),
+        ({"top_k": 2.5}, "whole"),
+        ({"head_hidden_sizes": [0]}, "whole and at least 1"),
+        ({"head_type": "sphere", "label_smoothing": 0.1}, "choose geocells or hybrid"),
+        ({"head_type": "geocells", "num_geocells": [9], "num_mixture_components": 5}, "head_type=vmf_mixture"),
     ],
 )
 def test_what_does_not_fit_is_refused_by_name(wrong: dict, words: str) -> None:

@@ -81,8 +81,7 @@ class PhotoCollator:
             raise ConfigError(
                 f"image_size={image_size}, crops_per_photo={crops_per_photo}: expected at least 1 pixel and 1 crop."
             )
-        if num_scenes and num_scenes not in SCENE_COLUMNS:
-            raise ConfigError(f"num_scenes is {num_scenes}; write 3 (S3_Label), 16 (S16_Label), or 0: none")
+        refuse_unknown_scenes(num_scenes)
         if ten_crop and augment:
             raise ConfigError("ten_crop is for evaluations, whose photos are not augmented: leave out one of both.")
         self.crops_per_photo, self.ten_crop = crops_per_photo, ten_crop
@@ -179,6 +178,12 @@ class PhotoCollator:
         if not self.augment:
             return evaluation_short_side(self.image_size)
         return math.ceil(self.image_size / math.sqrt(self.crop_scale[0] * 3 / 4))
+
+
+def refuse_unknown_scenes(num_scenes: int) -> None:
+    """ConfigError where photos are labelled with another number of kinds of scenes."""
+    if num_scenes and num_scenes not in SCENE_COLUMNS:
+        raise ConfigError(f"num_scenes is {num_scenes}; write 3 (S3_Label), 16 (S16_Label), or 0: none")
 
 
 class SkippingDamagedBatches:

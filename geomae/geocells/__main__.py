@@ -87,6 +87,7 @@ def _build(arguments: argparse.Namespace, words: Sequence[str]) -> None:
     training_deg = read_training_coordinates(arguments.train_coordinates, swap_lat_lon=arguments.swap_train_lat_lon)
     print(f"{options['train_coordinates']}: {len(training_deg):,} training coordinates; making cells ...", flush=True)
     built = _make(training_deg, options)
+    _refuse_useless(built.geocells.num_geocells, len(training_deg))
     record: dict[str, Any] = {
         "options": options,
         "num_train_coordinates": len(training_deg),
@@ -129,6 +130,16 @@ def _make(training_deg: NDArray[np.float64], options: dict[str, Any]) -> BuiltGe
     numbers = ", ".join(f"{each.num_cells:,}" for each in blueprints)
     print(f"{numbers} cells; giving every photo to the nearest centroid ...", flush=True)
     return build_geocells(training_deg, blueprints)
+
+
+def _refuse_useless(num_geocells: Sequence[int], num_photos: int) -> None:
+    """Refuses partitions that no head can be made of: of one cell, or as fine as the next."""
+    if min(num_geocells) < 2 or sorted(set(num_geocells)) != num_geocells:
+        raise ConfigError(
+            f"{num_photos:,} training coordinates give partitions of {', '.join(map(str, num_geocells))} cells, and "
+            "each must have more than the one before, the coarsest at least 2: ask for fewer partitions, or choose "
+            "--max_photos and --min_photos, or --num_cells, for so many photos"
+        )
 
 
 def _named(given: Sequence[str], test_sets: Sequence[TestSet]) -> dict[str, TestSet]:

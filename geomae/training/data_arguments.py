@@ -70,7 +70,12 @@ class DataArguments:
             raise ConfigError(f"shuffle_buffer is {self.shuffle_buffer}; it must be at least 1 photo")
         if len(self.crop_scale) != 2 or not 0 < self.crop_scale[0] <= self.crop_scale[1] <= 1:
             raise ConfigError(f"crop_scale is {self.crop_scale}; it must be two shares of the area: [0.66, 1.0]")
-        self.pixel_augmentation  # noqa: B018  # it refuses what is out of range
+        changes_pixels = self.pixel_augmentation != PixelAugmentation()  # it refuses what is out of range
+        if changes_pixels and not self.augment:
+            raise ConfigError(
+                "augment is false, and color_jitter, grey_probability or erase_probability are set: they change random "
+                "crops only; leave them at 0, or write augment: true"
+            )
         if self.max_validation_photos is not None and self.max_validation_photos < 1:
             raise ConfigError(f"max_validation_photos is {self.max_validation_photos}; it must be at least 1, or null")
 

@@ -15,7 +15,7 @@ from datasets import Dataset
 from torch import Tensor
 
 from geomae.columns import SCENE_COLUMNS
-from geomae.data.collate import PhotoCollator
+from geomae.data.collate import PhotoCollator, refuse_unknown_scenes
 from geomae.data.filesystems import is_pattern, is_url
 from geomae.data.groups import GroupSource, IndexedPhotos, ParquetShards, PhotoGroups
 from geomae.data.hub import is_hub_id
@@ -70,13 +70,14 @@ def build_stream(
     Raises:
         SourceError: a source cannot be read, knows no scenes where they are asked for, or its manifest does not fit its
             shards.
-        ConfigError: the crops of a photo do not fit into a batch.
+        ConfigError: the crops of a photo do not fit into a batch, or no source has so many kinds of scenes.
     """
     if args.per_device_train_batch_size % data.crops_per_photo:
         raise ConfigError(
             f"per_device_train_batch_size is {args.per_device_train_batch_size}; it must be a multiple of "
             f"crops_per_photo, {data.crops_per_photo}"
         )
+    refuse_unknown_scenes(num_scenes)
     columns = ["image", "id", "latitude", "longitude"] if labelled else ["image", "id"]
     columns += [SCENE_COLUMNS[num_scenes]] if num_scenes else []
     with args.main_process_first(desc="finding photos"):  # it leaves the others the index that it has made
