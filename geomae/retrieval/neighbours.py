@@ -49,7 +49,7 @@ def find_neighbours(
     Raises:
         ConfigError: the index holds fewer than k photos.
     """
-    refuse_too_many_neighbours(index, num_neighbours)
+    refuse_too_many_neighbours(len(index.places.ids), num_neighbours)
     themselves = find_themselves(ids, index.places.ids)
     num_sought = min(num_neighbours + themselves.shape[1], len(index.places.ids))
     similarity, rows = search_vectors(index.vectors, vectors, num_sought)
@@ -60,12 +60,11 @@ def find_neighbours(
     return Neighbours(similarity.astype(np.float64), index.places.coordinates_deg[chosen])
 
 
-def refuse_too_many_neighbours(index: RetrievalIndex, num_neighbours: int) -> None:
+def refuse_too_many_neighbours(num_photos: int, num_neighbours: int) -> None:
     """ConfigError where an index holds fewer photos than are asked for."""
-    if num_neighbours > len(index.places.ids):
+    if num_neighbours > num_photos:
         raise ConfigError(
-            f"k={num_neighbours} neighbours were asked for, and the index holds {len(index.places.ids)} photos: "
-            "give a smaller --k"
+            f"k={num_neighbours} neighbours were asked for, and the index holds {num_photos} photos: give a smaller --k"
         )
 
 
