@@ -73,6 +73,11 @@ def test_the_digest_follows_from_what_vectors_follow_from(tiny_sizes, tmp_path):
     assert digest == embedder_digest(model_of(tiny_sizes, head_type="sphere"))
     assert digest != embedder_digest(model_of(tiny_sizes, pooling="mean"))
     assert digest != embedder_digest(model_of(tiny_sizes, image_mean=[0.5, 0.5, 0.5]))
+    assert digest == embedder_digest(model_of(tiny_sizes, mask_ratio=0.5, drop_path_rate=0.1))
+    heads = tiny_sizes["num_attention_heads"]
+    other = model_of(tiny_sizes, num_attention_heads=1 if heads > 1 else 2)
+    other.load_state_dict(model.state_dict())  # the weights tell nothing of the attention heads
+    assert digest != embedder_digest(other)
     model.save_pretrained(tmp_path)
     loaded = load_embedder(tmp_path)
     assert digest == embedder_digest(loaded)

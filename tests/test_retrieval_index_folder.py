@@ -17,7 +17,8 @@ def make_index(kind="flat", num_photos=200, authors=True):
         np.stack([rng.uniform(-90, 90, num_photos), rng.uniform(-180, 180, num_photos)], axis=1),
         [f"author {number % 7}" for number in range(num_photos)] if authors else None,
     )
-    record = {"checkpoint": "outputs/a", "embedder_sha256": "a" * 64}
+    record = {"checkpoint": "outputs/a", "embedder_sha256": "a" * 64, "bf16": True, "photos": "data", "split": "train"}
+    record |= {"num_photos": num_photos, "kind": kind, "commit": "c" * 40}
     return RetrievalIndex(build_vector_index(vectors, kind), places, record), vectors
 
 
@@ -71,8 +72,27 @@ def test_files_of_two_indices_are_refused(tmp_path):
         read_index(tmp_path / "one")
 
 
-def test_an_index_of_other_weights_is_refused():
-    index, _ = make_index()
-    refuse_other_embedder(index, "a" * 64, "outputs/a")
-    with pytest.raises(ConfigError, match=r"made with outputs/a \(weights aaaaaaaaaaaa\), and outputs/b has other"):
-        refuse_other_embedder(index, "b" * 64, "outputs/b")
+@pytest.mark.parametrize("name", ["photos.faiss", "places.parquet", "index.json"])
+def test_a_damaged_file_of_an_index_is_refused_by_its_name(tmp_path, name):
+    write_index(tmp_path / "index", make_index()[0])
+    file = tmp_path / "index" / name
+    file.write_bytes(file.read_bytes()[:100])
+    with pytest.raises(SourceError, match=rf"{name} of the index is damaged: .*make it anew"):
+        read_index(tmp_path / "index")
+
+
+@pytest.mark.parametrize("text", ["{}", "[]"])
+def test_a_record_that_does_not_say_what_made_the_index_is_refused(tmp_path, text):
+    write_index(tmp_path / "index", make_index()[0])
+    (tmp_path / "index" / "index.json").write_text(text)
+    with pytest.raises(SourceError, match=r"index\.json of the index is damaged: it does not say checkpoint"):
+        read_index(tmp_path / "index")
+
+
+def test_an_index_of_other_weights_or_another_precision_is_refused():
+    record = make_index()[0].record
+    refuse_other_embedder(record, "a" * 64, "outputs/a", bf16=True)
+    with pytest.raises(ConfigError, match=r"made with outputs/a \(digest aaaaaaaaaaaa\), and outputs/b has other"):
+        refuse_other_embedder(record, "b" * 64, "outputs/b", bf16=True)
+    with pytest.raises(ConfigError, match=r"made with bf16=True, and the search has bf16=False.*--bf16 true"):
+        refuse_other_embedder(record, "a" * 64, "outputs/a", bf16=False)

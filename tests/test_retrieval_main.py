@@ -221,8 +221,8 @@ def test_several_values_need_photos_to_choose_on(tmp_path, index, packed, checkp
         (["index", "--checkpoint", "x", "--photos", "x", "--output_dir", "y"], "x is not a checkpoint"),
         (["search", "--checkpoint", "x", "--test_set", "x", "--output_dir", "y"], "index is missing"),
         (["search", "--index", "x", "--test_set", "x", "--output_dir", "y"], "checkpoint is missing"),
-        (["search", "--ten_crop"], "ten_crop is an option of run_evaluate_geo.py"),
-        (["search", "--decodings", "argmax"], "decodings is an option of run_evaluate_geo.py"),
+        (["search", "--ten_crop"], "unknown key --ten_crop"),
+        (["search", "--decodings", "argmax"], "unknown key --decodings"),
     ],
 )
 def test_what_cannot_work_is_refused_before_anything_is_embedded(words, message):
@@ -266,7 +266,49 @@ def test_help_lists_the_commands_and_their_options(capsys):
     assert "python -m geomae.retrieval index" in capsys.readouterr().out
     with pytest.raises(SystemExit):
         main(["search", "--help"])
-    assert "--similarity_exponent" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "--similarity_exponent" in printed
+    others = ("predictions", "ten_crop", "decodings", "kernel_km", "top_k", "temperature", "spread_scale")
+    assert [name for name in others if f" --{name} " in printed] == []
+
+
+def test_help_needs_no_faiss_and_the_commands_say_that_they_do(monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "faiss", None)
+    with pytest.raises(SystemExit):
+        main(["index", "--help"])
+    words = ["--checkpoint", "x", "--photos", "x", "--output_dir", str(tmp_path / "y")]
+    with pytest.raises(ConfigError, match="retrieval needs faiss, which is not installed"):
+        main(["index", *words])
+
+
+def test_values_are_never_chosen_on_the_photos_that_are_judged(tmp_path, index, packed, checkpoint):
+    with pytest.raises(ConfigError, match=r"the split test of .*photos is a test set: values chosen on it"):
+        run_search(
+            tmp_path / "out", index, checkpoint, packed, "--validation", str(packed), "--validation_split", "test"
+        )
+    with pytest.raises(ConfigError, match="im2gps3k is a test set"):
+        run_search(tmp_path / "out", index, checkpoint, packed, "--validation", "im2gps3k")
+    words = ["--validation", str(packed), "--split", "validation", *ONE_OF_EACH.split()]
+    with pytest.raises(ConfigError, match="24 of the 24 photos of validation are in the test set too"):
+        run_search(tmp_path / "out", index, checkpoint, packed, *words)
+
+
+def test_a_process_that_is_not_the_main_one_embeds_without_the_index(tmp_path, index, packed, checkpoint, monkeypatch):
+    def fail(folder):
+        raise AssertionError(f"{folder} was read")
+
+    monkeypatch.setattr("geomae.retrieval.__main__.is_main_process", lambda: False)
+    monkeypatch.setattr("geomae.retrieval.__main__.read_index", fail)
+    words = ["--index", str(index), "--checkpoint", str(checkpoint), "--test_set", str(packed)]
+    main(["search", *words, "--validation", str(packed), "--output_dir", str(tmp_path / "out"), "--k", "5"])
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_search_does_not_replace_what_the_head_answered(tmp_path, index, packed, checkpoint):
+    old = {"checkpoint": "cells", "predictions": None, "test_set": {"name": "photos"}}
+    (tmp_path / "metrics.json").write_text(json.dumps(old))
+    with pytest.raises(ConfigError, match="holds an evaluation of cells on photos, and this one is by retrieval with"):
+        run_search(tmp_path, index, checkpoint, packed, *ONE_OF_EACH.split())
 
 
 def test_two_processes_index_each_photo_once_with_the_digits_of_one(tmp_path, checkpoint):
@@ -332,9 +374,9 @@ def test_another_split_may_be_the_validation_and_wandb_is_told_where_the_numbers
     monkeypatch.setattr(
         "geomae.reporting.wandb_run.log_evaluation", lambda folder, **naming: told.append((folder, naming["name"]))
     )
-    words = ["--validation", str(packed), "--validation_split", "test", "--split", "validation"]
+    words = ["--validation", str(packed), "--validation_split", "train", "--split", "validation"]
     words += ["--report_to", "wandb", "--run_name", "neighbours", *ONE_OF_EACH.split()]
     metrics = run_search(tmp_path, index, checkpoint, packed, *words)
-    assert metrics["retrieval"]["validation"]["split"] == "test"
+    assert metrics["retrieval"]["validation"]["split"] == "train"
     assert metrics["test_set"]["split"] == "validation"
     assert told == [(str(tmp_path), "neighbours")]

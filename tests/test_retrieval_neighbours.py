@@ -34,7 +34,17 @@ def test_a_copy_of_a_photo_under_another_number_answers():
 def test_a_photo_is_known_by_its_flickr_number_whatever_else_its_name_says():
     ids = ["45/77/3228511372.jpg", "1000269685_e60e9cdfb4_1125_78841376@N00.jpg", "x"]
     asked = ["45_77_3228511372.jpg", "Ankara_00003_1000269685_e60e9cdfb4_1125_78841376@N00.jpg", "x", "y", "3228511372"]
-    assert find_themselves(asked, ids).tolist() == [0, 1, 2, -1, -1]
+    assert find_themselves(asked, ids).tolist() == [[0], [1], [2], [-1], [-1]]
+
+
+def test_every_entry_of_a_photo_is_passed_over_however_often_it_stands_in_the_index():
+    ids = ["a/45/77/3228511372.jpg", "c", "45_77_3228511372.jpg", "b/45_77_3228511372.jpg", "d"]
+    index = make_index(ids, directions(0, 20, 0, 0, 10), [[row, row] for row in range(5)])
+    asked = ["45/77/3228511372.jpg", "45_77_3228511372.jpg", "c"]
+    assert find_themselves(asked, ids).tolist() == [[0, 2, 3], [0, 2, 3], [1, -1, -1]]
+    neighbours = find_neighbours(index, asked, directions(0, 0, 20), 2)
+    assert neighbours.places_deg[:2, :, 0].tolist() == [[4, 1], [4, 1]]
+    assert neighbours.places_deg[2, 0].tolist() == [4, 4]
 
 
 def test_where_all_of_an_index_is_asked_for_the_photo_itself_leaves_a_gap():

@@ -2,7 +2,8 @@
 
 python -m geomae.evaluation baselines --test_set im2gps3k --train_coordinates mp16_coordinates_100k.csv \
     --output_dir results/baselines/im2gps3k
-python -m geomae.evaluation calibrate --checkpoint outputs/earth/cells --validation outputs/earth/data
+python -m geomae.evaluation calibrate --checkpoint outputs/heads/plain/pretrained/seed_0/geocells \
+    --validation outputs/earth/data
 python -m geomae.evaluation show outputs/demo/evaluate
 python -m geomae.evaluation compare outputs/a/im2gps3k outputs/b/im2gps3k
 python -m geomae.evaluation compare a.csv b.csv --test_set im2gps3k_places365.csv --output_dir results/a_and_b

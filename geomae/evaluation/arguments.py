@@ -4,7 +4,7 @@ import difflib
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from geomae.errors import ConfigError, SourceError
 from geomae.evaluation.bootstrap import MIN_RESAMPLES
@@ -14,12 +14,14 @@ from geomae.evaluation.posterior import DECODINGS
 from geomae.evaluation.records import refuse_other_evaluation, refuse_unwritable, shown_path
 from geomae.tracking import refuse_bad_tags, refuse_missing_packages
 
-__all__ = ["EvaluationArguments"]
+__all__ = ["EvaluationArguments", "JudgingArguments"]
 
 
 @dataclass
-class EvaluationArguments:
-    """One evaluation: predictions, from a checkpoint or a file, against one test set."""
+class JudgingArguments:
+    """What an evaluation is told wherever its answers come from: the checkpoint, the test set, how it is judged."""
+
+    by_retrieval: ClassVar[bool] = False  # whether similar photos answer
 
     test_set: str | None = field(
         default=None,
@@ -39,11 +41,7 @@ class EvaluationArguments:
         metadata={"help": "Folder for predictions.parquet, baselines.parquet and metrics.json; it is created."},
     )
     checkpoint: str | None = field(
-        default=None, metadata={"help": "Folder of a fine-tuned model. Give either this or predictions."}
-    )
-    predictions: str | None = field(
-        default=None,
-        metadata={"help": "CSV or parquet file with id, latitude, longitude. Needs neither a model nor photos."},
+        default=None, metadata={"help": "Folder of the model that is judged, or that compares photos."}
     )
     split: str = field(
         default="test", metadata={"help": "Which split of a packed folder is the test set; files have none."}
@@ -75,37 +73,6 @@ class EvaluationArguments:
     )
     bf16: bool = field(
         default=False, metadata={"help": "Run the backbone in bfloat16; heads and distances stay in full precision."}
-    )
-    ten_crop: bool = field(
-        default=False,
-        metadata={
-            "help": "Beside the central crop, which stays the headline, judge the combined answer of ten crops of each "
-            "photo (centre, corners, mirror images): ten times the work; a row of its own, and "
-            "predictions_ten_crop.parquet."
-        },
-    )
-    decodings: list[str] | None = field(
-        default=None,
-        metadata={
-            "help": f"Of a head with a posterior: which of {', '.join(DECODINGS)} to judge beside the checkpoint's own "
-            "decoding, which stays the headline, in the same pass; null: all. predictions_<decoding>.parquet each."
-        },
-    )
-    kernel_km: float | None = field(
-        default=None, metadata={"help": "Width of the decoding kernel, km; null: the checkpoint's."}
-    )
-    top_k: int | None = field(
-        default=None, metadata={"help": "Places that mean_in_top_k averages; null: the checkpoint's."}
-    )
-    temperature: float | None = field(
-        default=None,
-        metadata={
-            "help": "Divides the logits; null: the checkpoint's, which `python -m geomae.evaluation calibrate` fits."
-        },
-    )
-    spread_scale: float | None = field(
-        default=None,
-        metadata={"help": "Multiplies how far mass is spread around its place; null: the checkpoint's, fitted too."},
     )
     max_damaged_share: float = field(
         default=0.1,
@@ -146,16 +113,7 @@ class EvaluationArguments:
         for name in ("test_set", "output_dir"):
             if not getattr(self, name):
                 raise ConfigError(f"{name} is missing: give --{name} PATH, or a line `{name}: PATH` in the YAML file")
-        if bool(self.checkpoint) == bool(self.predictions):
-            given = "both" if self.checkpoint else "neither"
-            raise ConfigError(f"give either checkpoint or predictions; {given} of them was given")
-        if self.predictions and self.photos:
-            raise ConfigError(
-                "photos belong to a checkpoint; predictions are judged without them: leave one of both out"
-            )
-        if self.predictions and self.ten_crop:
-            raise ConfigError("ten_crop needs a checkpoint that looks at photos; predictions are judged as they are")
-        self._check_decoding()
+        self._check_answers()
         if self.per_device_eval_batch_size < 1 or self.dataloader_num_workers < 0:
             raise ConfigError(
                 "per_device_eval_batch_size must be at least 1 and dataloader_num_workers at least 0; got "
@@ -176,7 +134,10 @@ class EvaluationArguments:
         self._find_by_name()
         refuse_unwritable(str(self.output_dir))
         refuse_other_evaluation(
-            str(self.output_dir), judged=self.checkpoint or self.predictions, test_set=str(self.test_set)
+            str(self.output_dir),
+            judged=self.checkpoint or getattr(self, "predictions", None),
+            test_set=str(self.test_set),
+            by_retrieval=self.by_retrieval,
         )
         if self.checkpoint:
             self._check_photos(Path(str(self.test_set)))
@@ -184,27 +145,15 @@ class EvaluationArguments:
     def describe(self) -> dict[str, Any]:
         """What `metrics.json` says of it: what was judged, and how the model looked at the photos."""
         described: dict[str, Any] = {
-            name: shown_path(path) if (path := getattr(self, name)) else None
+            name: shown_path(path) if (path := getattr(self, name, None)) else None
             for name in ("checkpoint", "predictions", "train_coordinates")
         }
         if self.checkpoint:
             described["options"] = {"crop": "center", "bf16": self.bf16, "batch_size": self.per_device_eval_batch_size}
         return described
 
-    def _check_decoding(self) -> None:
-        """A posterior belongs to a checkpoint; whether its head has one is known when it is loaded."""
-        options = {name: getattr(self, name) for name in ("kernel_km", "top_k", "temperature", "spread_scale")}
-        given = [name for name, value in {"decodings": self.decodings, **options}.items() if value is not None]
-        if self.predictions and given:
-            raise ConfigError(f"{', '.join(given)} need a checkpoint that has a posterior; predictions are as they are")
-        for name in self.decodings or ():
-            if name not in DECODINGS:
-                close = difflib.get_close_matches(name, DECODINGS, n=1)
-                hint = f"; did you mean {close[0]}?" if close else ""
-                raise ConfigError(f"decodings holds {name!r}, which is none of {', '.join(DECODINGS)}{hint}")
-        for name, value in options.items():
-            if value is not None and not 0 < value < math.inf:
-                raise ConfigError(f"{name} must be a number above 0; got {value}")
+    def _check_answers(self) -> None:
+        """Refuse what cannot answer; each way of answering has its own options."""
 
     def _find_by_name(self) -> None:
         """Put paths in the place of a known test set's name."""
@@ -239,6 +188,74 @@ class EvaluationArguments:
                 f"test_set {test_set} is {kind}, and a checkpoint needs photos to look at: give their CSV file as "
                 "--test_set and their folder as --photos, or a packed folder as --test_set"
             )
+
+
+@dataclass
+class EvaluationArguments(JudgingArguments):
+    """One evaluation: predictions, from a checkpoint or a file, against one test set."""
+
+    predictions: str | None = field(
+        default=None,
+        metadata={"help": "CSV or parquet file with id, latitude, longitude. Give this or checkpoint."},
+    )
+    ten_crop: bool = field(
+        default=False,
+        metadata={
+            "help": "Beside the central crop, which stays the headline, judge the combined answer of ten crops of each "
+            "photo (centre, corners, mirror images): ten times the work; a row of its own, and "
+            "predictions_ten_crop.parquet."
+        },
+    )
+    decodings: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": f"Of a head with a posterior: which of {', '.join(DECODINGS)} to judge beside the checkpoint's own "
+            "decoding, which stays the headline, in the same pass; null: all. predictions_<decoding>.parquet each."
+        },
+    )
+    kernel_km: float | None = field(
+        default=None, metadata={"help": "Width of the decoding kernel, km; null: the checkpoint's."}
+    )
+    top_k: int | None = field(
+        default=None, metadata={"help": "Places that mean_in_top_k averages; null: the checkpoint's."}
+    )
+    temperature: float | None = field(
+        default=None,
+        metadata={
+            "help": "Divides the logits; null: the checkpoint's, which `python -m geomae.evaluation calibrate` fits."
+        },
+    )
+    spread_scale: float | None = field(
+        default=None,
+        metadata={"help": "Multiplies how far mass is spread around its place; null: the checkpoint's, fitted too."},
+    )
+
+    def _check_answers(self) -> None:
+        if bool(self.checkpoint) == bool(self.predictions):
+            given = "both" if self.checkpoint else "neither"
+            raise ConfigError(f"give either checkpoint or predictions; {given} of them was given")
+        if self.predictions and self.photos:
+            raise ConfigError(
+                "photos belong to a checkpoint; predictions are judged without them: leave one of both out"
+            )
+        if self.predictions and self.ten_crop:
+            raise ConfigError("ten_crop needs a checkpoint that looks at photos; predictions are judged as they are")
+        self._check_decoding()
+
+    def _check_decoding(self) -> None:
+        """A posterior belongs to a checkpoint; whether its head has one is known when it is loaded."""
+        options = {name: getattr(self, name) for name in ("kernel_km", "top_k", "temperature", "spread_scale")}
+        given = [name for name, value in {"decodings": self.decodings, **options}.items() if value is not None]
+        if self.predictions and given:
+            raise ConfigError(f"{', '.join(given)} need a checkpoint that has a posterior; predictions are as they are")
+        for name in self.decodings or ():
+            if name not in DECODINGS:
+                close = difflib.get_close_matches(name, DECODINGS, n=1)
+                hint = f"; did you mean {close[0]}?" if close else ""
+                raise ConfigError(f"decodings holds {name!r}, which is none of {', '.join(DECODINGS)}{hint}")
+        for name, value in options.items():
+            if value is not None and not 0 < value < math.inf:
+                raise ConfigError(f"{name} must be a number above 0; got {value}")
 
 
 def _holds_photos(folder: Path) -> bool:

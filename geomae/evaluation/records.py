@@ -96,13 +96,16 @@ def refuse_unwritable(output_dir: str | Path) -> None:
         raise ConfigError(f"output_dir {output_dir} cannot be made or written: {nearest} {why}; choose another folder")
 
 
-def refuse_other_evaluation(output_dir: str | Path, *, judged: str | None, test_set: str) -> None:
-    """Refuses a folder that holds the numbers of another model or another test set.
+def refuse_other_evaluation(
+    output_dir: str | Path, *, judged: str | None, test_set: str, by_retrieval: bool = False
+) -> None:
+    """Refuses a folder that holds the numbers of another model, another test set, or another way of answering.
 
     Args:
         output_dir: need not exist.
         judged: the checkpoint or the file of predictions.
         test_set: the test set's folder or file.
+        by_retrieval: whether similar photos answer, not the checkpoint's head.
 
     Raises:
         ConfigError: `metrics.json` there is about something else.
@@ -112,10 +115,11 @@ def refuse_other_evaluation(output_dir: str | Path, *, judged: str | None, test_
     old = read_metrics(output_dir)
     was = (old.get("checkpoint") or old.get("predictions"), old.get("test_set", {}).get("name"))
     now = (shown_path(judged) if judged else None, Path(test_set).name)
-    if was != now:
+    how = ["by retrieval with" if is_one else "of" for is_one in ("retrieval" in old, by_retrieval)]
+    if was != now or how[0] != how[1]:
         raise ConfigError(
-            f"output_dir {output_dir} holds an evaluation of {was[0]} on {was[1]}, and this one is of {now[0]} on "
-            f"{now[1]}: choose another output_dir, or delete that one"
+            f"output_dir {output_dir} holds an evaluation {how[0]} {was[0]} on {was[1]}, and this one is {how[1]} "
+            f"{now[0]} on {now[1]}: choose another output_dir, or delete that one"
         )
 
 

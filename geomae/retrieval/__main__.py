@@ -35,9 +35,16 @@ from geomae.evaluation.predict import is_main_process
 from geomae.provenance import find_versions
 from geomae.retrieval.answering import Evidence, choose_parameters, gather_evidence, predict_places
 from geomae.retrieval.arguments import IndexArguments, SearchArguments
-from geomae.retrieval.choosing import Choice
+from geomae.retrieval.choosing import Choice, refuse_test_photos
 from geomae.retrieval.embedding import Embeddings, embed_photos, embedder_digest, refuse_model_without_cells
-from geomae.retrieval.index_folder import PhotoPlaces, RetrievalIndex, read_index, refuse_other_embedder, write_index
+from geomae.retrieval.index_folder import (
+    PhotoPlaces,
+    RetrievalIndex,
+    read_index,
+    read_record,
+    refuse_other_embedder,
+    write_index,
+)
 from geomae.retrieval.neighbours import refuse_too_many_neighbours
 from geomae.retrieval.vector_index import build_vector_index, choose_kind, import_faiss
 from geomae.training.config_file import parse_config
@@ -52,7 +59,6 @@ def main(argv: Sequence[str] | None = None) -> None:
             print(__doc__)
             return
         raise ConfigError(f"the first word must be index or search; got {words[0] if words else 'nothing'}")
-    import_faiss()  # before hours of embedding
     commands[words[0]](words)
 
 
@@ -60,6 +66,7 @@ def make_index(words: Sequence[str]) -> None:
     """Embed photos, put them into an index, write it."""
     arguments: IndexArguments
     (arguments,) = parse_config((IndexArguments,), words[1:])
+    import_faiss()  # before hours of embedding
     model = load_embedder(str(arguments.checkpoint))
     photos, labels, num_absent = _load_labelled(
         str(arguments.photos), arguments.split, csv_file=arguments.csv_file, swap_lat_lon=arguments.swap_lat_lon
@@ -96,9 +103,9 @@ def search(words: Sequence[str]) -> None:
     """Choose parameters on validation photos, answer for the test set, judge, write, print."""
     arguments: SearchArguments
     (arguments,) = parse_config((SearchArguments,), words[1:])
-    index, model = read_index(str(arguments.index)), load_embedder(str(arguments.checkpoint))
-    refuse_other_embedder(index, embedder_digest(model), str(arguments.checkpoint))
-    refuse_too_many_neighbours(index, max(arguments.k))
+    record, model = read_record(str(arguments.index)), load_embedder(str(arguments.checkpoint))
+    refuse_other_embedder(record, embedder_digest(model), str(arguments.checkpoint), bf16=arguments.bf16)
+    refuse_too_many_neighbours(record["num_photos"], max(arguments.k))
     centroids = None
     if arguments.refine_top_k:
         refuse_model_without_cells(model, str(arguments.checkpoint))
@@ -106,15 +113,19 @@ def search(words: Sequence[str]) -> None:
     look_up: dict[str, Any] = {"num_neighbours": max(arguments.k), "centroids": centroids}
     num_cells = arguments.refine_top_k
 
-    validation, labels = None, None
-    if arguments.validation:
-        photos, labels, _ = _load_labelled(arguments.validation, arguments.validation_split)
-        embedded = _embed(model, photos, arguments, num_cells)
-        validation = gather_evidence(index, embedded, labels, **look_up) if is_main_process() else None
     photos, test_set, num_absent = load_photos_to_judge(arguments)
+    to_choose_on, labels = None, None
+    if arguments.validation:
+        to_choose_on, labels, _ = _load_labelled(arguments.validation, arguments.validation_split)
+        refuse_test_photos(labels, test_set)
+    index = read_index(str(arguments.index)) if is_main_process() else None  # before hours of embedding
+    embedded_to_choose_on = None if labels is None else _embed(model, to_choose_on, arguments, num_cells)
     embedded = _embed(model, photos, arguments, num_cells)
-    if not is_main_process():
+    if index is None:
         return
+    validation = None
+    if labels is not None and embedded_to_choose_on is not None:
+        validation = gather_evidence(index, embedded_to_choose_on, labels, **look_up)
     num_unanswered = len(labels.ids) - len(validation.ids) if labels and validation else 0
     chosen = choose_parameters(arguments, validation, num_unanswered)
     evidence = gather_evidence(index, embedded, test_set, **look_up)

@@ -2,11 +2,14 @@
 
 import math
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from pathlib import Path
+from typing import Any, ClassVar, Literal
 
 from geomae.errors import ConfigError
-from geomae.evaluation import EvaluationArguments
+from geomae.evaluation.arguments import JudgingArguments
+from geomae.evaluation.known_test_sets import KNOWN_TEST_SETS
 from geomae.evaluation.records import refuse_unwritable
+from geomae.retrieval.choosing import choosing_on_test_photos
 from geomae.retrieval.index_folder import refuse_existing_index
 
 __all__ = ["GRID", "IndexArguments", "SearchArguments"]
@@ -74,13 +77,12 @@ GRID: dict[str, list[Any]] = {
 }
 """What is tried on validation photos where nothing else is asked for."""
 
-# Options of the parent class that are for an answer that a head or a file gives.
-_NOT_OF_RETRIEVAL = ("predictions", "ten_crop", "decodings", "kernel_km", "top_k", "temperature")
-
 
 @dataclass
-class SearchArguments(EvaluationArguments):
+class SearchArguments(JudgingArguments):
     """One evaluation of retrieval. Of several values of an option, the best on the validation photos is used."""
+
+    by_retrieval: ClassVar[bool] = True
 
     index: str | None = field(default=None, metadata={"help": "Folder that `index` wrote, with the same checkpoint."})
     k: list[int] = field(
@@ -118,15 +120,15 @@ class SearchArguments(EvaluationArguments):
         metadata={"help": "Cosine that is worth one nat of a cell's probability; values to try."},
     )
 
-    def __post_init__(self) -> None:
-        """Refuse what cannot work."""
-        for name in _NOT_OF_RETRIEVAL:
-            if getattr(self, name):
-                raise ConfigError(f"{name} is an option of run_evaluate_geo.py, not of retrieval: leave it out")
+    def _check_answers(self) -> None:
+        """Refuse what cannot work, and test sets to choose on: nothing would be left to judge by."""
         for name in ("index", "checkpoint"):
             if not getattr(self, name):
                 raise ConfigError(f"{name} is missing: give --{name} PATH, or a line `{name}: PATH` in the YAML file")
-        super().__post_init__()
+        if self.validation in KNOWN_TEST_SETS:
+            raise choosing_on_test_photos(self.validation)
+        if self.validation and Path(self.validation).is_dir() and self.validation_split.startswith("test"):
+            raise choosing_on_test_photos(f"the split {self.validation_split} of {self.validation}")
         if self.refine_top_k < 0:
             raise ConfigError(f"refine_top_k must be at least 0; got {self.refine_top_k}")
         for name, (low, high) in {

@@ -8,12 +8,18 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from geomae.errors import ConfigError
+from geomae.evaluation.flickr import shared_photos
+from geomae.evaluation.known_test_sets import recognise
 from geomae.evaluation.metrics import LARGEST_ERROR_KM, summarise_errors
+from geomae.evaluation.tables import TestSet
 from geomae.geography import great_circle_km
 
-__all__ = ["Choice", "choose_by_error", "choose_by_likelihood"]
+__all__ = ["Choice", "choose_by_error", "choose_by_likelihood", "choosing_on_test_photos", "refuse_test_photos"]
 
 Criterion = Literal["geoscore", "median_km"]
+
+ALSO_VALIDATION = "yfcc25600"  # as for `calibrate`: the thesis chose its checkpoints on it
 
 
 @dataclass(frozen=True)
@@ -62,3 +68,28 @@ def choose_by_likelihood(log_density: Callable[..., NDArray[np.float64]], grid: 
         tried.append({**named, "nll": float(-log_density(**named).mean())})
     best = min(tried, key=lambda each: each["nll"])
     return Choice({name: best[name] for name in grid}, tried)
+
+
+def refuse_test_photos(validation: TestSet, test_set: TestSet) -> None:
+    """ConfigError where values would be chosen on photos that are judged, by their ids or their Flickr numbers.
+
+    So are the photos of a known test set but YFCC25600, which the thesis chose by and `calibrate` takes too.
+    """
+    known_as = recognise(num_photos=len(validation.ids), ids_sha256=validation.ids_sha256)
+    if known_as not in (None, ALSO_VALIDATION):
+        raise choosing_on_test_photos(f"{validation.name}, whose photos are those of {known_as},")
+    names = set(test_set.ids)
+    shared = {name for name in validation.ids if name in names} | set(shared_photos(validation.ids, test_set.ids))
+    if shared:
+        raise ConfigError(
+            f"{len(shared)} of the {len(validation.ids)} photos of validation are in the test set too, such as "
+            f"{min(shared)}: values chosen on them would make the numbers look better than they are. Choose on others"
+        )
+
+
+def choosing_on_test_photos(what: str) -> ConfigError:
+    """To raise where `what` is given as validation."""
+    return ConfigError(
+        f"{what} is a test set: values chosen on it would make the numbers on it look better than they are. Give other "
+        "photos as --validation, such as a packed folder with --validation_split validation"
+    )

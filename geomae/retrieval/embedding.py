@@ -1,6 +1,8 @@
 """Photos -> vectors of length 1, with any model that has `embed`; and, of a cell model, its most probable cells."""
 
 import hashlib
+import inspect
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -17,7 +19,9 @@ from geomae.evaluation.predict import PhotoDataset, collect_rows
 
 __all__ = ["Embeddings", "TopCells", "embed_photos", "embedder_digest", "refuse_model_without_cells"]
 
-EMBEDDING_FIELDS = ("image_size", "image_mean", "image_std", "pooling")  # of a configuration: what no weight tells
+# Fields of an architecture that no vector follows from: of training; by their beginnings, of dropout and the decoder.
+_TRAINING_FIELDS = ("initializer_range", "drop_path_rate", "mask_ratio", "norm_pix_loss", "loss_reduction")
+_NO_EMBEDDING_PREFIXES = ("decoder_", "hidden_dropout_", "attention_probs_dropout_")
 
 
 @dataclass(frozen=True)
@@ -114,13 +118,15 @@ def _refuse_bad_vectors(ids: list[str], vectors: NDArray[np.float32]) -> None:
 
 
 def embedder_digest(model: Any) -> str:
-    """SHA-256 of all that a model's vectors follow from: backbone, pooling, size and normalisation of the photos.
+    """SHA-256 of all that a model's vectors follow from: the backbone's weights and every field of its architecture.
 
     Heads and decoders are left out: a geolocator whose backbone stayed as it was may search its encoder's index.
     """
     digest = hashlib.sha256()
-    for name in EMBEDDING_FIELDS:
-        digest.update(f"{name}={getattr(model.config, name, None)}\n".encode())
+    config = model.config
+    for name in sorted(inspect.get_annotations(type(config))):  # its own: the head's are those of its base class
+        if name not in _TRAINING_FIELDS and not name.startswith(_NO_EMBEDDING_PREFIXES):
+            digest.update(f"{name}={json.dumps(getattr(config, name), sort_keys=True)}\n".encode())
     for name, tensor in sorted(model.backbone.state_dict().items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())

@@ -19,12 +19,14 @@ __all__ = [
     "PhotoPlaces",
     "RetrievalIndex",
     "read_index",
+    "read_record",
     "refuse_existing_index",
     "refuse_other_embedder",
     "write_index",
 ]
 
 VECTORS, PLACES, RECORD = "photos.faiss", "places.parquet", "index.json"
+RECORDED = ("checkpoint", "embedder_sha256", "bf16", "photos", "split", "num_photos", "kind", "commit")  # at least
 
 
 @dataclass(frozen=True)
@@ -84,12 +86,11 @@ def write_index(output_dir: str | Path, index: RetrievalIndex) -> list[Path]:
     return [folder / name for name in (VECTORS, PLACES, RECORD)]
 
 
-def read_index(folder: str | Path) -> RetrievalIndex:
-    """The index that `write_index` wrote.
+def read_record(folder: str | Path) -> dict[str, Any]:
+    """What `index.json` says of an index, without its photos.
 
     Raises:
-        SourceError: the folder is no index, or its files do not belong together.
-        ConfigError: there is no faiss.
+        SourceError: the folder is no index, or the file is damaged.
     """
     folder = Path(folder)
     missing = [name for name in (VECTORS, PLACES, RECORD) if not (folder / name).is_file()]
@@ -98,30 +99,68 @@ def read_index(folder: str | Path) -> RetrievalIndex:
             f"{folder} is not an index of photos: it has no {', '.join(missing)}. Make one with "
             f"`python -m geomae.retrieval index --checkpoint DIR --photos DIR --output_dir {folder}`"
         )
-    table = pq.read_table(folder / PLACES)
-    vectors = import_faiss().read_index(str(folder / VECTORS))
+    try:
+        record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+    except ValueError as problem:
+        raise _damaged(folder / RECORD, problem) from problem
+    lacking = [name for name in RECORDED if not isinstance(record, dict) or name not in record]
+    if lacking:
+        raise _damaged(folder / RECORD, f"it does not say {', '.join(lacking)}")
+    return dict(record)
+
+
+def read_index(folder: str | Path) -> RetrievalIndex:
+    """The index that `write_index` wrote.
+
+    Raises:
+        SourceError: the folder is no index, a file is damaged, or the files do not belong together.
+        ConfigError: there is no faiss.
+    """
+    folder, faiss = Path(folder), import_faiss()
+    record = read_record(folder)
+    try:
+        table = pq.read_table(folder / PLACES)
+        coordinates_deg = np.stack([table[name].to_numpy() for name in ("latitude", "longitude")], axis=1)
+        ids = table["id"].to_pylist()
+    except (pa.ArrowException, KeyError) as problem:
+        raise _damaged(folder / PLACES, problem) from problem
+    try:
+        vectors = faiss.read_index(str(folder / VECTORS))
+    except RuntimeError as problem:
+        raise _damaged(folder / VECTORS, problem) from problem
     if vectors.ntotal != len(table):
         raise SourceError(
             f"{folder} holds {vectors.ntotal} vectors and {len(table)} places: its files are not of one index. "
             "Make it anew"
         )
-    coordinates_deg = np.stack([table[name].to_numpy() for name in ("latitude", "longitude")], axis=1)
     authors = table["author"].to_pylist() if "author" in table.column_names else None
-    record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
-    return RetrievalIndex(vectors, PhotoPlaces(table["id"].to_pylist(), coordinates_deg, authors), record)
+    return RetrievalIndex(vectors, PhotoPlaces(ids, coordinates_deg, authors), record)
 
 
-def refuse_other_embedder(index: RetrievalIndex, digest: str, checkpoint: str) -> None:
-    """ConfigError where an index was embedded by other weights: their vectors have nothing in common with its own.
+def _damaged(file: Path, problem: object) -> SourceError:
+    return SourceError(
+        f"{file} of the index is damaged: {problem}. Delete the folder, and make it anew with "
+        "`python -m geomae.retrieval index`"
+    )
+
+
+def refuse_other_embedder(record: dict[str, Any], digest: str, checkpoint: str, *, bf16: bool) -> None:
+    """ConfigError where an index was embedded in another way than the photos that are to search it.
 
     Args:
-        index: with `embedder_sha256` in its record.
+        record: of the index.
         digest: `embedder_digest` of the checkpoint that is to search it.
         checkpoint: for the message.
+        bf16: whether that runs in bfloat16.
     """
-    if index.record["embedder_sha256"] != digest:
+    if record["embedder_sha256"] != digest:
         raise ConfigError(
-            f"the index was made with {index.record['checkpoint']} (weights {index.record['embedder_sha256'][:12]}), "
-            f"and {checkpoint} has other weights ({digest[:12]}): search with the checkpoint that made it, or make "
-            "another index with `python -m geomae.retrieval index`"
+            f"the index was made with {record['checkpoint']} (digest {record['embedder_sha256'][:12]}), and "
+            f"{checkpoint} has other weights or another architecture ({digest[:12]}): search with the checkpoint that "
+            "made it, or make another index with `python -m geomae.retrieval index`"
+        )
+    if record["bf16"] != bf16:
+        raise ConfigError(
+            f"the index was made with bf16={record['bf16']}, and the search has bf16={bf16}: the vectors differ; give "
+            f"--bf16 {str(record['bf16']).lower()}"
         )

@@ -49,32 +49,36 @@ def find_neighbours(
     Raises:
         ConfigError: the index holds fewer than k photos.
     """
-    refuse_too_many_neighbours(index, num_neighbours)
-    similarity, rows = search_vectors(index.vectors, vectors, min(num_neighbours + 1, len(index.places.ids)))
-    is_bad = (rows < 0) | (rows == find_themselves(ids, index.places.ids)[:, None])
+    refuse_too_many_neighbours(len(index.places.ids), num_neighbours)
+    themselves = find_themselves(ids, index.places.ids)
+    num_sought = min(num_neighbours + themselves.shape[1], len(index.places.ids))
+    similarity, rows = search_vectors(index.vectors, vectors, num_sought)
+    is_bad = (rows < 0) | (rows[:, :, None] == themselves[:, None, :]).any(axis=2)
     order = np.argsort(is_bad, axis=1, kind="stable")[:, :num_neighbours]
     chosen, is_bad = np.take_along_axis(rows, order, 1), np.take_along_axis(is_bad, order, 1)
     similarity = np.where(is_bad, -np.inf, np.take_along_axis(similarity, order, 1))
     return Neighbours(similarity.astype(np.float64), index.places.coordinates_deg[chosen])
 
 
-def refuse_too_many_neighbours(index: RetrievalIndex, num_neighbours: int) -> None:
+def refuse_too_many_neighbours(num_photos: int, num_neighbours: int) -> None:
     """ConfigError where an index holds fewer photos than are asked for."""
-    if num_neighbours > len(index.places.ids):
+    if num_neighbours > num_photos:
         raise ConfigError(
-            f"k={num_neighbours} neighbours were asked for, and the index holds {len(index.places.ids)} photos: "
-            "give a smaller --k"
+            f"k={num_neighbours} neighbours were asked for, and the index holds {num_photos} photos: give a smaller --k"
         )
 
 
 def find_themselves(ids: Sequence[str], index_ids: Sequence[str]) -> NDArray[np.int64]:
-    """Where photos stand in an index: `(n,)` rows, by their id or, failing that, by their Flickr number; else -1."""
-    wanted, numbers = set(ids), flickr_numbers(ids)
-    row_of_id = {name: row for row, name in enumerate(index_ids) if name in wanted}
-    index_numbers = flickr_numbers(index_ids)
-    rows = np.flatnonzero(np.isin(index_numbers, numbers[numbers >= 0]))
-    row_of_number = dict(zip(index_numbers[rows].tolist(), rows.tolist(), strict=True))
+    """Where photos stand in an index: `(n, m)` rows with their id or their Flickr number, however many; the rest -1."""
+    numbers, index_numbers = flickr_numbers(ids), flickr_numbers(index_ids)
+    wanted = set(ids)
+    rows_of: dict[str | int, list[int]] = {name: [row] for row, name in enumerate(index_ids) if name in wanted}
+    for row in np.flatnonzero(np.isin(index_numbers, numbers[numbers >= 0])).tolist():
+        rows_of.setdefault(int(index_numbers[row]), []).append(row)
     found = [
-        row_of_id.get(name, row_of_number.get(number, -1)) for name, number in zip(ids, numbers.tolist(), strict=True)
+        {*rows_of.get(name, ()), *rows_of.get(number, ())} for name, number in zip(ids, numbers.tolist(), strict=True)
     ]
-    return np.array(found, dtype=np.int64)
+    themselves = np.full((len(found), max(map(len, found), default=0)), -1, dtype=np.int64)
+    for photo, rows in enumerate(found):
+        themselves[photo, : len(rows)] = sorted(rows)
+    return themselves

@@ -47,7 +47,7 @@ def find_prototypes(index: RetrievalIndex, photos: Embeddings, centroids: NDArra
     for photo, cells in enumerate(top.cells):
         for rank, cell in enumerate(cells):
             rows = rows_of_cell[cell]
-            rows = rows[rows != themselves[photo]]
+            rows = rows[~np.isin(rows, themselves[photo])]
             if len(rows) == 0:
                 continue
             cosines = index.vectors.reconstruct_batch(rows) @ photos.vectors[photo]
