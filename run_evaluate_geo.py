@@ -48,9 +48,7 @@ def main(argv: Sequence[str]) -> None:
         photos, test_set, num_absent = load_photos_to_judge(arguments)
         with refuse_what_the_model_refuses():
             model = load_geolocator(arguments.checkpoint)
-        override_decoding(
-            model, kernel_km=arguments.kernel_km, top_k=arguments.top_k, temperature=arguments.temperature
-        )
+        override_decoding(model, **arguments.decoding_options)
         predictions = predict_coordinates(
             model,
             photos,

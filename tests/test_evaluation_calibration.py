@@ -144,7 +144,7 @@ def test_the_temperature_is_written_into_the_checkpoint_and_used_from_there(tmp_
     assert record["validation_set"]["name"] == "validation.csv"
     assert str(tmp_path) not in json.dumps(record)
     printed = capsys.readouterr().out
-    assert "12 photos the posterior was too sure of itself" in printed
+    assert "12 photos the posterior was too sure of its places" in printed
     assert f"{record['after']['nll']:.3f}" in printed
     test_set = ["--test_set", *validation[1:]]
     evaluate_main(["--checkpoint", str(checkpoint), *test_set, "--output_dir", str(tmp_path / "out")])

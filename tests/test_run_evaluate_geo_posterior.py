@@ -102,10 +102,24 @@ def test_answers_are_the_decodings_of_the_model_and_the_density_is_that_of_its_c
 
 def test_options_of_the_checkpoint_can_be_overridden_and_are_recorded(tmp_path, words):
     plain = evaluate(tmp_path / "plain", *words)
-    options = ["--kernel_km", "4000", "--top_k", "2", "--temperature", "3", "--decodings", "argmax", "mean_in_top_k"]
+    options = [
+        "--kernel_km",
+        "4000",
+        "--top_k",
+        "2",
+        "--temperature",
+        "3",
+        "--spread_scale",
+        "2",
+        "--decodings",
+        "argmax",
+        "mean_in_top_k",
+    ]
     other = evaluate(tmp_path / "other", *words, *options)
     assert list(other["decodings"]) == ["argmax", "mean_in_top_k"]
-    assert [other["posterior"][name] for name in ("kernel_km", "top_k", "temperature")] == [4000.0, 2, 3.0]
+    assert [other["posterior"][name] for name in ("kernel_km", "top_k", "temperature", "spread_scale")] == [
+        *(4000.0, 2, 3.0, 2.0)
+    ]
     assert other["posterior"]["nll"] != plain["posterior"]["nll"]
     assert other["decodings"]["argmax"]["mean_km"] == plain["decodings"]["argmax"]["mean_km"]  # no option moves it
     assert other["decodings"]["mean_in_top_k"]["mean_km"] != plain["decodings"]["mean_in_top_k"]["mean_km"]

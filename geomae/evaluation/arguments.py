@@ -242,9 +242,14 @@ class EvaluationArguments(JudgingArguments):
             raise ConfigError("ten_crop needs a checkpoint that looks at photos; predictions are judged as they are")
         self._check_decoding()
 
+    @property
+    def decoding_options(self) -> dict[str, float | None]:
+        """What is read off the posterior otherwise than the checkpoint says; None: as it says."""
+        return {name: getattr(self, name) for name in ("kernel_km", "top_k", "temperature", "spread_scale")}
+
     def _check_decoding(self) -> None:
         """A posterior belongs to a checkpoint; whether its head has one is known when it is loaded."""
-        options = {name: getattr(self, name) for name in ("kernel_km", "top_k", "temperature", "spread_scale")}
+        options = self.decoding_options
         given = [name for name, value in {"decodings": self.decodings, **options}.items() if value is not None]
         if self.predictions and given:
             raise ConfigError(f"{', '.join(given)} need a checkpoint that has a posterior; predictions are as they are")

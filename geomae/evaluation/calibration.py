@@ -23,7 +23,7 @@ from geomae.checkpoints import load_geolocator
 from geomae.data import PhotoCollator
 from geomae.errors import ConfigError, PredictionError
 from geomae.evaluation.bootstrap import MIN_RESAMPLES
-from geomae.evaluation.known_test_sets import KNOWN_TEST_SETS
+from geomae.evaluation.known_test_sets import ALSO_VALIDATION, KNOWN_TEST_SETS
 from geomae.evaluation.photos_to_judge import load_photos_to_judge
 from geomae.evaluation.posterior import summarise_posterior
 from geomae.evaluation.posterior_head import measure_posterior, posterior_head
@@ -42,7 +42,6 @@ __all__ = [
     "write_calibration",
 ]
 
-ALSO_VALIDATION = "yfcc25600"  # the thesis chose its checkpoints on it; its numbers are then no test any more
 LARGEST_LOGITS_BYTES = 4 * 2**30
 CALIBRATED = ("temperature", "spread_scale")
 LOG_RANGE = (math.log(1 / 20), math.log(20))
@@ -295,8 +294,10 @@ def format_calibration(record: dict[str, Any]) -> str:
         km = [f"{numbers[name]:,.0f}" for name in ("mean_expected_km", "mean_error_km")]
         rows.append([when, *(f"{numbers[name]:.3f}" for name in names), f"{numbers['nll']:.3f}", *shares, *km])
     factor = record["temperature"] / record["before"]["temperature"]
-    sureness = "about right" if 0.98 < factor < 1.02 else "too sure of itself" if factor > 1 else "too unsure"
-    return "\n".join([*align_columns(rows), "", f"On {record['num_photos']:,} photos the posterior was {sureness}."])
+    sureness = "about right" if 0.98 < factor < 1.02 else "too sure" if factor > 1 else "too unsure"
+    return "\n".join(
+        [*align_columns(rows), "", f"On {record['num_photos']:,} photos the posterior was {sureness} of its places."]
+    )
 
 
 def _in_parts(

@@ -12,6 +12,7 @@ from pathlib import Path
 from geomae.errors import SourceError
 
 __all__ = [
+    "ALSO_VALIDATION",
     "KNOWN_TEST_SETS",
     "SHARED_PHOTOS",
     "KnownTestSet",
@@ -20,6 +21,9 @@ __all__ = [
     "refuse_another_set",
     "recognise",
 ]
+
+ALSO_VALIDATION = "yfcc25600"
+"""The thesis chose its checkpoints on it, and so may others; its numbers are then no test any more."""
 
 _LISTS = (
     "https://raw.githubusercontent.com/ShramanPramanick/Transformer_Based_Geo-localization/"

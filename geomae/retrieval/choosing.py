@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from geomae.errors import ConfigError
 from geomae.evaluation.flickr import shared_photos
-from geomae.evaluation.known_test_sets import recognise
+from geomae.evaluation.known_test_sets import ALSO_VALIDATION, recognise
 from geomae.evaluation.metrics import LARGEST_ERROR_KM, summarise_errors
 from geomae.evaluation.tables import TestSet
 from geomae.geography import great_circle_km
@@ -18,8 +18,6 @@ from geomae.geography import great_circle_km
 __all__ = ["Choice", "choose_by_error", "choose_by_likelihood", "choosing_on_test_photos", "refuse_test_photos"]
 
 Criterion = Literal["geoscore", "median_km"]
-
-ALSO_VALIDATION = "yfcc25600"  # as for `calibrate`: the thesis chose its checkpoints on it
 
 
 @dataclass(frozen=True)
