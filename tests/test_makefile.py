@@ -14,11 +14,15 @@ from geomae.reporting.heads_tables import HEADS
 from geomae.training import DataArguments, FinetuneArguments, GeoMAETrainingArguments, parse_config
 
 
+def outside_make() -> dict[str, str]:
+    """The environment as it is where these tests are not run by `make test`."""
+    return {key: value for key, value in os.environ.items() if key not in ("MAKEFLAGS", "MFLAGS", "MAKELEVEL")}
+
+
 def dry_run(target: str, tmp_path: Path, *words: str) -> list[list[str]]:
     """The commands of a target of which nothing is made yet."""
     given = [f"INSTALLED={ROOT / 'Makefile'}", f"EARTH={tmp_path}/earth", f"HEADS={tmp_path}/heads", *words]
-    environment = {key: value for key, value in os.environ.items() if key not in ("MAKEFLAGS", "MFLAGS", "MAKELEVEL")}
-    environment["GEOMAE_SHARED_DATA"] = str(tmp_path)
+    environment = outside_make() | {"GEOMAE_SHARED_DATA": str(tmp_path)}
     for folder in ("geotags", "earth"):
         (tmp_path / folder).mkdir(exist_ok=True)
     made = subprocess.run(
@@ -97,5 +101,7 @@ def test_fewer_seeds_make_fewer_runs_and_leave_the_readme_alone(tmp_path: Path) 
 def test_help_names_every_target_that_is_no_file() -> None:
     text = (ROOT / "Makefile").read_text()
     phony = re.search(r"^\.PHONY: (.*)$", text, re.MULTILINE)[1].split()  # type: ignore[index]
-    shown = subprocess.run(["make", "help"], cwd=ROOT, check=True, capture_output=True, text=True).stdout
+    shown = subprocess.run(
+        ["make", "help"], cwd=ROOT, check=True, capture_output=True, text=True, env=outside_make()
+    ).stdout
     assert {line.split()[0] for line in shown.splitlines()[1:]} == set(phony)

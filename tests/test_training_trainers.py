@@ -10,6 +10,7 @@ import pytest
 import torch
 from packed_photos import geolocation_trainer, mae_trainer, pack, record_ids, stream_of, training_arguments
 from scipy.special import log_softmax
+from scipy.stats import vonmises_fisher
 
 from geomae.data.collate import PhotoCollator
 from geomae.errors import ConfigError, NonFiniteLossError, PredictionError
@@ -296,7 +297,13 @@ def test_evaluation_of_a_posterior_measures_its_density_at_the_truth(photos: Pat
     truth, centroids = unit_vectors(rows.columns["target_deg"]), head.cells.finest.double().numpy()
     cell = (truth @ centroids.T).argmax(axis=1)  # the nearest centroid
     steradians = head.cells.area_km2.double().numpy()[cell] / 6371.0088**2
-    nll = np.log(steradians) - log_softmax(logits, axis=1)[np.arange(13), cell]
+    probability = np.exp(log_softmax(logits, axis=1))
+    concentration = 2 * (6371.0088 / head.cells.spread_km.double().numpy()) ** 2
+    unit = centroids / np.linalg.norm(centroids, axis=1, keepdims=True)
+    each = [vonmises_fisher(mean, k).pdf(truth) for mean, k in zip(unit, concentration, strict=True)]
+    # 90 % of a cell's mass is normal around its centroid, 10 % even over its area
+    even = probability[np.arange(13), cell] / steradians
+    nll = -np.log(0.9 * (probability * np.transpose(each)).sum(axis=1) + 0.1 * even)
     assert rows.columns["nll"] == pytest.approx(nll, abs=1e-4)
     assert metrics["eval_nll"] == pytest.approx(nll.mean(), abs=1e-4)
     assert "eval_nll" not in geolocation_trainer(photos, training_arguments(tmp_path / "sphere")).evaluate()
