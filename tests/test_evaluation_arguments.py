@@ -91,6 +91,21 @@ def test_an_evaluation_of_another_model_is_not_overwritten(tmp_path):
             EvaluationArguments(**{**again, **change})
 
 
+def test_an_evaluation_of_the_head_does_not_replace_what_retrieval_answered(tmp_path):
+    judged = {"checkpoint": "outputs/run", "test_set": {"name": "set"}}
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set" / "photos.csv").write_text("image,latitude,longitude\n")
+    (tmp_path / "out").mkdir()
+    given = {"test_set": str(tmp_path / "set"), "checkpoint": "outputs/run", "output_dir": str(tmp_path / "out")}
+    (tmp_path / "out" / "metrics.json").write_text(json.dumps(judged))
+    EvaluationArguments(**given)
+    (tmp_path / "out" / "metrics.json").write_text(json.dumps({**judged, "retrieval": {"chosen": {}}}))
+    with pytest.raises(
+        ConfigError, match="holds an evaluation by retrieval with outputs/run on set, and this one is of"
+    ):
+        EvaluationArguments(**given)
+
+
 def test_reporting_is_to_wandb_or_to_nobody():
     words = [word for key, value in GIVEN.items() for word in (f"--{key}", value)]
     assert parse_config([EvaluationArguments], words)[0].report_to == "none"

@@ -293,6 +293,11 @@ def test_values_are_never_chosen_on_the_photos_that_are_judged(tmp_path, index, 
         run_search(tmp_path / "out", index, checkpoint, packed, *words)
 
 
+def test_an_index_of_another_precision_is_not_searched(tmp_path, index, packed, checkpoint):
+    with pytest.raises(ConfigError, match=r"made with bf16=False, and the search has bf16=True.*--bf16 false"):
+        run_search(tmp_path / "out", index, checkpoint, packed, "--bf16", "true", *ONE_OF_EACH.split())
+
+
 def test_a_process_that_is_not_the_main_one_embeds_without_the_index(tmp_path, index, packed, checkpoint, monkeypatch):
     def fail(folder):
         raise AssertionError(f"{folder} was read")
