@@ -15,15 +15,12 @@ from geomae.evaluation import (
     EvaluationArguments,
     describe_run,
     describe_test_set,
-    format_summary,
-    judge_answers,
-    judge_baselines,
+    judge_and_write,
+    read_baseline_coordinates,
     read_predictions,
     read_test_set,
-    read_training_coordinates,
     read_training_ids,
     shown_path,
-    write_evaluation,
 )
 from geomae.training.config_file import parse_config
 
@@ -31,10 +28,9 @@ from geomae.training.config_file import parse_config
 def main(argv: Sequence[str]) -> None:
     """Read, predict where a checkpoint is given, judge, compare, write, print."""
     (arguments,) = parse_config((EvaluationArguments,), argv)
-    training_deg = training_ids = num_absent = None
-    if arguments.train_coordinates:
-        training_ids = read_training_ids(arguments.train_coordinates)
-        training_deg = read_training_coordinates(arguments.train_coordinates, swap_lat_lon=arguments.swap_train_lat_lon)
+    num_absent = None
+    training_ids = read_training_ids(arguments.train_coordinates) if arguments.train_coordinates else None
+    training_deg = read_baseline_coordinates(arguments)
 
     if arguments.checkpoint:
         # Only this branch needs torch: a file of predictions is judged without it.
@@ -65,19 +61,10 @@ def main(argv: Sequence[str]) -> None:
         test_set = read_test_set(arguments.test_set, split=arguments.split, swap_lat_lon=arguments.swap_lat_lon)
         predictions = read_predictions(arguments.predictions)
 
-    how = {name: getattr(arguments, name) for name in ("thresholds_km", "num_resamples", "seed")}
-    metrics, tables = judge_answers(predictions, test_set, **how)
-    metrics["baselines"], tables["baselines"] = judge_baselines(test_set, training_deg, **how)
-    metrics |= {**arguments.describe(), "num_absent": num_absent, "test_set": describe_test_set(test_set, training_ids)}
-    metrics |= describe_run(sys.argv[:1] + list(argv))
-    written = write_evaluation(arguments.output_dir, metrics, **tables)
-
-    print(format_summary(metrics, label=shown_path(arguments.checkpoint or arguments.predictions)))
-    print("\n".join(["", *(f"wrote {path}" for path in written)]))
-    if arguments.report_to == "wandb":
-        from geomae.reporting.wandb_run import log_evaluation  # matplotlib and cartopy, for its pictures
-
-        log_evaluation(arguments.output_dir, **arguments.naming)
+    described = {"num_absent": num_absent, "test_set": describe_test_set(test_set, training_ids)}
+    described |= describe_run(sys.argv[:1] + list(argv))
+    label = shown_path(arguments.checkpoint or arguments.predictions)
+    judge_and_write(arguments, predictions, test_set, training_deg, described, label=label)
 
 
 if __name__ == "__main__":

@@ -89,8 +89,8 @@ class GeolocationHead(nn.Module):
             coordinates_deg: `(B, 2)` true latitude and longitude, degrees.
             scene_labels: `(B,)` int64 from 0 to `num_scenes - 1`, and -1 where the scene is not known.
         """
+        outputs = self.to_logits(features)
         with outside_autocast(features.device.type):
-            outputs = self.layers(features.float())  # (B, in_features) -> (B, num_outputs + num_scenes)
             points = self.to_points(outputs.detach())
             answer = GeolocationOutput(coordinates_deg=to_degrees(points), scene_logits=self.scene_logits(outputs))
             if self.has_posterior:
@@ -102,6 +102,11 @@ class GeolocationHead(nn.Module):
                     answer.loss = answer.loss + self.scene_loss(outputs, scene_labels)
                 answer.error_km = great_circle_km(points, truth)
             return answer
+
+    def to_logits(self, features: Tensor) -> Tensor:
+        """`(B, in_features)` -> `(B, num_outputs + num_scenes)`: the last layer, without decoding an answer from it."""
+        with outside_autocast(features.device.type):
+            return self.layers(features.float())
 
     def set_geocells(self, *args: object, **kwargs: object) -> None:
         """Take over cells that were built from training photos: see `GeocellTensors.set_geocells`.

@@ -220,8 +220,11 @@ class GeocellsHead(PosteriorHead):
 
     def place_loss(self, outputs: Tensor, truth: Tensor, scene_labels: Tensor | None) -> Tensor:
         """Mean over partitions of the cross-entropy with the true cell, or with smoothed targets; nats."""
+        return self.cell_loss(outputs, self.cells.assign(truth), truth, scene_labels)
+
+    def cell_loss(self, outputs: Tensor, labels: Tensor, truth: Tensor, scene_labels: Tensor | None) -> Tensor:
+        """The same, where it is known that `(B, 3)` truths lie in the cells `(P, B)`."""
         partitions = self.log_partitions(outputs, scene_labels=scene_labels)
-        labels = self.cells.assign(truth)
         losses = [
             self._cross_entropy(*each, truth) for each in zip(partitions, labels, self.cells.partitions, strict=True)
         ]
@@ -274,9 +277,9 @@ class HybridHead(GeocellsHead):
 
     def place_loss(self, outputs: Tensor, truth: Tensor, scene_labels: Tensor | None) -> Tensor:
         """Cross-entropy, and the great-circle error within the true cell, weighted; nats."""
-        points = self.place_of(outputs, nearest(truth, self.cells.finest))
-        error_km = great_circle_km(points, truth).mean()
-        return super().place_loss(outputs, truth, scene_labels) + self.weight_per_km * error_km
+        labels = self.cells.assign(truth)
+        error_km = great_circle_km(self.place_of(outputs, labels[-1]), truth).mean()
+        return self.cell_loss(outputs, labels, truth, scene_labels) + self.weight_per_km * error_km
 
 
 def move_along_sphere(start: Tensor, offset: Tensor, unit_km: Tensor) -> Tensor:

@@ -41,3 +41,15 @@ def launch_on_two_processes(script: str, folder: Path, *argv: str) -> list[list[
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr[-4000:]
     return [(folder / f"ids-{rank}-of-2.txt").read_text().split() for rank in (0, 1)]
+
+
+def run_twice_beside_itself(code: str, folder: Path, *, num_threads: int) -> None:
+    """Run code on two processes of torch's launcher, in a folder, with the tests' own modules at hand."""
+    (folder / "on_two_processes.py").write_text(code)
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "on_two_processes.py"]
+    paths = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
+    environment = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": str(num_threads)}
+    done = subprocess.run(
+        [sys.executable, *launch], cwd=folder, env=environment, capture_output=True, text=True, timeout=240
+    )
+    assert done.returncode == 0, done.stdout + done.stderr[-4000:]

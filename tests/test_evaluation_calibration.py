@@ -18,7 +18,8 @@ from geomae.errors import ConfigError, PredictionError
 from geomae.evaluation import __main__ as evaluation_main
 from geomae.evaluation import calibration
 from geomae.evaluation.calibration import fit_calibration, format_calibration, measure_calibration
-from modeling import GeolocationHeadConfig, GeoMAEConfig, GeoMAEForGeolocation, build_head, load_geolocator
+from modeling import GeolocationHeadConfig, GeoMAEConfig, GeoMAEForGeolocation, build_head, load_geolocator, to_degrees
+from modeling.geocell_tensors import evenly_spread
 from run_evaluate_geo import main as evaluate_main
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -63,7 +64,7 @@ def test_calibrating_mends_the_density_and_the_coverage():
 
 def test_the_scale_of_the_spread_is_found_on_photos_drawn_around_their_places():
     """Of cells 1,500 km and more apart, photos lie a third as far from their places as the cells' spread says."""
-    rng, cells = np.random.default_rng(0), fibonacci_degrees(60)
+    rng, cells = np.random.default_rng(0), to_degrees(evenly_spread(60)).double().numpy()
     head = build_head(4, GeolocationHeadConfig(head_type="geocells", num_geocells=[60])).eval()
     head.set_geocells([cells], [], np.full(60, 8.5e6), np.full(60, 300.0))
     logits = rng.normal(0, 2.0, (4000, 60))
@@ -75,12 +76,6 @@ def test_the_scale_of_the_spread_is_found_on_photos_drawn_around_their_places():
     assert found["temperature"] == pytest.approx(2.0, rel=0.05)
     assert found["spread_scale"] == pytest.approx(1 / 3, rel=0.05)
     assert (head.temperature, head.spread_scale) == (1.0, 1.0)
-
-
-def fibonacci_degrees(num_points):
-    position = np.arange(num_points) + 0.5
-    longitude = np.degrees(np.pi * (1 + np.sqrt(5)) * position) % 360 - 180
-    return np.stack([np.degrees(np.arcsin(1 - 2 * position / num_points)), longitude], axis=1)
 
 
 def test_logits_that_are_no_numbers_are_refused_by_the_photos_name(validation, checkpoint, monkeypatch):

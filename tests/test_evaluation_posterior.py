@@ -1,8 +1,5 @@
 """A posterior measured: density, radii and expected errors by formulas of their own, coverage of what is calibrated."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -10,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from fake_posterior import NUM_BOXES, BoxHead, BoxModel, box_centres
+from launching import run_twice_beside_itself
 from test_evaluation_predict import Averages, collate, photos
 
 from geomae.errors import ConfigError, PredictionError
@@ -273,19 +271,6 @@ Path(f"rank_{os.environ['RANK']}.txt").write_text(describe_thirteen_posteriors()
 
 
 def test_two_processes_give_the_digits_of_one(tmp_path):
-    (tmp_path / "predict.py").write_text(ONE_OF_TWO)
-    done = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "predict.py"],
-        cwd=tmp_path,
-        env={
-            **os.environ,
-            "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")]),
-            "OMP_NUM_THREADS": str(torch.get_num_threads()),
-        },
-        capture_output=True,
-        text=True,
-        timeout=240,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    run_twice_beside_itself(ONE_OF_TWO, tmp_path, num_threads=torch.get_num_threads())
     assert {path.read_text() for path in tmp_path.glob("rank_*.txt")} == {describe_thirteen_posteriors()}
     assert len(list(tmp_path.glob("rank_*.txt"))) == 2

@@ -1,9 +1,6 @@
 """From photos to coordinates: every photo exactly once, on any number of processes, with the same digits."""
 
 import logging
-import os
-import subprocess
-import sys
 import warnings
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,6 +9,7 @@ import datasets
 import numpy as np
 import pytest
 import torch
+from launching import run_twice_beside_itself
 
 from geomae.errors import DamagedPhotoError, SourceError, TooManyDamagedPhotosError
 from geomae.evaluation.predict import predict_coordinates
@@ -166,22 +164,9 @@ Path(f"rank_{os.environ['RANK']}_{is_main_process()}.txt").write_text(described)
 
 
 def test_two_processes_give_every_photo_once_with_the_digits_of_one(tmp_path):
-    script = tmp_path / "predict.py"
-    script.write_text(ONE_OF_TWO)
-    done = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(script)],
-        cwd=tmp_path,
-        env={
-            **os.environ,
-            "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")]),
-            "OMP_NUM_THREADS": str(torch.get_num_threads()),
-        },
-        capture_output=True,
-        text=True,
-        timeout=240,
-    )
+    run_twice_beside_itself(ONE_OF_TWO, tmp_path, num_threads=torch.get_num_threads())
     results = {path.stem: path.read_text() for path in tmp_path.glob("rank_*.txt")}
-    assert sorted(results) == ["rank_0_True", "rank_1_False"], done.stdout + done.stderr
+    assert sorted(results) == ["rank_0_True", "rank_1_False"]
     assert set(results.values()) == {describe_thirteen_photos()}
 
 

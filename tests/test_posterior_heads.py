@@ -8,6 +8,7 @@ import pytest
 import torch
 from scipy.special import log_softmax, logsumexp
 from scipy.stats import vonmises_fisher
+from spheres import haversine_km
 from torch import nn
 
 from modeling import GeolocationHead, GeolocationHeadConfig, build_head, great_circle_km, to_degrees, to_unit_vectors
@@ -33,12 +34,6 @@ by_settings = pytest.mark.parametrize("settings", POSTERIORS, ids=lambda s: "-".
 
 def head_of(**settings: object) -> GeolocationHead:
     return build_head(6, GeolocationHeadConfig(**{"head_hidden_sizes": [8], **settings}))
-
-
-def haversine_km(points_deg: np.ndarray, others_deg: np.ndarray) -> np.ndarray:
-    (lat, lon), (other_lat, other_lon) = np.radians(points_deg).T[:, :, None], np.radians(others_deg).T[:, None]
-    half = np.sin((lat - other_lat) / 2) ** 2 + np.cos(lat) * np.cos(other_lat) * np.sin((lon - other_lon) / 2) ** 2
-    return 2 * EARTH_RADIUS_KM * np.arcsin(np.sqrt(np.clip(half, 0, 1)))
 
 
 def random_cells(head: GeolocationHead, seed: int = 0) -> tuple[list[np.ndarray], list[np.ndarray]]:

@@ -36,6 +36,7 @@ from geomae.evaluation.tables import (
     read_training_coordinates,
     read_training_ids,
 )
+from geomae.evaluation.verdict import judge_and_write, read_baseline_coordinates
 
 __all__ = [
     "DECODINGS",
@@ -63,11 +64,13 @@ __all__ = [
     "geoscores",
     "holm_adjusted",
     "judge_baselines",
+    "judge_and_write",
     "judge_answers",
     "judge_errors",
     "judge_groups",
     "judge_predictions",
     "match_predictions",
+    "read_baseline_coordinates",
     "read_metrics",
     "read_predictions",
     "read_test_set",

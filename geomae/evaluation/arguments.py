@@ -14,7 +14,18 @@ from geomae.evaluation.posterior import DECODINGS
 from geomae.evaluation.records import refuse_other_evaluation, refuse_unwritable, shown_path
 from geomae.tracking import refuse_bad_tags, refuse_missing_packages
 
-__all__ = ["EvaluationArguments", "JudgingArguments"]
+__all__ = ["EvaluationArguments", "JudgingArguments", "check_loading"]
+
+
+def check_loading(batch_size: int, num_workers: int, max_damaged_share: float) -> None:
+    """Refuses what photos cannot be loaded with: ConfigError names the option."""
+    if batch_size < 1 or num_workers < 0:
+        raise ConfigError(
+            "per_device_eval_batch_size must be at least 1 and dataloader_num_workers at least 0; got "
+            f"{batch_size} and {num_workers}"
+        )
+    if not 0.0 <= max_damaged_share <= 1.0:
+        raise ConfigError(f"max_damaged_share is a share from 0 to 1; got {max_damaged_share}")
 
 
 @dataclass
@@ -114,13 +125,7 @@ class JudgingArguments:
             if not getattr(self, name):
                 raise ConfigError(f"{name} is missing: give --{name} PATH, or a line `{name}: PATH` in the YAML file")
         self._check_answers()
-        if self.per_device_eval_batch_size < 1 or self.dataloader_num_workers < 0:
-            raise ConfigError(
-                "per_device_eval_batch_size must be at least 1 and dataloader_num_workers at least 0; got "
-                f"{self.per_device_eval_batch_size} and {self.dataloader_num_workers}"
-            )
-        if not 0.0 <= self.max_damaged_share <= 1.0:
-            raise ConfigError(f"max_damaged_share is a share from 0 to 1; got {self.max_damaged_share}")
+        check_loading(self.per_device_eval_batch_size, self.dataloader_num_workers, self.max_damaged_share)
         check_thresholds(self.thresholds_km)
         if self.num_resamples < MIN_RESAMPLES:
             raise ConfigError(

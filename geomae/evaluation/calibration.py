@@ -17,7 +17,6 @@ import torch
 from numpy.typing import NDArray
 from scipy.optimize import minimize
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from geomae.checkpoints import load_geolocator
 from geomae.data import PhotoCollator
@@ -157,7 +156,7 @@ def choose_photos(photos: Any, max_photos: int | None, seed: int) -> Any:
 
 
 def collect_logits(
-    model: PreTrainedModel, photos: PhotoDataset, arguments: CalibrationArguments
+    model: Any, photos: PhotoDataset, arguments: CalibrationArguments
 ) -> tuple[list[str], Tensor, Tensor]:
     """Ids, logits `(n, num_outputs)` and truths `(n, 2)` degrees, float32 in main memory.
 
@@ -166,7 +165,7 @@ def collect_logits(
     """
 
     def answer(batch: dict[str, Any]) -> dict[str, Tensor]:
-        logits = model(pixel_values=batch["pixel_values"]).logits.float()
+        logits = model.head.to_logits(model.embed(batch["pixel_values"]))
         _refuse_too_many(len(photos), logits.shape[1])
         return {"logits": logits.cpu(), "truth_deg": batch["coordinates_deg"]}
 

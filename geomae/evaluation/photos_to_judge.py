@@ -8,7 +8,7 @@ import numpy as np
 from geomae.data import find_absent, load_photos
 from geomae.evaluation.tables import TestSet
 
-__all__ = ["load_photos_to_judge"]
+__all__ = ["load_photos_to_judge", "with_labels"]
 
 
 class NamesPhotos(Protocol):
@@ -45,6 +45,15 @@ def load_photos_to_judge(arguments: NamesPhotos) -> tuple[Any, TestSet, int]:
         csv_file=named if arguments.photos else None,
         swap_lat_lon=arguments.swap_lat_lon,
     )
-    test_set = TestSet.from_columns(Path(named).name, photos, split=None if arguments.photos else arguments.split)
+    return with_labels(photos, Path(named).name, split=None if arguments.photos else arguments.split)
+
+
+def with_labels(photos: Any, name: str, *, split: str | None) -> tuple[Any, TestSet, int]:
+    """Photos as `load_photos` gives them: those that are there; the names and places of all; how many are absent.
+
+    Raises:
+        SourceError: as `TestSet.from_columns`.
+    """
+    labels = TestSet.from_columns(name, photos, split=split)
     is_absent = find_absent(photos)
-    return photos.select(np.flatnonzero(~is_absent)), test_set, int(is_absent.sum())
+    return photos.select(np.flatnonzero(~is_absent)), labels, int(is_absent.sum())

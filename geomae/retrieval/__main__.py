@@ -13,27 +13,22 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 
 from geomae.checkpoints import load_embedder
-from geomae.data import PhotoCollator, find_absent, load_photos
+from geomae.data import PhotoCollator, load_photos
 from geomae.errors import ConfigError, GeoMAEError
 from geomae.evaluation import (
     TestSet,
     describe_run,
     describe_test_set,
-    format_summary,
-    judge_answers,
-    judge_baselines,
-    read_training_coordinates,
     shown_path,
-    write_evaluation,
 )
-from geomae.evaluation.photos_to_judge import load_photos_to_judge
+from geomae.evaluation.photos_to_judge import load_photos_to_judge, with_labels
 from geomae.evaluation.predict import is_main_process
+from geomae.evaluation.verdict import judge_and_write, read_baseline_coordinates
 from geomae.provenance import find_versions
-from geomae.retrieval.answering import Evidence, choose_parameters, gather_evidence, predict_places
+from geomae.retrieval.answering import choose_parameters, gather_evidence, predict_places
 from geomae.retrieval.arguments import IndexArguments, SearchArguments
 from geomae.retrieval.choosing import Choice, refuse_test_photos
 from geomae.retrieval.embedding import Embeddings, embed_photos, embedder_digest, refuse_model_without_cells
@@ -113,6 +108,7 @@ def search(words: Sequence[str]) -> None:
     look_up: dict[str, Any] = {"num_neighbours": max(arguments.k), "centroids": centroids}
     num_cells = arguments.refine_top_k
 
+    training_deg = read_baseline_coordinates(arguments)
     photos, test_set, num_absent = load_photos_to_judge(arguments)
     to_choose_on, labels = None, None
     if arguments.validation:
@@ -129,44 +125,18 @@ def search(words: Sequence[str]) -> None:
     num_unanswered = len(labels.ids) - len(validation.ids) if labels and validation else 0
     chosen = choose_parameters(arguments, validation, num_unanswered)
     evidence = gather_evidence(index, embedded, test_set, **look_up)
-    metrics = {
+    described = {
         "num_absent": num_absent,
         "retrieval": _describe(index, arguments, chosen, labels),
         "test_set": describe_test_set(test_set, pa.chunked_array([index.places.ids])),
         **describe_run(["-m", "geomae.retrieval", *words]),
     }
-    _judge_and_write(arguments, evidence, chosen, test_set, metrics)
-
-
-def _judge_and_write(
-    arguments: SearchArguments,
-    evidence: Evidence,
-    chosen: dict[str, Choice],
-    test_set: TestSet,
-    described: dict[str, Any],
-) -> None:
-    training_deg = None
-    if arguments.train_coordinates:
-        training_deg = read_training_coordinates(arguments.train_coordinates, swap_lat_lon=arguments.swap_train_lat_lon)
-    how: dict[str, Any] = {name: getattr(arguments, name) for name in ("thresholds_km", "num_resamples", "seed")}
-    metrics, tables = judge_answers(predict_places(evidence, chosen), test_set, **how)
-    metrics["baselines"], tables["baselines"] = judge_baselines(test_set, training_deg, **how)
-    metrics |= {**arguments.describe(), **described}
-    written = write_evaluation(str(arguments.output_dir), metrics, **tables)
-    print(format_summary(metrics, label=f"retrieval with {shown_path(str(arguments.checkpoint))}"))
-    print("\n".join(["", *(f"wrote {shown_path(path)}" for path in written)]))
-    if arguments.report_to == "wandb":
-        from geomae.reporting.wandb_run import log_evaluation  # matplotlib and cartopy, for its pictures
-
-        log_evaluation(str(arguments.output_dir), **arguments.naming)
+    label = f"retrieval with {shown_path(str(arguments.checkpoint))}"
+    judge_and_write(arguments, predict_places(evidence, chosen), test_set, training_deg, described, label=label)
 
 
 def _load_labelled(source: str, split: str, **options: Any) -> tuple[Any, TestSet, int]:
-    """The photos of a source that are there, all of their names and places, and how many are absent."""
-    photos = load_photos(source, split, **options)
-    labels = TestSet.from_columns(Path(source).name, photos, split=split)
-    is_absent = find_absent(photos)
-    return photos.select(np.flatnonzero(~is_absent)), labels, int(is_absent.sum())
+    return with_labels(load_photos(source, split, **options), Path(source).name, split=split)
 
 
 def _embed(model: Any, photos: Any, arguments: IndexArguments | SearchArguments, num_cells: int = 0) -> Embeddings:

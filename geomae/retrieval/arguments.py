@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from geomae.errors import ConfigError
-from geomae.evaluation.arguments import JudgingArguments
+from geomae.evaluation.arguments import JudgingArguments, check_loading
 from geomae.evaluation.known_test_sets import KNOWN_TEST_SETS
 from geomae.evaluation.records import refuse_unwritable
 from geomae.retrieval.choosing import choosing_on_test_photos
@@ -57,13 +57,7 @@ class IndexArguments:
         for name in ("checkpoint", "photos", "output_dir"):
             if not getattr(self, name):
                 raise ConfigError(f"{name} is missing: give --{name} PATH, or a line `{name}: PATH` in the YAML file")
-        if self.per_device_eval_batch_size < 1 or self.dataloader_num_workers < 0:
-            raise ConfigError(
-                "per_device_eval_batch_size must be at least 1 and dataloader_num_workers at least 0; got "
-                f"{self.per_device_eval_batch_size} and {self.dataloader_num_workers}"
-            )
-        if not 0.0 <= self.max_damaged_share <= 1.0:
-            raise ConfigError(f"max_damaged_share is a share from 0 to 1; got {self.max_damaged_share}")
+        check_loading(self.per_device_eval_batch_size, self.dataloader_num_workers, self.max_damaged_share)
         refuse_existing_index(str(self.output_dir))
         refuse_unwritable(str(self.output_dir))
 

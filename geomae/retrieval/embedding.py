@@ -100,7 +100,7 @@ def _embed(model: Any, num_cells: int, batch: dict[str, Any]) -> dict[str, Tenso
     # off the device: the vectors of a training set may not fit beside the model
     columns = {"vectors": normalize(features.float(), dim=-1).cpu()}
     if num_cells:
-        log_mass, points_deg = model.head.place_log_probabilities(model.head(features).logits)
+        log_mass, points_deg = model.head.place_log_probabilities(model.head.to_logits(features))
         best = log_mass.topk(min(num_cells, log_mass.shape[1]), dim=1)
         points_deg = points_deg.gather(1, best.indices[..., None].expand(-1, -1, 2))  # (B, K, 2) -> (B, k, 2)
         columns |= {"log_mass": best.values, "cells": best.indices, "points_deg": points_deg}
