@@ -1,8 +1,10 @@
-"""timm's attention, computed the way that is fastest on the device at hand."""
+"""timm's attention and transformer block, computed the way that is fastest for what is asked and where it runs."""
 
 from timm.layers import Attention
+from timm.models.vision_transformer import Block
+from torch import Tensor, nn
 
-__all__ = ["DeviceAwareAttention"]
+__all__ = ["DeviceAwareAttention", "SelectiveBlock"]
 
 
 class DeviceAwareAttention(Attention):
@@ -20,3 +22,39 @@ class DeviceAwareAttention(Attention):
     @fused_attn.setter
     def fused_attn(self, allowed: bool) -> None:
         self._fused_attention_allowed = allowed
+
+    def attend_from(self, tokens: Tensor, wanted: slice) -> Tensor:
+        """What `forward` gives for some of the tokens, `(B, T, D)` -> `(B, K, D)`; they look at all of them.
+
+        Queries are projected for every token: cutting the weight of `qkv` would save a little more, and pass by whoever
+        has put another layer in its place, as LoRA does.
+        """
+        B, T, _ = tokens.shape
+        qkv = self.qkv(tokens).reshape(B, T, 3, self.num_heads, self.head_dim).permute(2, 0, 3, 1, 4)
+        query, key, value = qkv.unbind(0)
+        query = query[:, :, wanted]  # (B, heads, T, D / heads) -> (B, heads, K, D / heads)
+        if self.fused_attn:
+            dropout = self.attn_drop.p if self.training else 0.0
+            mixed = nn.functional.scaled_dot_product_attention(query, key, value, dropout_p=dropout)
+        else:
+            scores = (query * self.scale) @ key.transpose(-2, -1)
+            mixed = self.attn_drop(scores.softmax(dim=-1)) @ value
+        mixed = mixed.transpose(1, 2).reshape(B, -1, self.attn_dim)
+        return self.proj_drop(self.proj(mixed))
+
+
+class SelectiveBlock(Block):
+    """timm's block, which can leave out the tokens that nobody reads after it.
+
+    A model's last block takes three quarters of its arithmetic after the projection of queries, keys and values: where
+    only the class token is read, as in fine-tuning, or only the hidden patches, as in a masked autoencoder's decoder,
+    that is done for these alone. The answers are the same.
+    """
+
+    def forward(self, tokens: Tensor, wanted: slice | None = None) -> Tensor:  # type: ignore[override]
+        """`(B, T, D)` -> `(B, T, D)`, or `(B, K, D)`: only the tokens that are `wanted`."""
+        if wanted is None:
+            return super().forward(tokens)
+        attended = self.attn.attend_from(self.norm1(tokens), wanted)
+        tokens = tokens[:, wanted] + self.drop_path1(self.ls1(attended))
+        return tokens + self.drop_path2(self.ls2(self.mlp(self.norm2(tokens))))

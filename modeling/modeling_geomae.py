@@ -11,12 +11,12 @@ from typing import Any
 
 import torch
 from timm.layers import LayerNorm, resample_abs_pos_embed
-from timm.models.vision_transformer import Block, VisionTransformer
+from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from transformers import initialization as init
 from transformers.utils import ModelOutput
 
-from .attention import DeviceAwareAttention
+from .attention import DeviceAwareAttention, SelectiveBlock
 from .configuration_geomae import GeoMAEConfig
 from .geocell_tensors import GeocellTensors
 from .geolocation_head import GeolocationOutput
@@ -93,7 +93,7 @@ class GeoMAEPreTrainedModel(GeoPreTrainedModel):
     config_class = GeoMAEConfig
     base_model_prefix = "geomae"
     _supports_sdpa = True
-    _no_split_modules = ["Block"]
+    _no_split_modules = ["SelectiveBlock"]
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -135,7 +135,7 @@ class GeoMAEPreTrainedModel(GeoPreTrainedModel):
 
     def embed(self, pixel_values: Tensor) -> Tensor:
         """Pooled features of whole photos, before any head: `(B, C, H, W)` -> `(B, hidden_size)` float32."""
-        return self.base_model(pixel_values).pooler_output.float()
+        return self.base_model(pixel_values, pooled_only=True).pooler_output.float()
 
     @property
     def backbone(self) -> VisionTransformer:
@@ -144,7 +144,7 @@ class GeoMAEPreTrainedModel(GeoPreTrainedModel):
 
 
 def transformer_sizes(hidden_size: int, intermediate_size: int, num_heads: int, config: GeoMAEConfig) -> dict[str, Any]:
-    """Arguments that timm's `VisionTransformer` and `Block` share."""
+    """Arguments that timm's `VisionTransformer` and the decoder's blocks share."""
     return {
         "num_heads": num_heads,
         "mlp_ratio": (intermediate_size + 0.5) / hidden_size,  # timm rounds ratio * width down
@@ -169,13 +169,14 @@ class CheckpointedBlocks(nn.Module):
         self.gradient_checkpointing = False
         self._gradient_checkpointing_func: Callable[..., Tensor]  # set by gradient_checkpointing_enable()
 
-    def forward(self, tokens: Tensor, blocks: nn.Module) -> Tensor:
-        """`(B, T, D)` -> `(B, T, D)` through every block in turn."""
-        for block in blocks.children():
+    def forward(self, tokens: Tensor, blocks: Sequence[SelectiveBlock], wanted: slice) -> Tensor:
+        """`(B, T, D)` -> `(B, K, D)` through every block in turn: the tokens that are `wanted` of the last one."""
+        for block in blocks:
+            selected = (wanted,) if block is blocks[-1] and wanted != slice(None) else ()
             if self.gradient_checkpointing and self.training:
-                tokens = self._gradient_checkpointing_func(block, tokens)
+                tokens = self._gradient_checkpointing_func(block, tokens, *selected)
             else:
-                tokens = block(tokens)
+                tokens = block(tokens, *selected)
         return tokens
 
 
@@ -197,17 +198,21 @@ class GeoMAEModel(GeoMAEPreTrainedModel):
             attn_drop_rate=config.attention_probs_dropout_prob,
             drop_path_rate=config.drop_path_rate,
             weight_init="skip",
+            block_fn=SelectiveBlock,
             **transformer_sizes(config.hidden_size, config.intermediate_size, config.num_attention_heads, config),
         )
         self.run_blocks = CheckpointedBlocks()
         self.post_init()
 
-    def forward(self, pixel_values: Tensor, noise: Tensor | None = None) -> GeoMAEModelOutput:
+    def forward(
+        self, pixel_values: Tensor, noise: Tensor | None = None, pooled_only: bool = False
+    ) -> GeoMAEModelOutput:
         """Encode photos, all patches or, where `noise` is given, the share that `config.mask_ratio` leaves visible.
 
         Args:
             pixel_values: `(B, C, H, W)`, uint8 0..255 or normalised floats; H and W multiples of `patch_size`.
             noise: `(B, N)` random numbers; the patches of the smallest ones stay visible.
+            pooled_only: leave out what `pooler_output` does not need: `last_hidden_state` is None then.
 
         Raises:
             ValueError: `pixel_values` or `noise` has another shape; the message says which was expected.
@@ -226,9 +231,10 @@ class GeoMAEModel(GeoMAEPreTrainedModel):
         tokens = self.embed_patches(patches) + patch_positions  # (B, V, C p p) -> (B, V, D)
         class_token = (self.encoder.cls_token + positions[:, :1]).expand(tokens.shape[0], -1, -1)
         tokens = self.encoder.pos_drop(torch.cat((class_token, tokens), dim=1))  # (B, V, D) -> (B, 1 + V, D)
-        tokens = self.encoder.norm(self.run_blocks(tokens, self.encoder.blocks))
+        wanted = slice(0, 1) if pooled_only and self.config.pooling == "cls" else slice(None)
+        tokens = self.encoder.norm(self.run_blocks(tokens, self.encoder.blocks, wanted))
         pooled = tokens[:, 0] if self.config.pooling == "cls" else tokens[:, 1:].mean(dim=1)
-        return GeoMAEModelOutput(tokens, pooled, ids_visible, ids_masked)
+        return GeoMAEModelOutput(None if pooled_only else tokens, pooled, ids_visible, ids_masked)
 
     def embed_patches(self, patches: Tensor) -> Tensor:
         """`(B, V, C * p * p)` pixels -> `(B, V, hidden_size)`: the patch convolution as a matrix product."""
@@ -270,7 +276,7 @@ class GeoMAEDecoder(nn.Module):
         self.embedding = nn.Linear(config.hidden_size, width)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, width))
         self.pos_embed = nn.Parameter(torch.zeros(1, 1 + config.num_patches, width))
-        self.blocks = nn.ModuleList(Block(dim=width, **sizes) for _ in range(config.decoder_num_hidden_layers))
+        self.blocks = nn.ModuleList(SelectiveBlock(dim=width, **sizes) for _ in range(config.decoder_num_hidden_layers))
         self.norm = LayerNorm(width, eps=config.layer_norm_eps)
         self.prediction = nn.ConvTranspose2d(
             width, config.num_channels, kernel_size=config.patch_size, stride=config.patch_size, bias=False
@@ -298,7 +304,7 @@ class GeoMAEDecoder(nn.Module):
             (positions[:, :1].expand(visible.shape[0], -1, -1), gather_patches(positions[:, 1:], order)), dim=1
         )
         tokens = torch.cat((visible, hidden.to(visible.dtype)), dim=1) + ordered_positions  # -> (B, 1 + N, Dd)
-        tokens = self.run_blocks(tokens, self.blocks)[:, 1 + num_visible if hidden_only else 1 :]
+        tokens = self.run_blocks(tokens, self.blocks, slice(1 + num_visible if hidden_only else 1, None))
         return self.norm(tokens) @ self.prediction.weight.flatten(1)  # (B, K, Dd) -> (B, K, C p p)
 
 
@@ -397,7 +403,8 @@ class GeoMAEForGeolocation(GeoMAEPreTrainedModel):
             coordinates_deg: `(B, 2)` true latitude and longitude, degrees; gives `loss` and `error_km`.
             scene_labels: `(B,)` int64, -1 where the scene is not known; only where `config.num_scenes` is above 0.
         """
-        return self.head(self.geomae(pixel_values).pooler_output, coordinates_deg, scene_labels)
+        features = self.geomae(pixel_values, pooled_only=True).pooler_output
+        return self.head(features, coordinates_deg, scene_labels)
 
     def combine_crops(self, outputs: Sequence[GeolocationOutput]) -> GeolocationOutput:
         """One answer from those to several crops of the same photos, as the head combines them."""
