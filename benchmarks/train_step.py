@@ -5,9 +5,9 @@
     python benchmarks/train_step.py --device cuda --batch_sizes 256 512 --seconds 2 --rounds 5 \
         --groups pretrain_thesis pretrain_published vit resnet --output results/benchmarks/train_step_h200.json
 
-Every contestant trains in every one of its settings: eager and compiled, plain and fused attention, channels_last or not.
-What its best setting reaches is compared, within rounds that interleave them all. Two peers are left out, and the result
-says so, unless they are there:
+Every contestant trains in every one of its settings: eager and compiled, plain and fused attention, channels_last or
+not. What its best setting reaches is compared, within rounds that interleave them all. Two peers are left out, and the
+result says so, unless they are there:
 
     pip install ".[bench]"                                          # lightly
     git clone https://github.com/facebookresearch/mae ../mae       # and --facebook_mae ../mae
@@ -20,6 +20,7 @@ is the one to run; --precisions fp32 tf32 bf16 compares precisions. Writes the J
 import argparse
 import os
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ from geomae.errors import ConfigError, GeoMAEError
 from geomae.provenance import find_commit, find_versions
 from machine import find_cpu_model
 from stepping.contestants import GROUP_KEYS, Group, build_groups
+from stepping.measure import clock_of
 from stepping.report import judge_targets, to_markdown
 from stepping.rounds import Plan, measure_group
 
@@ -142,6 +144,7 @@ def _describe_machine(device: torch.device, load_before: float) -> dict[str, Any
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else cpu,
         "cpu": find_cpu_model(),
         "num_cores": len(os.sched_getaffinity(0)),
+        "clock": "wall" if clock_of(device) is time.perf_counter else "cpu",
         "load_average_before": load_before,  # of a minute; what others do on the machine
         "load_average_after": os.getloadavg()[0],
     }

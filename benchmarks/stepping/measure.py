@@ -7,7 +7,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -101,10 +101,10 @@ class Trainee:
     def count_flops(self, batch: Batch, setting: Setting) -> float:
         """FLOP of forward and backward for a photo: matrix products, convolutions, attention; a multiply-add is 2."""
         # a batch of one comes twice, because batch norm needs two
-        few = Batch(*(torch.cat((tensor, tensor))[:_PHOTOS_TO_COUNT] for tensor in astuple(batch)))
+        few = Batch(*(torch.cat((tensor, tensor))[:_PHOTOS_TO_COUNT] for tensor in vars(batch).values()))
         # torch does not count the CPU's fused attention: here it becomes the matrix products that it is
         with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-            self.forward(few, setting).backward()
+            self.forward(few, replace(setting, compiled=False)).backward()
         self.optimizer.zero_grad()
         return counter.get_total_flops() / _PHOTOS_TO_COUNT
 

@@ -56,13 +56,13 @@ BATCH_SIZE_ON_CPU = 32
 RATIOS = ("ours_over_thesis", "ours_over_best_peer")
 
 _WHAT_DIFFERS = (
-    "A step is forward, backward, clipping, AdamW and zero_grad on a batch that is ready on the device. Ours gets uint8 "
-    "and normalises it within the step; everybody else gets normalised floats that are ready. All but the thesis's get "
-    "the fused AdamW, which is torch's default for the thesis's. The peers of the regressors answer two numbers under a "
-    "plain squared error; ours has its head, the great-circle loss and the error in km. Bf16 is autocast for everybody, "
-    "the thesis's fp16 included. FLOP are each model's own, as it computes them: a model that does needless work "
-    "has more TFLOP/s for it, not more photos/s. Peak memory is that of the tensors: weights, gradients, AdamW's state, "
-    "activations.\n"
+    "A step is forward, backward, clipping, AdamW and zero_grad on a batch that is ready on the device. Ours gets "
+    "uint8 and normalises it within the step; everybody else gets normalised floats that are ready. All but the "
+    "thesis's get the fused AdamW; the thesis's gets torch's default. The peers of the regressors answer two numbers "
+    "under a plain squared error; ours has its head, the great-circle loss and the error in km. Bf16 is autocast for "
+    "everybody, for the thesis's too, which trained in fp16. FLOP are each model's own, as it computes them: a model "
+    "that does needless work has more TFLOP/s for it, not more photos/s. Peak memory is that of the tensors: weights, "
+    "gradients, AdamW's state, activations.\n"
 )
 _TINY = "**These are tiny networks, for the tests: nothing here says anything of speed, and no target is judged.**\n"
 
@@ -187,6 +187,9 @@ def to_markdown(record: Mapping[str, Any]) -> str:
 
 def _heading(record: Mapping[str, Any]) -> str:
     machine, settings = record["machine"], record["settings"]
+    clock = "Seconds are those that the one thread's core worked, so that what else runs counts little."
+    if machine["clock"] == "wall":
+        clock = "Seconds are those of the clock on the wall."
     return (
         "# One training step\n\n"
         f"Written by `benchmarks/train_step.py` at commit `{str(record['commit'])[:12]}`; every round and the versions "
@@ -194,7 +197,7 @@ def _heading(record: Mapping[str, Any]) -> str:
         f"{machine['device']}. {machine['cpu']}, {machine['num_cores']} cores, load "
         f"{machine['load_average_before']:.1f} before and {machine['load_average_after']:.1f} after. Medians of "
         f"{settings['rounds']} rounds, in each of which every row runs once, in random order; ratios are "
-        "medians of the ratios within a round. MFU is the model's FLOP/s by those of a matrix product in the same "
+        f"medians of the ratios within a round. {clock} MFU is the model's FLOP/s by those of a matrix product in the same "
         "precision, on the same device with as many threads, the faster of one before and one after the rounds.\n"
     )
 

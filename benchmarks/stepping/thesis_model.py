@@ -1,9 +1,9 @@
 """The thesis's models, written anew from its description, with the habits that cost it its speed.
 
-What is kept, class by class: `nn.MultiheadAttention` as its defaults leave it, which computes and averages the attention
-weights that nobody reads; the convolution embeds every patch, and three quarters of the tokens are then thrown away;
-the order is restored before the decoder; all patches are predicted, as a picture, by a transposed convolution, and cut
-again for the loss; photos arrive as normalised floats; the great-circle loss is a loop over the photos.
+What is kept: `nn.MultiheadAttention` as its defaults leave it, which averages attention weights that nobody reads; the
+convolution embeds every patch, and three quarters of the tokens are then thrown away; the order is restored before the
+decoder; all patches are predicted, as a picture, by a transposed convolution, and cut again for the loss; photos arrive
+as normalised floats; the great-circle loss is a loop over the photos.
 
 What is not: its reshape of tokens to a picture without a transpose, by which a token did not land on its own patch.
 Putting it right costs a copy of a few megabytes in a step of seconds.
