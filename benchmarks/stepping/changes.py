@@ -173,10 +173,10 @@ def the_loss_is_a_loop(step: Step) -> Iterator[None]:
 
 @contextmanager
 def channels_come_first(step: Step) -> Iterator[None]:
-    """Weights and photos as torch has them by default."""
-    step.model.to(memory_format=torch.contiguous_format)
+    """Photos go into the network as torch has them by default."""
+    handle = step.model.backbone.register_forward_pre_hook(lambda _, inputs: (inputs[0].contiguous(),))
     yield
-    step.model.to(memory_format=torch.channels_last)
+    handle.remove()
 
 
 VISIBLE = Change("embed_visible", "only visible patches are normalised and embedded", 1.5, every_patch_is_embedded)

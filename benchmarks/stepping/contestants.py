@@ -188,7 +188,6 @@ def _resnets(size: NetworkSize) -> list[Contestant]:
             "ours",
             partial(_build_resnet_baseline, size),
             _loss_of_places,
-            memory_formats=("channels_last",),
         ),
         Contestant(
             "timm_resnet",
