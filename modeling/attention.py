@@ -1,5 +1,6 @@
 """timm's attention and transformer block, computed the way that is fastest for what is asked and where it runs."""
 
+import torch
 from timm.layers import Attention
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
@@ -23,6 +24,13 @@ class DeviceAwareAttention(Attention):
     def fused_attn(self, allowed: bool) -> None:
         self._fused_attention_allowed = allowed
 
+    def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
+        """`(B, T, D)` -> `(B, T, D)`, as in timm, which also computes what is masked."""
+        if self.fused_attn or attn_mask is not None or is_causal:
+            masks = {"is_causal": True} if is_causal else {}  # older versions of timm do not know it
+            return super().forward(x, attn_mask, **masks)
+        return self.attend_from(x, slice(None))
+
     def attend_from(self, tokens: Tensor, wanted: slice) -> Tensor:
         """What `forward` gives for some of the tokens, `(B, T, D)` -> `(B, K, D)`; they look at all of them.
 
@@ -37,8 +45,10 @@ class DeviceAwareAttention(Attention):
             dropout = self.attn_drop.p if self.training else 0.0
             mixed = nn.functional.scaled_dot_product_attention(query, key, value, dropout_p=dropout)
         else:
-            scores = (query * self.scale) @ key.transpose(-2, -1)
-            mixed = self.attn_drop(scores.softmax(dim=-1)) @ value
+            query, key, value = (each.flatten(0, 1) for each in (query, key, value))
+            nothing = query.new_empty(1, 1, 1)  # only so that the product scales while it multiplies
+            scores = torch.baddbmm(nothing, query, key.transpose(1, 2), beta=0, alpha=self.scale)
+            mixed = (self.attn_drop(scores.softmax(dim=-1)) @ value).unflatten(0, (B, self.num_heads))
         mixed = mixed.transpose(1, 2).reshape(B, -1, self.attn_dim)
         return self.proj_drop(self.proj(mixed))
 
