@@ -99,6 +99,7 @@ def count_memory(case: Case, checkpointed: bool, arguments: argparse.Namespace) 
         "optimizer_gb": step.optimizer / 1e9,
         "fixed_gb": (by_batch[128] - 128 * per_photo) / 1e9,
         "per_photo_mb": per_photo / 1e6,
+        "largest_counted_batch": SIMULATED_BATCHES[-1],
         "peak_gb_by_batch": {str(batch_size): peak / 1e9 for batch_size, peak in by_batch.items()},
         "largest_batch": fits,
     }
@@ -118,6 +119,7 @@ def measure(case: Case, device: torch.device, arguments: argparse.Namespace) -> 
             "photos_per_s": arguments.batch_size / median(step.seconds for step in steps),
             "seconds_by_round": [step.seconds for step in steps],
             "peak_gb": max(step.peak_bytes for step in steps) / 1e9 if device.type == "cuda" else None,
+            "largest_batch": None,
         }
         for policy, steps in rounds.items()
     }
@@ -126,7 +128,6 @@ def measure(case: Case, device: torch.device, arguments: argparse.Namespace) -> 
         for policy in POLICIES:
             model = case.build(device, checkpointed=policy == "checkpointed")
             measured[policy]["largest_batch"] = find_largest_batch(model, is_compiled=arguments.compile)
-            del model
     return measured
 
 
