@@ -23,6 +23,7 @@ from geomae.training import (
     GeoMAETrainingArguments,
     PredictionMaps,
     RunRecord,
+    StepProfiler,
     Variants,
     build_collators,
     build_stream,
@@ -98,6 +99,8 @@ def main(argv: Sequence[str]) -> None:
     trainer.add_callback(RunRecord(trainer, {**vars(data), **vars(start), **vars(architecture), **args.to_dict()}))
     if args.prediction_maps:
         trainer.add_callback(PredictionMaps(trainer))
+    if args.profile:
+        trainer.add_callback(StepProfiler(trainer))
 
     # run: with load_best_model_at_end, the best model is judged once more and lands at the top of output_dir
     empty_output_dir(args.output_dir, resume_from=args.resume_from_checkpoint, is_main_process=args.process_index == 0)

@@ -22,6 +22,7 @@ from geomae.training import (
     PretrainArguments,
     ReconstructionPanels,
     RunRecord,
+    StepProfiler,
     build_collators,
     build_stream,
     claim_output_dir,
@@ -80,6 +81,8 @@ def main(argv: Sequence[str]) -> None:
     panel = pick_panel(validation, validation_collator, num_photos=args.num_reconstructions)
     if panel is not None:
         trainer.add_callback(ReconstructionPanels(trainer, panel, every_steps=args.reconstruction_steps))
+    if args.profile:
+        trainer.add_callback(StepProfiler(trainer))
 
     # run
     empty_output_dir(args.output_dir, resume_from=args.resume_from_checkpoint, is_main_process=args.process_index == 0)

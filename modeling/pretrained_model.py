@@ -27,6 +27,9 @@ class GeoPreTrainedModel(PreTrainedModel):
         """Floating point operations of one training step for one photo, forward and backward; needs a loss."""
         return count_step_flops(self)
 
+    def get_input_embeddings(self) -> None:
+        """None: FSDP would make a unit of its own of it, gathered in its `forward` only, and patches skip that."""
+
     def tie_weights(self, *args: Any, **kwargs: Any) -> None:
         """Called by transformers when a model is built and again when its weights are loaded: nothing is tied here."""
         super().tie_weights(*args, **kwargs)

@@ -29,18 +29,28 @@ importlib.import_module(script).main(sys.argv[3:])
 
 def launch_on_two_processes(script: str, folder: Path, *argv: str) -> list[list[str]]:
     """Run `script.py argv` on two processes; returns the ids of the photos that each has trained on."""
+    launch_code(LAUNCHED, folder, "two_cpu", script, str(folder), *argv)
+    return [(folder / f"ids-{rank}-of-2.txt").read_text().split() for rank in (0, 1)]
+
+
+def launch_code(code: str, folder: Path, config: str, *argv: str) -> None:
+    """Run code with `argv` on two processes, otherwise as `configs/accelerate/CONFIG.yaml` says."""
     launched = folder / "launched.py"
-    launched.write_text(LAUNCHED)
+    launched.write_text(code)
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "2"]
+    command += ["--config_file", f"configs/accelerate/{config}.yaml", "--main_process_port", str(find_free_port())]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [*command, str(launched), *argv], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+
+
+def find_free_port() -> int:
+    """A port that nothing listens on."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [sys.executable, "-m", "accelerate.commands.launch"]
-    command += ["--config_file", "configs/accelerate/two_cpu.yaml", "--main_process_port", str(port)]
-    command += [str(launched), script, str(folder), *argv]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240)
-    assert done.returncode == 0, done.stderr[-4000:]
-    return [(folder / f"ids-{rank}-of-2.txt").read_text().split() for rank in (0, 1)]
+        return int(free.getsockname()[1])
 
 
 def run_twice_beside_itself(code: str, folder: Path, *, num_threads: int) -> None:

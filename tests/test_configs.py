@@ -9,6 +9,8 @@ import pytest
 import torch
 import yaml
 from accelerate.commands.config.config_args import load_config_from_file
+from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+from accelerate.utils.launch import prepare_multi_gpu_env
 from config_files import FINETUNE, ON_A_CPU, PRETRAIN, load, named
 from launching import ROOT
 from packed_photos import TINY, pack
@@ -240,8 +242,45 @@ def test_comparison_on_the_earth_has_the_same_network_and_budget(tmp_path: Path)
 # ---- accelerate
 
 
+NUM_PROCESSES = {
+    "one_gpu": 1,
+    "eight_a100": 8,
+    "eight_h200": 8,
+    "eight_gpu_fsdp": 8,
+    "four_nodes_of_eight": 32,
+    "two_cpu": 2,
+}
+
+
 @pytest.mark.parametrize("path", ACCELERATE, ids=named)
 def test_accelerate_reads_the_file_and_leaves_precision_to_the_run(path: Path) -> None:
-    config = load_config_from_file(str(path))
+    config = load_config_from_file(str(path))  # refuses keys that it does not know
     assert config.mixed_precision == "no"
-    assert config.num_processes == {"one_gpu": 1, "eight_a100": 8, "two_cpu": 2}[path.stem]
+    assert config.num_processes == NUM_PROCESSES[path.stem]
+    known = {action.dest for action in launch_command_parser()._actions}
+    assert {*config.fsdp_config} <= known, "inside fsdp_config accelerate passes over what it does not know"
+
+
+def header_command(path: Path, **places: str) -> list[str]:
+    """Words of the command in a file's header behind `accelerate launch`, with words in capitals replaced."""
+    header = [line.removeprefix("#").strip() for line in path.read_text().splitlines() if line.startswith("#")]
+    (start,) = (number for number, line in enumerate(header) if line.startswith("accelerate launch"))
+    end = next(number for number, line in enumerate(header) if number >= start and not line.endswith("\\"))
+    return [places.get(word, word) for word in " ".join(header[start : end + 1]).replace("\\ ", "").split()[2:]]
+
+
+@pytest.mark.parametrize("path", ACCELERATE, ids=named)
+def test_header_of_a_launch_shows_a_command_that_accelerate_takes(path: Path) -> None:
+    args = launch_command_parser().parse_args(header_command(path, R="0"))
+    assert args.config_file == str(path.relative_to(ROOT))
+    assert args.training_script == "run_pretrain_mae.py"
+
+
+def test_four_nodes_meet_at_the_address_of_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    words = header_command(ROOT / "configs/accelerate/four_nodes_of_eight.yaml", R="3", FIRST_NODE="first-node")
+    args, _, _ = _validate_launch_command(launch_command_parser().parse_args(words))
+    prepare_multi_gpu_env(args)
+    assert (args.nnodes, args.nproc_per_node, args.rdzv_backend, args.max_restarts) == ("4", "8", "c10d", 3)
+    assert args.rdzv_endpoint == "first-node:29500"
+    assert args.training_script_args[-2:] == ["--resume_from_checkpoint", "last"]

@@ -47,6 +47,21 @@ def test_resnet_starts_with_zero_gammas_and_kaiming_convolutions() -> None:
     assert weight.std().item() == pytest.approx((2 / fan_out) ** 0.5, rel=0.05)
 
 
+@pytest.mark.parametrize(("sizes", "is_channels_last"), [(SMALL, True), (SMALL_VIT, False)])
+def test_convolutions_get_and_pass_on_channels_last(sizes: dict, is_channels_last: bool) -> None:
+    model = GeoBaselineForGeolocation(GeoBaselineConfig(**sizes)).eval()
+    strides: list[torch.Tensor] = []
+    first = next(module for module in model.backbone.modules() if isinstance(module, torch.nn.Conv2d))
+    first.register_forward_hook(lambda _, inputs, output: strides.extend((inputs[0], output)))
+    photos = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
+    answer = model(photos).coordinates_deg
+    assert strides[0].is_contiguous(memory_format=torch.channels_last) == is_channels_last
+    assert not is_channels_last or strides[1].is_contiguous(memory_format=torch.channels_last)
+    assert all(parameter.is_contiguous() for parameter in model.parameters()), "weights are saved as anybody expects"
+    first.register_forward_pre_hook(lambda _, inputs: (inputs[0].contiguous(),))
+    assert torch.allclose(model(photos).coordinates_deg, answer, atol=1e-3)
+
+
 def test_loaded_weights_survive(tmp_path) -> None:
     model = GeoBaselineForGeolocation(GeoBaselineConfig(**SMALL))
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""`python -m geomae.reporting report | compare | thesis | heads | posteriors | fill | wandb`: pages about runs.
+"""`python -m geomae.reporting report | compare | thesis | heads | posteriors | profile | fill | wandb`: about runs.
 
 python -m geomae.reporting report --pretrain_run outputs/pretrain --finetune_run outputs/finetune \
     --evaluation outputs/evaluate --output_dir report
@@ -23,7 +23,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one of the commands; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m geomae.reporting", description=__doc__.splitlines()[0])
     commands = parser.add_subparsers(required=True)
-    for add in (_add_report, _add_compare, _add_thesis, _add_heads, _add_posteriors, _add_fill, _add_wandb):
+    for add in (
+        _add_report,
+        _add_compare,
+        _add_thesis,
+        _add_heads,
+        _add_posteriors,
+        _add_profile,
+        _add_fill,
+        _add_wandb,
+    ):
         add(commands)
     arguments = parser.parse_args(argv)
     return int(arguments.run(arguments))
@@ -93,6 +102,13 @@ def _add_posteriors(commands: Any) -> None:
     posteriors.add_argument("--seed", type=int, default=0, help="of the draw (default: %(default)s)")
     posteriors.add_argument("--output_file", required=True, help="PNG; its folder is created")
     posteriors.set_defaults(run=_posteriors)
+
+
+def _add_profile(commands: Any) -> None:
+    profile = commands.add_parser("profile", help="a picture of where a training step's time goes")
+    profile.add_argument("profile", help="profile.json that a run with --profile has written to OUTPUT_DIR/profile")
+    profile.add_argument("--output_file", required=True, help="PNG; its folder is created")
+    profile.set_defaults(run=_profile)
 
 
 def _add_fill(commands: Any) -> None:
@@ -189,6 +205,13 @@ def _posteriors(arguments: argparse.Namespace) -> int:
     )
     title = f"{shown_path(arguments.checkpoint)}: {len(photos)} photos of {arguments.split}, drawn at random"
     return _say_written([save_figure(posterior_map(photos, title=title), arguments.output_file)])
+
+
+def _profile(arguments: argparse.Namespace) -> int:
+    from geomae.reporting.plots import profile_bars, save_figure  # matplotlib
+    from geomae.reporting.step_profile import read_profile
+
+    return _say_written([save_figure(profile_bars(read_profile(arguments.profile)), arguments.output_file)])
 
 
 def _say_written(written: Sequence[Path]) -> int:

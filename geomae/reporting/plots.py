@@ -18,6 +18,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from geomae.evaluation.metrics import LARGEST_ERROR_KM, THRESHOLDS_KM
+from geomae.reporting.step_profile import PHASES
 
 __all__ = [
     "BASELINE_COLOURS",
@@ -25,6 +26,7 @@ __all__ = [
     "calibration_curve",
     "error_cdf",
     "loss_curves",
+    "profile_bars",
     "reconstruction_grid",
     "save_figure",
     "show_photo",
@@ -245,6 +247,41 @@ def calibration_curve(
         axes.set(xlabel="mass that the radius should hold, %", ylabel="photos within the radius, %")
         axes.text(97, 4, "below the line: too sure of itself", ha="right", color="#666666")
         _place_legend(figure, axes, inside="upper left")
+    return figure
+
+
+def profile_bars(profile: Mapping[str, Any]) -> Figure:
+    """Where a step's time goes: a bar for each category, forward, backward and the rest in three colours.
+
+    Args:
+        profile: what `read_profile` returns; the GPU's part where there is one, else the host's.
+    """
+    on_device = profile["device_ms"] is not None
+    parts: Mapping[str, Mapping[str, float]] = profile["device_ms" if on_device else "host_ms"]
+    whole_ms = sum(sum(phases.values()) for phases in parts.values())
+    names = {"idle": "GPU idle" if on_device else "between operations: Python"}
+    with style():
+        figure = Figure(figsize=(8.2, 0.36 * len(parts) + 1.6), layout="constrained")
+        axes = figure.add_subplot()
+        begins = np.zeros(len(parts))
+        for number, phase in enumerate(PHASES):
+            widths = np.array([phases.get(phase, 0.0) for phases in parts.values()])
+            axes.barh(range(len(parts)), widths, left=begins, color=_colour(number), label=phase)
+            begins += widths
+        for row, value in enumerate(begins):
+            axes.text(value, row, f" {_plain_number(value, None)} ms, {100 * value / whole_ms:.1f} %", va="center")
+        axes.set_yticks(range(len(parts)), [names.get(category, category) for category in parts])
+        axes.invert_yaxis()
+        axes.set_xlim(0, 1.35 * begins.max())
+        axes.set_axisbelow(True)
+        axes.grid(visible=False, axis="y")
+        compiled = ", compiled" if profile["torch_compile"] else ""
+        axes.set(xlabel="milliseconds of a step")
+        axes.set_title(
+            f"{profile['model']}: {whole_ms:,.0f} ms a step of {profile['batch_size']} photos\n"
+            f"{profile['precision']}{compiled}, {profile['device']}"
+        )
+        axes.legend(loc="lower right")
     return figure
 
 

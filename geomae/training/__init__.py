@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from geomae.training.callbacks import PredictionMaps, ReconstructionPanels, RunRecord
     from geomae.training.head_cells import give_geocells, read_head_geocells
     from geomae.training.optimization import build_parameter_groups, build_schedule, learning_rate_factor
+    from geomae.training.profiling import StepProfiler
     from geomae.training.run_folder import claim_output_dir, empty_output_dir, find_checkpoint
     from geomae.training.setup import (
         build_collators,
@@ -46,6 +47,7 @@ __all__ = [
     "PretrainArguments",
     "ReconstructionPanels",
     "RunRecord",
+    "StepProfiler",
     "StreamingTrainer",
     "Variants",
     "build_collators",
@@ -90,6 +92,7 @@ _HOME = {
         "build_schedule",
         "learning_rate_factor",
     ),
+    "profiling": ("StepProfiler",),
     "run_folder": (
         "claim_output_dir",
         "empty_output_dir",

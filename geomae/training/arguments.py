@@ -222,6 +222,7 @@ class GeoMAETrainingArguments(TrainingArguments):
     reconstruction_steps: int = option(0, "Draw reconstructions of validation photos every so many steps; 0: never.")
     prediction_maps: bool = option(True, "Draw truths and answers of each evaluation on a world map.")
     num_reconstructions: int = option(6, "Photos on each picture of reconstructions.")
+    profile: bool = option(False, "Record a few steps in profile/ once the run is warm: a trace, and where time goes.")
     peak_tflops: float | None = option(None, "Peak of one device, TFLOP/s, for mfu; null: by its name, or measured.")
 
     remove_unused_columns: bool = option(False, "Ours: the collator takes undecoded columns, the model takes tensors.")

@@ -66,14 +66,16 @@ class ReconstructionPanels(TrainerCallback):
                 self._draw(state)
 
     def _draw(self, state: TrainerState) -> None:
-        if not self.every_steps or not state.is_world_process_zero:
+        if not self.every_steps:
             return
         model = self.trainer.model
         was_training = model.training
         inputs = {name: tensor.to(self.trainer.args.device) for name, tensor in self.panel.items()}
         with torch.random.fork_rng(devices=[]), self.trainer.judged_weights():
-            pictures = model.eval().reconstruct(**inputs)
+            pictures = model.eval().reconstruct(**inputs)  # by every process: FSDP gathers the weights of all
         model.train(was_training)
+        if not state.is_world_process_zero:
+            return
         path = Path(self.trainer.args.output_dir) / "pictures" / f"reconstruction_step_{state.global_step:06d}.png"
         from geomae.reporting.plots import reconstruction_grid, save_figure  # matplotlib: only runs that draw need it
 

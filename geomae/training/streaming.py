@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from accelerate.utils import gather_object
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from torch.utils.data import DataLoader, Dataset, Subset
@@ -29,6 +30,7 @@ from geomae.training.optimization import build_parameter_groups, build_schedule,
 from geomae.training.progress import StreamProgress
 from geomae.training.run_folder import STATE_FILE, find_checkpoint
 from geomae.training.safeguards import DamageCounter
+from geomae.training.sharding import own_class, refuse_other_sharding, set_up_sharding
 
 __all__ = ["StreamingTrainer"]
 
@@ -87,6 +89,8 @@ class StreamingTrainer(Trainer):
             eval_dataset=eval_dataset,
             callbacks=list(callbacks),
         )
+        if self.is_fsdp_enabled:
+            set_up_sharding(self.accelerator.state.fsdp_plugin, args)
         self.stream = train_dataset
         # a copy has no part in the memory of training batches
         self.train_collator, self.eval_collator = train_collator, eval_collator or copy.copy(train_collator)
@@ -121,6 +125,7 @@ class StreamingTrainer(Trainer):
         checkpoint = find_checkpoint(resume_from_checkpoint, self.args.output_dir)
         self.progress.resume(checkpoint)
         if checkpoint is not None:
+            refuse_other_sharding(checkpoint, is_sharded=self.is_fsdp_enabled)
             state = TrainerState.load_from_json(str(Path(checkpoint) / STATE_FILE))
             self._keep_epochs(checkpoint, state.global_step)
             if state.global_step >= self.args.max_steps:  # transformers would train one step more
@@ -204,9 +209,14 @@ class StreamingTrainer(Trainer):
         self._guard(loss, "loss")
         return loss
 
+    def autocast_smart_context_manager(self, cache_enabled: bool | None = True) -> AbstractContextManager[Any]:
+        """Autocast for FSDP as well, where accelerate has none of its own; see `set_up_sharding`."""
+        return self.accelerator.autocast() if self.is_fsdp_enabled else nullcontext()
+
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
         """The gradient's norm, looked at: an infinite one would only show in the loss of the next batch."""
         norm = super()._get_grad_norm(model, grad_norm=grad_norm)
+        norm = norm.full_tensor() if isinstance(norm, DTensor) else norm  # of all shares that FSDP has dealt out
         if isinstance(norm, Tensor) and self.accelerator.scaler is None:  # the scaler of fp16 handles its own overflows
             self._guard(norm, "norm of the gradient")
         return norm
@@ -279,7 +289,8 @@ class StreamingTrainer(Trainer):
         """A checkpoint's model is the one that was judged."""
         if self.average is not None and self.is_in_train:
             state_dict = self.average.state_dict()
-        super()._save(output_dir, state_dict)
+        with own_class(self.model):
+            super()._save(output_dir, state_dict)
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         """All that only a resumed run needs."""
