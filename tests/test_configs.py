@@ -219,10 +219,13 @@ def test_other_sizes_are_the_published_ones_with_the_recipe_of_the_base(size: st
     for kind in ("pretrain", "finetune"):
         architecture, args = loaded[kind, size][2:]
         assert tuple(getattr(architecture, field) for field in fields) == ENCODERS[size]
-        assert 8 * args.per_device_train_batch_size * args.gradient_accumulation_steps == {
-            "pretrain": 4096,
-            "finetune": 1024,
-        }[kind]
+        assert (
+            8 * args.per_device_train_batch_size * args.gradient_accumulation_steps
+            == {
+                "pretrain": 4096,
+                "finetune": 1024,
+            }[kind]
+        )
     sizes = {field for field in vars(loaded["pretrain", size][2]) if field.startswith("decoder") or field in fields}
     others, base = (
         {key: value for key, value in vars(loaded["pretrain", name][2]).items() if key not in sizes}
@@ -248,9 +251,7 @@ def test_other_sizes_are_fine_tuned_as_published(size: str, layer_decay: float, 
 
 
 @pytest.mark.parametrize("path", WITH_COMPUTED_HEADERS, ids=named)
-def test_hours_and_memory_of_the_header_follow_from_work_and_peak(
-    path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_hours_and_memory_of_the_header_follow_from_work_and_peak(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _, _, architecture, args = load(path)
     is_pretraining = path in PRETRAIN
     model_class = GeoMAEForPreTraining if is_pretraining else GeoMAEForGeolocation

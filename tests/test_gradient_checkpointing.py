@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from config_files import ON_A_CPU
 from launching import ROOT, run_twice_beside_itself
 from packed_photos import TINY, pack, training_arguments
 from torch import Tensor, nn
@@ -88,7 +89,7 @@ def test_loss_and_gradients_are_the_same_and_less_is_kept(name: str) -> None:
     assert loss_again == loss
     assert gradients_again.keys() == gradients.keys()
     assert all(torch.equal(gradients_again[key], gradients[key]) for key in gradients)  # drop path repeats its draws
-    assert saved_again < 0.7 * saved
+    assert saved_again < 0.8 * saved
 
 
 @pytest.mark.parametrize("name", ["pretraining", "fine-tuning", "vit"])
@@ -108,7 +109,8 @@ def test_compiled_models_take_it_too(name: str) -> None:
     torch.compiler.reset()
     loss_again, gradients_again, saved_again = step(model, lambda **inputs: compiled(**inputs, **noise))
     assert loss_again == pytest.approx(loss, rel=1e-5)
-    assert all(torch.allclose(gradients_again[key], gradients[key], rtol=1e-4, atol=1e-5) for key in gradients)
+    largest = max(gradient.norm() for gradient in gradients.values())
+    assert all((gradients_again[key] - gradients[key]).norm() < 1e-5 * largest for key in gradients)
     assert saved_again < 0.8 * saved
 
 
@@ -131,10 +133,13 @@ def test_both_scripts_train_alike_with_it(
 
     monkeypatch.setattr(torch.utils.checkpoint, "checkpoint", record)  # timm's door
     monkeypatch.setattr("transformers.modeling_utils.checkpoint", record)  # transformers'
-    words = [str(ROOT / f"configs/{'pretrain' if kind == 'pretrain' else 'finetune'}/smoke.yaml")]
-    words += ["--data_dirs", str(photos), "--max_steps", "3", "--logging_steps", "1", "--disable_tqdm"]
+    file = {"pretrain": "pretrain/smoke", "finetune": "finetune/smoke", "baseline": "finetune/vit_base_mp16"}[kind]
+    words = [str(ROOT / f"configs/{file}.yaml"), *ON_A_CPU, "--data_dirs", str(photos), "--validation_split", "null"]
+    words += ["--eval_strategy", "no", "--save_strategy", "no", "--load_best_model_at_end", "false", "--disable_tqdm"]
+    words += ["--max_steps", "3", "--logging_steps", "1", "--per_device_train_batch_size", "4"]
+    words += ["--dataloader_num_workers", "0", "--warmup_steps", "1"]
     if kind == "baseline":
-        words += ["--model_type", "geobaseline", "--backbone", "vit_tiny_patch16_224", "--image_size", "32"]
+        words += ["--backbone", "vit_tiny_patch16_224", "--image_size", "32"]
     else:
         listed = {key: value if isinstance(value, list) else [value] for key, value in TINY.items()}
         words += [word for key, values in listed.items() for word in (f"--{key}", *map(str, values))]

@@ -19,15 +19,15 @@ def to_markdown(record: Mapping[str, Any]) -> str:
     parts += ["## Measured", _measured_notes(record), _measured_table(cases)]
     if (check := record["check_on_the_cpu"]) is not None:
         parts += ["## The count against a real process", _describe_check(check)]
-    return "\n\n".join(parts) + "\n"
+    return "\n\n".join(part.strip() for part in parts) + "\n"
 
 
 def _introduction(record: Mapping[str, Any]) -> str:
     commit = (record["commit"] or "unknown")[:12]
     return (
         "# Sizes: parameters, work, memory, speed\n\n"
-        f"Written by `benchmarks/model_sizes.py` at commit `{commit}`; every round and the versions are in the JSON beside "
-        "this page. Photos of 224x224; architectures are those of the configuration files that the JSON names. Each "
+        f"Written by `benchmarks/model_sizes.py` at commit `{commit}`; every round and the versions are in the JSON "
+        "beside this page. Photos of 224x224; architectures are those of the configuration files that the JSON names. Each "
         "column says whether it was **measured** or **computed**."
     )
 
@@ -49,8 +49,8 @@ def _memory_notes(settings: Mapping[str, Any]) -> str:
         "Computed: the tensors that are alive at the peak of forward, backward and AdamW, in bfloat16 autocast with "
         "weights, gradients and AdamW's states in float32, attention fused, eager. The fixed part and the part of each "
         "photo are those of batches around 128 to 1,024. The largest batch leaves "
-        f"{100 * settings['reserve']:.0f} % of the card's 10^9 bytes for the driver, libraries' workspaces and what the "
-        "allocator cannot use; the power of two below it stands behind the slash. DDP holds a second copy of the "
+        f"{100 * settings['reserve']:.0f} % of the card's 10^9 bytes for the driver, libraries' workspaces and what "
+        "the allocator cannot use; the power of two below it stands behind the slash. DDP holds a second copy of the "
         "gradients and `ema_decay` one of the weights, 4 bytes a parameter each, which are not in it."
     )
 
@@ -81,8 +81,15 @@ def _measured_notes(record: Mapping[str, Any]) -> str:
 
 
 def _measured_table(cases: list[Mapping[str, Any]]) -> str:
-    header = ["model", "photos/s (measured)", "photos/s, checkpointed (measured)", "checkpointing takes times (measured)"]
-    header += ["peak, GB (measured)", "checkpointed", "largest batch (measured)", "checkpointed"]
+    header = [
+        "model",
+        "photos/s (measured)",
+        "photos/s, checkpointed (measured)",
+        "checkpointing takes times (measured)",
+    ]
+    header += [
+        f"{name}{policy} (measured)" for name in ("peak, GB", "largest batch") for policy in ("", ", checkpointed")
+    ]
     rows = []
     for case in cases:
         if (measured := case["measured"]) is None:
@@ -103,7 +110,7 @@ def _or_unmeasured(value: Any, pattern: str) -> str:
 
 def _describe_check(check: Mapping[str, Any]) -> str:
     return (
-        f"{check['title']}, batch {check['batch_size']}, one step on the CPU with the CPU's attention: the process took "
-        f"{check['measured_gb']:.2f} GB above its weights (measured), the count says {check['simulated_gb']:.2f} GB "
+        f"{check['title']}, batch {check['batch_size']}, one step on the CPU with the CPU's attention: the process "
+        f"took {check['measured_gb']:.2f} GB above its weights (measured), the count says {check['simulated_gb']:.2f} GB "
         f"(computed): {check['measured_is_times']:.3f} times."
     )
