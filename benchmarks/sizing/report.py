@@ -27,8 +27,8 @@ def _introduction(record: Mapping[str, Any]) -> str:
     return (
         "# Sizes: parameters, work, memory, speed\n\n"
         f"Written by `benchmarks/model_sizes.py` at commit `{commit}`; every round and the versions are in the JSON "
-        "beside this page. Photos of 224x224; architectures are those of the configuration files that the JSON names. Each "
-        "column says whether it was **measured** or **computed**."
+        "beside this page. Photos of 224x224; architectures are those of the configuration files that the JSON names. "
+        "Each column says whether it was **measured** or **computed**."
     )
 
 
@@ -111,6 +111,6 @@ def _or_unmeasured(value: Any, pattern: str) -> str:
 def _describe_check(check: Mapping[str, Any]) -> str:
     return (
         f"{check['title']}, batch {check['batch_size']}, one step on the CPU with the CPU's attention: the process "
-        f"took {check['measured_gb']:.2f} GB above its weights (measured), the count says {check['simulated_gb']:.2f} GB "
-        f"(computed): {check['measured_is_times']:.3f} times."
+        f"took {check['measured_gb']:.2f} GB above its weights (measured), the count says "
+        f"{check['simulated_gb']:.2f} GB (computed): {check['measured_is_times']:.3f} times."
     )
