@@ -45,6 +45,8 @@ def main(argv: Sequence[str]) -> None:
         with refuse_what_the_model_refuses():
             model = load_geolocator(arguments.checkpoint)
         override_decoding(model, **arguments.decoding_options)
+        if arguments.torch_compile:
+            model.compile()
         predictions = predict_coordinates(
             model,
             photos,

@@ -27,7 +27,7 @@ class GeoPreTrainedModel(PreTrainedModel):
         """Floating point operations of one training step for one photo, forward and backward; needs a loss."""
         return count_step_flops(self)
 
-    def get_input_embeddings(self) -> None:
+    def get_input_embeddings(self) -> None:  # type: ignore[override]  # accelerate's FSDP takes None for none
         """None: FSDP would make a unit of its own of it, gathered in its `forward` only, and patches skip that."""
 
     def tie_weights(self, *args: Any, **kwargs: Any) -> None:

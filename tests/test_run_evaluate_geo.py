@@ -217,6 +217,26 @@ def test_answers_are_those_of_the_model_on_the_centre_crop(tmp_path, test_set, p
     assert table.to_pandas()[["latitude", "longitude"]].to_numpy() == pytest.approx(answers.numpy(), abs=1e-3)
 
 
+def test_a_compiled_model_gives_the_same_answers(tmp_path, test_set, photos, checkpoint, monkeypatch):
+    words = ["--checkpoint", checkpoint, "--test_set", test_set, "--photos", photos]
+    words += ["--per_device_eval_batch_size", 2]
+    _, eager = run(tmp_path / "eager", *words)
+    compiled = []
+    compile_it = torch.nn.Module.compile
+    monkeypatch.setattr(  # without inductor, which takes ten times as long as everything else here
+        torch.nn.Module, "compile", lambda self: (compiled.append(self), compile_it(self, backend="aot_eager"))
+    )
+    _, table = run(tmp_path / "compiled", *words, "--torch_compile", "true")
+    assert len(compiled) == 1
+    assert table["latitude"].to_pylist() == pytest.approx(eager["latitude"].to_pylist(), abs=1e-3)
+
+
+def test_compilation_of_a_file_of_predictions_is_refused(tmp_path, test_set):
+    predictions = write_predictions(tmp_path / "answers.csv", PHOTO_NAMES, TRUTH)
+    with pytest.raises(ConfigError, match="torch_compile needs a checkpoint that looks at photos"):
+        run(tmp_path, "--predictions", predictions, "--test_set", test_set, "--torch_compile", "true")
+
+
 def test_a_packed_split_is_judged_like_its_folder(tmp_path, checkpoint):
     from packed_photos import pack
 

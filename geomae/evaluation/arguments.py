@@ -203,6 +203,13 @@ class EvaluationArguments(JudgingArguments):
         default=None,
         metadata={"help": "CSV or parquet file with id, latitude, longitude. Give this or checkpoint."},
     )
+    torch_compile: bool = field(
+        default=False,
+        metadata={
+            "help": "Compile the model: the first batch waits for that, up to a minute, and the others are faster; "
+            "full batches only."
+        },
+    )
     ten_crop: bool = field(
         default=False,
         metadata={
@@ -243,8 +250,9 @@ class EvaluationArguments(JudgingArguments):
             raise ConfigError(
                 "photos belong to a checkpoint; predictions are judged without them: leave one of both out"
             )
-        if self.predictions and self.ten_crop:
-            raise ConfigError("ten_crop needs a checkpoint that looks at photos; predictions are judged as they are")
+        for name in ("ten_crop", "torch_compile"):
+            if self.predictions and getattr(self, name):
+                raise ConfigError(f"{name} needs a checkpoint that looks at photos; predictions are judged as they are")
         self._check_decoding()
 
     @property

@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
+from geomae.compilation import compiled_if_full
 from geomae.data.collate import SkippingDamagedBatches
 from geomae.errors import SourceError, TooManyDamagedPhotosError
 from geomae.evaluation.posterior import POSTERIOR_COLUMNS
@@ -266,7 +267,8 @@ def answer_photos(
             name: value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
             for name, value in batch.items()
         }
-        with torch.inference_mode(), torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16):
+        compilation = compiled_if_full(len(batch["ids"]), batch_size)
+        with compilation, torch.inference_mode(), torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16):
             answers = answer(moved)
         yield list(map(str, batch["ids"])), answers  # outside of the contexts, which a caller must not inherit
 

@@ -232,6 +232,9 @@ class GeoMAETrainingArguments(TrainingArguments):
     ignore_data_skip: bool = option(True, "Ours: a resumed stream jumps to its place; nothing is read twice.")
     logging_nan_inf_filter: bool = option(False, "Ours: a non-finite loss stops the run; the filter syncs each step.")
     logging_steps: float = option(50, "Log every so many steps; below 1: share of the run.")
+    tf32: bool | None = option(
+        False, "Ours: with torch_compile transformers turns TF32 on, which rounds the head's float32 to 10 bits."
+    )
     ddp_find_unused_parameters: bool | None = option(False, "Ours: every parameter takes part in every step.")
     accelerator_config: dict[str, Any] | str | None = option(
         {"dispatch_batches": False, "non_blocking": True}, "Each process reads its own photos."

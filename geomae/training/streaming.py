@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader, Dataset, Subset
 from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerState
 from transformers.trainer_utils import EvalLoopOutput, IntervalStrategy, TrainOutput
 
+from geomae.compilation import compiled_if_full
 from geomae.data.collate import PhotoCollator, SkippingDamagedBatches
 from geomae.data.photos import encode_jpeg
 from geomae.data.stream import PhotoStream
@@ -347,7 +348,8 @@ class StreamingTrainer(Trainer):
         chunks: list[dict[str, Tensor]] = []
         with self.judged_weights(), torch.no_grad():
             for inputs, is_repeat in self._evenly_many_batches(dataloader, own):
-                with self.compute_loss_context_manager():
+                num_photos = len(inputs["pixel_values"])
+                with self.compute_loss_context_manager(), compiled_if_full(num_photos, self.args.eval_batch_size):
                     loss, outputs = self.compute_loss(model, inputs, return_outputs=True)
                 columns = self.evaluation_columns(inputs, loss, outputs)
                 chunks.append({name: column[:0] for name, column in columns.items()} if is_repeat else columns)

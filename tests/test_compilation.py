@@ -1,0 +1,164 @@
+"""torch.compile: one graph of training and one of evaluation, whatever the sizes of batches, and the same numbers."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from packed_photos import TINY, geolocation_trainer, mae_trainer, pack, training_arguments
+
+from geomae.compilation import compiled_if_full
+from geomae.data.collate import PhotoCollator
+from geomae.data.loading import load_photos
+from geomae.evaluation.predict import predict_coordinates
+from modeling import GeoMAEConfig, GeoMAEForGeolocation
+
+HEADS: list[dict[str, Any]] = [
+    {"head_type": "sphere"},
+    {"head_type": "geocells", "num_geocells": [5, 30]},
+    {"head_type": "hybrid", "num_geocells": [30]},
+    {"head_type": "vmf_mixture", "num_mixture_components": 4},
+]
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return pack(tmp_path_factory.mktemp("photos"), train=40, validation=13)
+
+
+@pytest.fixture(autouse=True)
+def fresh_compiler() -> Iterator[None]:
+    torch.compiler.reset()
+    yield
+    torch.compiler.reset()
+
+
+def num_graphs() -> int:
+    """Graphs that torch has compiled since the last reset: every recompilation adds one."""
+    return torch._dynamo.utils.counters["stats"]["unique_graphs"]
+
+
+def test_stance_is_eager_for_every_batch_that_is_not_full() -> None:
+    doubled = torch.compile(lambda x: x * 2, backend="eager", dynamic=False)
+    before = num_graphs()
+    for size in (4, 3, 4, 1, 4, 2):
+        with compiled_if_full(size, 4):
+            assert doubled(torch.ones(size)).tolist() == [2.0] * size
+    assert num_graphs() - before == 1
+
+
+@pytest.mark.parametrize(
+    ("build", "architecture"),
+    [(mae_trainer, {}), *[(geolocation_trainer, head) for head in HEADS]],
+    ids=["pretraining", *[head["head_type"] for head in HEADS]],
+)
+def test_training_and_evaluation_have_one_graph_each(
+    photos: Path, tmp_path: Path, build: Callable[..., Any], architecture: dict[str, Any]
+) -> None:
+    """Over the border of an epoch (5 steps), in four evaluations, whose last batch has 5 photos of 8."""
+    args = training_arguments(
+        tmp_path,
+        max_steps=8,
+        gradient_accumulation_steps=1,
+        schedule="cosine",
+        warmup_steps=2,
+        ema_decay=0.9,
+        eval_strategy="steps",
+        eval_steps=2,
+        torch_compile=True,
+        torch_compile_backend="aot_eager",
+    )
+    trainer = build(photos, args, **architecture)
+    graphs: list[int] = []
+    step = trainer.training_step
+
+    def counting(*inputs: Any) -> Any:
+        loss = step(*inputs)
+        graphs.append(num_graphs())
+        return loss
+
+    trainer.training_step = counting
+    before = num_graphs()
+    trainer.train()
+    trainer.evaluate()
+    assert [count - before for count in graphs] == [
+        1,
+        1,
+        2,
+        2,
+        2,
+        2,
+        2,
+        2,
+    ]  # the second comes with the first evaluation
+    assert num_graphs() - before == 2
+
+
+@pytest.mark.parametrize("build", [mae_trainer, geolocation_trainer])
+def test_compiled_run_repeats_the_eager_one_and_leaves_the_same_files(
+    photos: Path, tmp_path: Path, build: Callable[..., Any]
+) -> None:
+    logs, names = [], []
+    for compiled in (False, True):
+        torch.manual_seed(0)
+        args = training_arguments(
+            tmp_path / str(compiled),
+            eval_strategy="steps",
+            eval_steps=2,
+            save_strategy="steps",
+            save_steps=4,
+            torch_compile=compiled,
+            torch_compile_backend="aot_eager" if compiled else None,
+        )
+        trainer = build(photos, args)
+        trainer.train()
+        history = trainer.state.log_history
+        logs.append([value for entry in history for name, value in entry.items() if name in ("loss", "eval_loss")])
+        names.append(sorted(trainer.model.state_dict()))
+        saved = trainer.model.from_pretrained(tmp_path / str(compiled) / "checkpoint-4")
+        for name, tensor in trainer.model.state_dict().items():
+            assert torch.equal(saved.state_dict()[name], tensor), name
+    assert len(logs[0]) == 6
+    assert np.allclose(logs[1], logs[0], rtol=1e-5)
+    assert names[0] == names[1]
+
+
+def test_compiled_run_resumes_an_eager_one(photos: Path, tmp_path: Path) -> None:
+    options: dict[str, Any] = {"max_steps": 4, "save_strategy": "steps", "save_steps": 2}
+    unbroken = mae_trainer(photos, training_arguments(tmp_path, **options))
+    unbroken.train()
+    compiled = training_arguments(tmp_path, **options, torch_compile=True, torch_compile_backend="aot_eager")
+    resumed = mae_trainer(photos, compiled)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    expected, got = ([e["loss"] for e in t.state.log_history if "loss" in e] for t in (unbroken, resumed))
+    assert got == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("ten_crop", [False, True])
+def test_prediction_has_one_graph_and_the_same_answers(photos: Path, ten_crop: bool) -> None:
+    model = GeoMAEForGeolocation(GeoMAEConfig(**TINY | HEADS[1]))
+    test_set = load_photos(photos, "validation")
+    collator = PhotoCollator(16, augment=False, ten_crop=ten_crop)
+    answers = []
+    before = num_graphs()
+    for compiles in (False, True):
+        if compiles:
+            model.compile(backend="aot_eager")
+        predictions = predict_coordinates(model, test_set, collator, batch_size=4, device="cpu")
+        answers.append((predictions.ids, predictions.coordinates_deg))
+    assert answers[0][0] == answers[1][0] == test_set["id"][:]
+    assert np.allclose(answers[0][1], answers[1][1], atol=1e-3)
+    assert num_graphs() - before == 1
+
+
+def test_compilation_does_not_turn_tf32_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a GPU transformers would: the head's float32 products would be rounded to 10 bits."""
+    switched: list[bool] = []
+    monkeypatch.setattr("transformers.training_args.is_torch_tf32_available", lambda: True)
+    monkeypatch.setattr("transformers.training_args.enable_tf32", switched.append)
+    training_arguments(tmp_path, torch_compile=True, bf16=True)
+    assert switched[-1] is False
+    training_arguments(tmp_path, torch_compile=True, bf16=True, tf32=True)
+    assert switched[-1] is True
