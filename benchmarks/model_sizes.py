@@ -12,7 +12,6 @@ backward and AdamW. Takes about five minutes on two cores. Writes the JSON and a
 import argparse
 import os
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -24,7 +23,7 @@ from recording import write_results
 
 from geomae.errors import ConfigError, GeoMAEError
 from geomae.provenance import find_commit, find_versions
-from machine import find_cpu_model
+from machine import describe_machine
 from sizing.cases import CASES, Case
 from sizing.measured import check_process_memory, find_largest_batch, measure_rounds
 from sizing.report import to_markdown
@@ -42,7 +41,7 @@ def main() -> None:
     """Count, measure, write the results."""
     arguments = _parse_arguments()
     torch.set_num_threads(arguments.num_threads)
-    commit, device = find_commit(), torch.device(arguments.device)
+    commit, device, load_before = find_commit(), torch.device(arguments.device), os.getloadavg()[0]
     entries: dict[str, Any] = {}
     for case in CASES:
         if case.key in arguments.only:
@@ -50,13 +49,13 @@ def main() -> None:
             print(f"{case.key}: memory counted", file=sys.stderr)
     for case in CASES:
         if case.key in entries and case.key in arguments.measure:
-            entries[case.key]["measured"] = measure(case, device, arguments)
+            entries[case.key]["measured"] = measure(case, entries[case.key]["memory"], device, arguments)
             print(f"{case.key}: measured", file=sys.stderr)
     checked = next((case for case in CASES if case.key == arguments.check_memory_of), None)
     record = {
         "commit": commit,
         "versions": find_versions(("torch", "timm", "transformers")),
-        "machine": _describe_machine(device),
+        "machine": describe_machine(device, load_before),
         "settings": {name: getattr(arguments, name) for name in ("device", "batch_size", "rounds", "gpu_gb", "reserve")}
         | {"is_compiled": arguments.compile, "peak_flops": PEAK_FLOPS, "mfu": ASSUMED_MFU},
         "check_on_the_cpu": check_process_memory(checked, arguments.check_batch_size) if checked else None,
@@ -105,8 +104,8 @@ def count_memory(case: Case, checkpointed: bool, arguments: argparse.Namespace) 
     }
 
 
-def measure(case: Case, device: torch.device, arguments: argparse.Namespace) -> dict[str, Any]:
-    """Photos/s and, on a GPU, peaks and the largest batch, with and without gradient checkpointing."""
+def measure(case: Case, memory: dict[str, Any], device: torch.device, arguments: argparse.Namespace) -> dict[str, Any]:
+    """Photos/s and, on a GPU, peaks and the largest batch beside the computed one, with and without checkpointing."""
     rounds = measure_rounds(
         {policy: case.build(device, checkpointed=policy == "checkpointed") for policy in POLICIES},
         batch_size=arguments.batch_size,
@@ -120,26 +119,19 @@ def measure(case: Case, device: torch.device, arguments: argparse.Namespace) -> 
             "seconds_by_round": [step.seconds for step in steps],
             "peak_gb": max(step.peak_bytes for step in steps) / 1e9 if device.type == "cuda" else None,
             "largest_batch": None,
+            "computed_largest_batch": None,
         }
         for policy, steps in rounds.items()
     }
     measured["checkpointed_takes_times"] = median(ratios)
     if device.type == "cuda":
+        room = (1 - arguments.reserve) * torch.cuda.get_device_properties(device).total_memory
         for policy in POLICIES:
+            peaks = [round(peak_gb * 1e9) for peak_gb in memory[policy]["peak_gb_by_batch"].values()]
+            measured[policy]["computed_largest_batch"] = largest_batch(SIMULATED_BATCHES, peaks, room)
             model = case.build(device, checkpointed=policy == "checkpointed")
             measured[policy]["largest_batch"] = find_largest_batch(model, is_compiled=arguments.compile)
     return measured
-
-
-def _describe_machine(device: torch.device) -> Mapping[str, Any]:
-    is_gpu = device.type == "cuda"
-    return {
-        "device": torch.cuda.get_device_name(device) if is_gpu else f"CPU with {torch.get_num_threads()} thread(s)",
-        "device_gb": torch.cuda.get_device_properties(device).total_memory / 1e9 if is_gpu else None,
-        "cpu": find_cpu_model(),
-        "num_cores": len(os.sched_getaffinity(0)),
-        "load_average": os.getloadavg()[0],
-    }
 
 
 def _parse_arguments() -> argparse.Namespace:

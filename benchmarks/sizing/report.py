@@ -73,7 +73,8 @@ def _memory_table(cases: list[Mapping[str, Any]], gpu_gb: list[int], policy: str
 def _measured_notes(record: Mapping[str, Any]) -> str:
     settings, machine = record["settings"], record["machine"]
     return (
-        f"{machine['device']}; {machine['cpu']}, {machine['num_cores']} cores, load {machine['load_average']:.1f}. "
+        f"{machine['device']}; {machine['cpu']}, {machine['num_cores']} cores, load "
+        f"{machine['load_average_before']:.1f} before and {machine['load_average_after']:.1f} after. "
         f"Forward, backward and AdamW in bfloat16, batches of {settings['batch_size']}, "
         f"{'compiled' if settings['is_compiled'] else 'eager'}; medians of {settings['rounds']} interleaved rounds. "
         "Memory and largest batch are measured on a GPU only."
@@ -99,9 +100,15 @@ def _measured_table(cases: list[Mapping[str, Any]]) -> str:
         row = [case["title"], *(f"{policy['photos_per_s']:,.1f}" for policy in (plain, checkpointed))]
         row.append(f"{measured['checkpointed_takes_times']:.2f}")
         row += [_or_unmeasured(policy["peak_gb"], ",.2f") for policy in (plain, checkpointed)]
-        row += [_or_unmeasured(policy["largest_batch"], ",") for policy in (plain, checkpointed)]
+        row += [_show_largest(policy) for policy in (plain, checkpointed)]
         rows.append(row)
     return markdown_table(header, rows)
+
+
+def _show_largest(policy: Mapping[str, Any]) -> str:
+    if policy["largest_batch"] is None:
+        return UNMEASURED
+    return f"{policy['largest_batch']:,} (computed {policy['computed_largest_batch']:,})"
 
 
 def _or_unmeasured(value: Any, pattern: str) -> str:
