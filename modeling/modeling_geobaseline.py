@@ -103,8 +103,15 @@ class GeoBaselineForGeolocation(GeoPreTrainedModel):
             module.init_non_persistent_buffers()
 
     def _set_gradient_checkpointing(self, enable: bool = True, *args: Any, **kwargs: Any) -> None:
-        """Let timm recompute its own stages; its models that cannot say so."""
-        self.backbone.set_grad_checkpointing(enable)
+        """Let timm recompute its own stages; ValueError where the network cannot."""
+        try:
+            self.backbone.set_grad_checkpointing(enable)
+        except (AssertionError, AttributeError) as error:
+            if enable:
+                raise ValueError(
+                    f"backbone={self.config.backbone} cannot recompute its activations in timm {timm.__version__}: "
+                    "write gradient_checkpointing: false and take a smaller batch."
+                ) from error
 
 
 GeoBaselineForGeolocation.register_for_auto_class("AutoModelForImageClassification")

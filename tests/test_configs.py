@@ -1,5 +1,6 @@
 """Every YAML loads, builds its model and trains when shrunk, or judges; the thesis's say what the thesis says."""
 
+import importlib
 import json
 import re
 from pathlib import Path
@@ -36,6 +37,14 @@ from modeling import (
 EVALUATE = sorted((ROOT / "configs/evaluate").glob("*.yaml"))
 ACCELERATE = sorted((ROOT / "configs/accelerate").glob("*.yaml"))
 NUM_GEOCELLS = [2, 4, 8]
+ENCODERS = {  # width, depth, heads, width of the MLP, patch
+    "tiny": (192, 12, 3, 768, 16),
+    "small": (384, 12, 6, 1536, 16),
+    "base": (768, 12, 12, 3072, 16),
+    "large": (1024, 24, 16, 4096, 16),
+    "huge": (1280, 32, 16, 5120, 14),
+}
+WITH_COMPUTED_HEADERS = [path for path in PRETRAIN + FINETUNE if "a photo at an assumed half" in path.read_text()]
 
 
 @pytest.fixture(scope="module")
@@ -198,26 +207,76 @@ def test_modern_geocells_have_the_three_partitions_and_the_whole_recipe() -> Non
     assert 8 * args.per_device_train_batch_size == 1024
 
 
+@pytest.mark.parametrize("size", [size for size in ENCODERS if size != "base"])
+def test_other_sizes_are_the_published_ones_with_the_recipe_of_the_base(size: str) -> None:
+    """Dosovitskiy et al. (2020), table 1, and Touvron et al. (2021), table 1; decoders of L and H: MAE's own."""
+    fields = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "patch_size")
+    loaded = {
+        (kind, name): load(ROOT / f"configs/{kind}/mae_vit_{name}_mp16.yaml")
+        for kind in ("pretrain", "finetune")
+        for name in ("base", size)
+    }
+    for kind in ("pretrain", "finetune"):
+        architecture, args = loaded[kind, size][2:]
+        assert tuple(getattr(architecture, field) for field in fields) == ENCODERS[size]
+        assert (
+            8 * args.per_device_train_batch_size * args.gradient_accumulation_steps
+            == {
+                "pretrain": 4096,
+                "finetune": 1024,
+            }[kind]
+        )
+    sizes = {field for field in vars(loaded["pretrain", size][2]) if field.startswith("decoder") or field in fields}
+    others, base = (
+        {key: value for key, value in vars(loaded["pretrain", name][2]).items() if key not in sizes}
+        for name in (size, "base")
+    )
+    assert others == base
+    recipe = ("base_learning_rate", "num_train_epochs", "warmup_epochs", "weight_decay", "adam_beta2", "schedule")
+    for key in recipe:
+        assert getattr(loaded["pretrain", size][3], key) == getattr(loaded["pretrain", "base"][3], key), key
+    architecture = loaded["pretrain", size][2]
+    decoder = (architecture.decoder_num_hidden_layers, architecture.decoder_hidden_size)
+    width, depth = ENCODERS[size][:2]
+    assert decoder == ((8, 512) if size in ("large", "huge") else (depth // 3, width // 2))
+
+
 @pytest.mark.parametrize(
-    "path", [ROOT / f"configs/{kind}/geomae_vit_base_mp16.yaml" for kind in ("pretrain", "finetune")]
+    "size, layer_decay, drop_path", [("tiny", 0.85, 0), ("small", 0.75, 0), ("large", 0.75, 0.2), ("huge", 0.75, 0.3)]
 )
-def test_hours_and_memory_of_the_header_follow_from_work_and_peak(path: Path) -> None:
+def test_other_sizes_are_fine_tuned_as_published(size: str, layer_decay: float, drop_path: float) -> None:
+    """MAE's FINETUNE.md for L and H; MAE-Lite's finetuning_exp.py and SMALL.md for Ti and S."""
+    _, _, architecture, args = load(ROOT / f"configs/finetune/mae_vit_{size}_mp16.yaml")
+    assert (args.base_learning_rate, args.layer_decay, architecture.drop_path_rate) == (1e-3, layer_decay, drop_path)
+
+
+@pytest.mark.parametrize("path", WITH_COMPUTED_HEADERS, ids=named)
+def test_hours_and_memory_of_the_header_follow_from_work_and_peak(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _, _, architecture, args = load(path)
     is_pretraining = path in PRETRAIN
     model_class = GeoMAEForPreTraining if is_pretraining else GeoMAEForGeolocation
-    cells = {} if is_pretraining else {"num_geocells": [3298, 7202, 12893]}  # ISN's, as the header says
-    with torch.device("meta"):
-        model = model_class(GeoMAEConfig(**vars(architecture) | cells))
+    cells = {"num_geocells": [3298, 7202, 12893]} if architecture.head_type == "geocells" else {}  # ISN's
+
+    def build() -> GeoMAEForPreTraining | GeoMAEForGeolocation:
+        with torch.device("meta"):
+            return model_class(GeoMAEConfig(**vars(architecture) | cells)).train()
+
     header = " ".join(path.read_text().split("\n\n")[0].replace("#", "").split())
-    photos, flops = args.num_train_epochs * 4.72e6, model.flops_per_photo()
+    photos, flops = args.num_train_epochs * 4.72e6, build().flops_per_photo()
     assert f"{args.num_train_epochs:.0f} epochs x 4.72 million = {photos / 1e6:.1f} million photos" in header
     assert f"{flops / 1e9:.1f} GFLOP a photo" in header
     (written,) = re.findall(r"time: ([\d.]+) hours on 8 A100, ([\d.]+) hours on 1 H200 \(computed\)", header)
     for hours, peak in zip(written, (8 * 312e12, 790e12), strict=True):  # the chips' peaks: PITFALLS, at half of which
         assert float(hours) == pytest.approx(photos * flops / (peak / 2) / 3600, rel=0.03)
-    assert f"{model.num_parameters() / 1e6:.0f} million parameters" in header
-    states = 16 if is_pretraining else 20
-    assert f"{model.num_parameters() * states / 1e9:.1f} GB; activations" in header
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    simulation = importlib.import_module("sizing.simulation")
+    with simulation.fused_attention():
+        step = simulation.simulate_step(build(), args.per_device_train_batch_size)
+    assert f"{step.peak / 1e9:.1f} GB at the peak of a step of {args.per_device_train_batch_size} photos" in header
+    if "hardware: 8 A100 of" in header:
+        (card_gb,) = re.findall(r"hardware: 8 A100 of (\d+) GB", header)
+        gradients_of_ddp = 4 * build().num_parameters()
+        assert step.peak + gradients_of_ddp < 0.9 * int(card_gb) * 1e9
 
 
 def test_comparison_on_the_earth_has_the_same_network_and_budget(tmp_path: Path) -> None:

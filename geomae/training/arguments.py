@@ -40,6 +40,7 @@ _OWN_LOADER = "photos come from a stream of our own; choose dataloader_num_worke
 _OWN_ORDER = "the order of the photos is the stream's; choose shuffle_buffer, seed or data_seed"
 _OWN_EVALUATION = "every evaluation judges each photo once, in the precision of training, and keeps a row of each"
 _OWN_SCRIPT = "the script always trains, and evaluates as eval_strategy says"
+_EVERY_BLOCK = "with gradient_checkpointing every block is recomputed, without re-entering autograd"
 _OWN_LOSS = "the loss is the model's own"
 NOT_USED = {
     "lr_scheduler_type": f"write schedule: one of {', '.join(SCHEDULES)}",
@@ -64,6 +65,8 @@ NOT_USED = {
     "fp16_full_eval": _OWN_EVALUATION,
     "label_names": _OWN_LOSS,
     "label_smoothing_factor": _OWN_LOSS,
+    "gradient_checkpointing_kwargs": _EVERY_BLOCK,
+    "activation_checkpointing_kwargs": _EVERY_BLOCK,
     "neftune_noise_alpha": "it is for embeddings of words",
     "use_liger_kernel": "it is for language models",
     "do_train": _OWN_SCRIPT,
