@@ -31,7 +31,7 @@ from recording import write_results
 
 from geomae.errors import ConfigError, GeoMAEError
 from geomae.provenance import find_commit, find_versions
-from machine import find_cpu_model
+from machine import describe_machine
 from stepping.contestants import GROUP_KEYS, Group, build_groups
 from stepping.measure import clock_of
 from stepping.report import judge_targets, to_markdown
@@ -57,7 +57,7 @@ def main() -> None:
         seconds=arguments.seconds,
     )
     cases = [case for group in groups for case in measure_group(group, plan, device)]
-    machine = _describe_machine(device, load_before)
+    machine = describe_machine(device, load_before)
     record = {
         "commit": commit,
         "versions": find_versions(_PACKAGES),
@@ -136,18 +136,6 @@ def _choose_groups(arguments: argparse.Namespace) -> tuple[list[Group], dict[str
     for group in groups:
         group.contestants[:] = [each for each in group.contestants if each.key in wanted and not each.missing]
     return groups, left_out
-
-
-def _describe_machine(device: torch.device, load_before: float) -> dict[str, Any]:
-    cpu = f"CPU with {torch.get_num_threads()} thread(s)"
-    return {
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else cpu,
-        "cpu": find_cpu_model(),
-        "num_cores": len(os.sched_getaffinity(0)),
-        "clock": "wall" if clock_of(device) is time.perf_counter else "cpu",
-        "load_average_before": load_before,  # of a minute; what others do on the machine
-        "load_average_after": os.getloadavg()[0],
-    }
 
 
 if __name__ == "__main__":

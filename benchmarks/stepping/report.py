@@ -197,8 +197,8 @@ def _heading(record: Mapping[str, Any]) -> str:
         f"{machine['device']}. {machine['cpu']}, {machine['num_cores']} cores, load "
         f"{machine['load_average_before']:.1f} before and {machine['load_average_after']:.1f} after. Medians of "
         f"{settings['rounds']} rounds, in each of which every row runs once, in random order; ratios are "
-        f"medians of the ratios within a round. {clock} MFU is the model's FLOP/s by those of a matrix product in the same "
-        "precision, on the same device with as many threads, the faster of one before and one after the rounds.\n"
+        f"medians of the ratios within a round. {clock} MFU is the model's FLOP/s by those of a matrix product in the "
+        "same precision, on the same device with as many threads, the faster of one before and one after the rounds.\n"
     )
 
 
