@@ -107,10 +107,11 @@ def test_graph_of_an_evaluation_in_other_batches_is_of_one_size_too(
     compiled_sizes: list[Any] = []
 
     def note_sizes(graph: Any, inputs: list[Any]) -> Any:
-        photos = (tensor for tensor in inputs if getattr(tensor, "dtype", None) == torch.uint8)
-        compiled_sizes.extend(tensor.shape[0] for tensor in photos)
+        traced = (node.meta["example_value"] for node in graph.graph.find_nodes(op="placeholder"))
+        compiled_sizes.extend(value.shape[0] for value in traced if getattr(value, "dtype", None) == torch.uint8)
         return graph
 
+    torch._dynamo.list_backends()  # loads them, so that one can be replaced
     monkeypatch.setitem(torch._dynamo.backends.registry._COMPILER_FNS, "eager", note_sizes)
     options: dict[str, Any] = {"eval_strategy": "steps", "eval_steps": 1, "gradient_accumulation_steps": 2}
     options |= {"per_device_eval_batch_size": 4, "torch_compile_backend": "eager"}
