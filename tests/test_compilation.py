@@ -1,6 +1,7 @@
 """torch.compile: one graph of training and one of evaluation, whatever the sizes of batches, and the same numbers."""
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,10 @@ from geomae.data.collate import PhotoCollator
 from geomae.data.loading import load_photos
 from geomae.evaluation.predict import predict_coordinates
 from geomae.training import ReconstructionPanels, pick_panel
-from modeling import GeoMAEConfig, GeoMAEForGeolocation
+from modeling import GeoBaselineConfig, GeoBaselineForGeolocation, GeoMAEConfig, GeoMAEForGeolocation
 
 HEADS: list[dict[str, Any]] = [
+    {"head_type": "tanh"},
     {"head_type": "sphere"},
     {"head_type": "geocells", "num_geocells": [5, 30]},
     {"head_type": "hybrid", "num_geocells": [30]},
@@ -50,6 +52,43 @@ def test_stance_is_eager_for_every_batch_that_is_not_full() -> None:
         with compiled_if_full(size, 4):
             assert doubled(torch.ones(size)).tolist() == [2.0] * size
     assert num_graphs() - before == 1
+
+
+def build_resnet() -> GeoBaselineForGeolocation:
+    """Its photos are turned to channels_last within the graph."""
+    return GeoBaselineForGeolocation(GeoBaselineConfig(backbone="resnet10t", image_size=32, head_hidden_sizes=[8]))
+
+
+def build_geolocator(head: dict[str, Any]) -> GeoMAEForGeolocation:
+    return GeoMAEForGeolocation(GeoMAEConfig(**TINY | head))
+
+
+@pytest.mark.parametrize(
+    "build",
+    [build_resnet, *[partial(build_geolocator, head) for head in HEADS]],
+    ids=["resnet", *[head["head_type"] for head in HEADS]],
+)
+def test_compiled_geolocator_has_the_loss_gradients_and_answers_of_the_eager_one(build: Callable[[], Any]) -> None:
+    model = build().train()
+    size = model.config.image_size
+    photos, truth = torch.randint(0, 256, (4, 3, size, size), dtype=torch.uint8), torch.rand(4, 2) * 50
+    compiled = torch.compile(model, backend="aot_eager", fullgraph=True, dynamic=False)
+    losses, gradients = [], []
+    for run in (model, compiled):
+        model.zero_grad()
+        loss = run(photos, truth).loss
+        loss.backward()
+        losses.append(loss.item())
+        gradients.append({n: p.grad for n, p in model.named_parameters() if p.grad is not None})
+    assert losses[1] == pytest.approx(losses[0], rel=1e-5)
+    assert gradients[0].keys() == gradients[1].keys()
+    for name, gradient in gradients[0].items():
+        rounding = 1e-4 * gradient.abs().max().item() + 1e-7
+        torch.testing.assert_close(gradients[1][name], gradient, rtol=1e-3, atol=rounding)
+    model.eval()  # behind both passes, since they move the statistics of batch norm
+    with torch.inference_mode():
+        answers = [run(photos).coordinates_deg for run in (model, compiled)]
+    torch.testing.assert_close(answers[1], answers[0], rtol=0, atol=1e-2)
 
 
 @pytest.mark.parametrize(
@@ -203,7 +242,7 @@ def test_compiled_run_resumes_an_eager_one(photos: Path, tmp_path: Path) -> None
 
 @pytest.mark.parametrize("ten_crop", [False, True])
 def test_prediction_has_one_graph_and_the_same_answers(photos: Path, ten_crop: bool) -> None:
-    model = GeoMAEForGeolocation(GeoMAEConfig(**TINY | HEADS[1]))
+    model = GeoMAEForGeolocation(GeoMAEConfig(**TINY | HEADS[2]))
     test_set = load_photos(photos, "validation")
     collator = PhotoCollator(16, augment=False, ten_crop=ten_crop)
     answers = []
