@@ -1,5 +1,6 @@
 """The benchmarks run; what they measure is not a matter of tests."""
 
+import argparse
 import importlib
 import json
 import subprocess
@@ -7,7 +8,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
+
+from geomae.data.photos import encode_jpeg
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -59,16 +64,55 @@ def test_memory_is_judged_from_the_second_epoch_on(report: Any) -> None:
 
 
 def test_evaluation_speed_compares_an_evaluation_with_its_model(tmp_path: Path) -> None:
-    command = [sys.executable, "benchmarks/evaluation_speed.py", "--only", "small", "--photos", "5", "--rounds", "1"]
-    command += ["--batch_size", "16", "--num_workers", "0", "--output", str(tmp_path / "result.json")]
+    command = [sys.executable, "benchmarks/evaluation_speed.py", "--only", "small", "--photos", "3", "--rounds", "1"]
+    command += ["--batch_sizes", "4", "16", "--num_workers", "0", "--output", str(tmp_path / "result.json")]
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
     result = json.loads((tmp_path / "result.json").read_text())
-    (case,) = result["cases"].values()
-    ((whole_s, bare_s),) = case["seconds_by_round"]
-    assert case["num_photos"] == 40
-    assert case["photos_per_s"] == pytest.approx(40 / whole_s)
-    assert case["share_outside_model"] == pytest.approx(1 - bare_s / whole_s)
-    assert "| GeoMAE, 4 layers" in (tmp_path / "result.md").read_text()
+    assert list(result["cases"]) == ["small_4", "small_16"]
+    for case, batch_size in zip(result["cases"].values(), (4, 16), strict=True):
+        ((whole_s, bare_s),) = case["seconds_by_round"]
+        assert (case["num_photos"], case["batch_size"]) == (24, batch_size)
+        assert case["photos_per_s"] == pytest.approx(24 / whole_s)
+        assert case["share_outside_model"] == pytest.approx(1 - bare_s / whole_s)
+    page = (tmp_path / "result.md").read_text()
+    assert "| GeoMAE, 4 layers" in page
+    assert "At most 5 % are to pass outside the model: " in page
+
+
+def test_compiled_evaluation_takes_turns_with_the_eager_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    speed = importlib.import_module("evaluation_speed")
+    compiled: list[Any] = []
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self: compiled.append(self))  # inductor takes long
+    turns: list[tuple[Any, int]] = []
+
+    def take_a_turn(case: Any, model: Any, *rest: Any) -> tuple[float, float]:
+        turns.append((model, rest[-2]))
+        return 2.0, 1.0
+
+    monkeypatch.setattr(speed, "measure_round", take_a_turn)
+    photo = {"id": "1", "image": {"bytes": encode_jpeg(np.zeros((64, 64, 3), np.uint8), 75), "path": None}}
+    arguments = argparse.Namespace(compile=True, rounds=2, num_workers=0)
+    entries = speed.measure_case(speed.CASES[0], [photo] * 5, torch.device("cpu"), arguments, 4)
+    eager = turns[0][0]
+    assert turns == [(eager, 4), (compiled[0], 4)] * 2
+    assert entries["_compiled"]["title"] == entries[""]["title"] + ", compiled"
+    assert entries["_compiled"]["first_batch_s"] > 0
+
+
+def test_readers_that_are_too_few_are_named_where_the_model_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    judge_target = importlib.import_module("evaluation_speed").judge_target
+
+    def entry(share: float, decoded: float) -> dict[str, Any]:
+        rates = {"bare_photos_per_s": 100.0, "decoded_photos_per_core_s": decoded}
+        return {"title": "ViT", "batch_size": 8, "share_outside_model": share, **rates}
+
+    assert judge_target({"a": entry(0.05, 1.0)}, 1).endswith("met everywhere.")
+    missed = judge_target({"a": entry(0.05, 1.0), "b": entry(0.06, 45.0), "c": entry(0.3, 55.0)}, 2).splitlines()
+    assert missed[0].endswith("missed by 2 of 3 rows.")
+    assert "at most 90 photos/s, fewer than the model takes" in missed[1]
+    assert "at most 110 photos/s, more than the model takes" in missed[2]
 
 
 def test_share_outside_the_model_is_taken_within_each_round(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -48,3 +48,31 @@ def test_two_processes_train_as_one_with_the_doubled_batch(photos: Path, tmp_pat
         assert len(set(one)) == 8
         assert two == pytest.approx(one, rel=1e-5), kind
         torch.testing.assert_close(load_file(tmp_path / "two" / kind / "model.safetensors"), dict(weights), **CLOSE)
+
+
+EVALUATED_FIRST = """
+import os, sys
+from pathlib import Path
+
+from safetensors.torch import save_file
+
+from geomae.data.collate import PhotoCollator
+from geomae.data.loading import load_photos
+from many_processes import build_trainer
+
+photos, folder = Path(sys.argv[1]), Path(sys.argv[2])
+trainer = build_trainer("finetune", photos, folder)
+trainer.eval_dataset, trainer.eval_collator = load_photos(photos, "validation"), PhotoCollator(16, augment=False)
+trainer.evaluate()
+trainer.train()
+save_file(trainer.model.state_dict(), folder / f"rank_{os.environ['RANK']}.safetensors")
+"""
+
+
+def test_an_evaluation_before_training_leaves_the_processes_one_model(tmp_path: Path) -> None:
+    """accelerate takes a model that it has prepared for evaluations for one that has DDP around it already."""
+    photos = pack(tmp_path / "photos", train=48, validation=8)
+    code = f"import sys\nsys.argv[1:] = [{str(photos)!r}, {str(tmp_path)!r}]\n" + EVALUATED_FIRST
+    run_twice_beside_itself(code, tmp_path, num_threads=1)
+    first, second = (load_file(tmp_path / f"rank_{rank}.safetensors") for rank in (0, 1))
+    torch.testing.assert_close(first, second, rtol=0, atol=0)

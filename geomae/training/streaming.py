@@ -92,6 +92,8 @@ class StreamingTrainer(Trainer):
         )
         if self.is_fsdp_enabled:
             set_up_sharding(self.accelerator.state.fsdp_plugin, args)
+        # an evaluation in batches of another size than training's would get a graph for any size, which is slower
+        self.accelerator.state.dynamo_plugin.dynamic = False
         self.stream = train_dataset
         # a copy has no part in the memory of training batches
         self.train_collator, self.eval_collator = train_collator, eval_collator or copy.copy(train_collator)
@@ -368,8 +370,8 @@ class StreamingTrainer(Trainer):
 
     def _prepare_for_evaluation(self) -> nn.Module:
         """The model as training uses it: with its autocast, its compilation and its wrapping."""
-        if not self.accelerator._models and self.model_wrapped is self.model:  # evaluated before any training
-            return self.accelerator.prepare_model(self.model, evaluation_mode=True).eval()
+        if not self.accelerator._models:  # evaluated before any training, which then goes on with what is prepared here
+            self.model_wrapped = self.accelerator.prepare_model(self.model, evaluation_mode=self.is_fsdp_enabled)
         return self.model_wrapped.eval()
 
     def _evenly_many_batches(self, dataloader: "DataLoader[Any]", own: EvaluationRows) -> Iterator[tuple[Batch, bool]]:
