@@ -5,9 +5,9 @@
     python benchmarks/train_step.py --device cuda --batch_sizes 256 512 --seconds 2 --rounds 5 \
         --groups pretrain_thesis pretrain_published vit resnet --output results/benchmarks/train_step_h200.json
 
-Every contestant trains in every one of its settings: eager and compiled, plain and fused attention, channels_last or
-not. What its best setting reaches is compared, within rounds that interleave them all. Two peers are left out, and the
-result says so, unless they are there:
+Every contestant trains in every one of its settings: plain and fused attention, channels_last or not, and compiled in
+the one that is fastest without. What its best setting reaches is compared, within rounds that interleave them all. Two
+peers are left out, and the result says so, unless they are there:
 
     pip install ".[bench]"                                          # lightly
     git clone https://github.com/facebookresearch/mae ../mae       # and --facebook_mae ../mae
@@ -22,7 +22,6 @@ import os
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # where modeling/ lies
 
@@ -34,7 +33,7 @@ from geomae.provenance import find_commit, find_versions
 from machine import describe_machine
 from stepping.contestants import GROUP_KEYS, Group, build_groups
 from stepping.measure import clock_of
-from stepping.report import judge_targets, to_markdown
+from stepping.report import headline, judge_targets, to_markdown
 from stepping.rounds import Plan, measure_group
 
 _PACKAGES = ("torch", "torchvision", "timm", "transformers", "lightly", "numpy")
@@ -57,13 +56,15 @@ def main() -> None:
         seconds=arguments.seconds,
     )
     cases = [case for group in groups for case in measure_group(group, plan, device)]
-    machine = describe_machine(device, load_before)
+    clock = "wall" if clock_of(device) is time.perf_counter else "cpu"
+    machine = {**describe_machine(device, load_before), "clock": clock}
     record = {
         "commit": commit,
         "versions": find_versions(_PACKAGES),
         "machine": machine,
         "settings": {name: getattr(arguments, name) for name in _SETTINGS},
         "left_out": left_out,
+        "headline": headline(cases),
         "cases": cases,
         "targets": [] if arguments.tiny else judge_targets(cases, machine["device"], device.type),
     }

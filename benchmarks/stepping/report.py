@@ -9,7 +9,7 @@ from loading.report import markdown_table
 from stepping.contestants import Contestant
 from stepping.measure import Setting
 
-__all__ = ["TARGETS", "Row", "Target", "judge_targets", "summarise_case", "to_markdown"]
+__all__ = ["TARGETS", "Row", "Target", "headline", "judge_targets", "summarise_case", "to_markdown"]
 
 
 @dataclass
@@ -56,6 +56,7 @@ BATCH_SIZE_ON_CPU = 32
 RATIOS = ("ours_over_thesis", "ours_over_best_peer")
 
 _WHAT_DIFFERS = (
+    "Compiled is each in the setting that was fastest uncompiled. "
     "A step is forward, backward, clipping, AdamW and zero_grad on a batch that is ready on the device. Ours gets "
     "uint8 and normalises it within the step; everybody else gets normalised floats that are ready. All but the "
     "thesis's get the fused AdamW; the thesis's gets torch's default. The peers of the regressors answer two numbers "
@@ -134,6 +135,21 @@ def _compare(ours: Row, other: Row) -> dict[str, Any]:
         "ratio": median(by_round),
         "by_round": by_round,
     }
+
+
+def headline(cases: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
+    """What documents quote: by group, batch size and precision, ours at its best and the medians of the ratios."""
+    quoted = {}
+    for case in cases:
+        rows = [row for row in case["rows"] if row["contestant"] == case["ours"] and "error" not in row]
+        if not rows:
+            continue
+        best = max(rows, key=lambda row: row["photos_per_s"])
+        ratios = {name: case[name]["ratio"] for name in RATIOS if case[name]}
+        peers = {f"times_{each['compared_with']}": each["ratio"] for each in case["ours_over_each"]}
+        ours = {"photos_per_s": best["photos_per_s"], "mfu_percent": 100 * best["mfu"]}
+        quoted[f"{case['group']}_{case['batch_size']}_{case['precision']}"] = ours | ratios | peers
+    return quoted
 
 
 def judge_targets(cases: Sequence[Mapping[str, Any]], device_name: str, device_type: str) -> list[dict[str, Any]]:

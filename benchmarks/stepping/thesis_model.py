@@ -1,11 +1,11 @@
 """The thesis's models, written anew from its description, with the habits that cost it its speed.
 
 What is kept: `nn.MultiheadAttention`, which takes fused attention on every device; dropout of 0.1 before and in every
-block, in pretraining too; the convolution embeds every patch, and three quarters of the tokens are then thrown away; the
-order is restored before the decoder; all patches are predicted, as a picture, by a transposed convolution, and cut again
-for the loss, which multiplies both by the mask of every pixel; photos arrive as normalised floats; the great-circle loss
-is a loop over the photos. A step takes as long as one of the thesis's own code did beside it (7.6 and 7.9 s of a busy
-core). Its mask tokens, one for each hidden patch, are one here.
+block, in pretraining too; the convolution embeds every patch, and three quarters of the tokens are then thrown away;
+the order is restored before the decoder; all patches are predicted, as a picture, by a transposed convolution, and cut
+again for the loss, which multiplies both by the mask of every pixel; photos arrive as normalised floats; the
+great-circle loss is a loop over the photos. A step takes as long as one of the thesis's own code did beside it (7.6 and
+7.9 s of a busy core). Its mask tokens, one for each hidden patch, are one here.
 
 What is not: its reshape of tokens to a picture without a transpose, by which a token did not land on its own patch.
 Putting it right costs a copy of a few megabytes in a step of seconds.
