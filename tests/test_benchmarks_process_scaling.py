@@ -93,3 +93,12 @@ def test_machines_share_mae_s_batch_or_take_the_largest_of_ours(part: Any) -> No
     # half of an A100's 312 TFLOP/s is 4,475 photos/s at 34.86 GFLOP a photo
     assert 512 / entries[0]["step_ms"] * 1000 == pytest.approx(4475, abs=1)
     assert all(0 < entry["efficiency_without_overlap"] <= entry["efficiency"] < 1 for entry in entries)
+
+
+def test_scaling_quotes_what_is_computed(part: Any) -> None:
+    text = (ROOT / "docs" / "scaling.md").read_text(encoding="utf-8")
+    entries = part("report").compute_machines(34.86e9, 93_600_000)
+    for entry in entries:
+        shares = f"{100 * entry['efficiency_without_overlap']:.0f} % | {100 * entry['efficiency']:.1f} %"
+        row = f"| {entry['batch_size']} | {entry['step_ms']:.1f} | {entry['all_reduce_ms']:.1f} | {shares} |"
+        assert f"{row} {entry['photos_per_s']:,.0f} |" in text

@@ -149,7 +149,7 @@ def _computed_lines(record: Mapping[str, Any]) -> list[str]:
             f"{entry['step_ms']:.1f}",
             f"{entry['all_reduce_ms']:.1f}",
             f"{100 * entry['efficiency_without_overlap']:.0f} %",
-            f"{100 * entry['efficiency']:.0f} %",
+            f"{100 * entry['efficiency']:.1f} %",
             f"{entry['photos_per_s']:,.0f}",
         ]
         for entry in record["computed"]
