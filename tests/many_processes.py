@@ -43,6 +43,7 @@ def train_and_save(kind: str, photos: Path, output_dir: Path, **changes: Any) ->
     """Losses and gradient norms of every step, and the weights in the end."""
     trainer = build_trainer(kind, photos, output_dir, **changes)
     trainer.train()
+    assert trainer.args.world_size == 1 or trainer.model_wrapped.gradient_as_bucket_view  # a gradient is held once
     trainer.save_model()
     history = [entry for entry in trainer.state.log_history if "loss" in entry]
     logged = [entry[name] for name in ("loss", "grad_norm") for entry in history]
