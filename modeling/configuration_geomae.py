@@ -78,7 +78,10 @@ class GeoMAEConfig(GeolocationHeadConfig):
     """Whether the decoder predicts pixels normalised within each patch: sharper features, no absolute colour."""
 
     loss_reduction: str = "mean"
-    """`mean` over masked patches and batch, or `sum` over both (the thesis); within a patch always the mean."""
+    """`mean` over masked patches and batch, or `sum` over both (the thesis); within a patch always the mean.
+
+    In training a sum is one device's, of one batch: accumulated batches and processes are averaged.
+    """
 
     decoder_hidden_size: int = 384
     """Width of the decoder's tokens; a multiple of `decoder_num_attention_heads`."""

@@ -19,7 +19,8 @@ KINDS = ("pretrain", "finetune")
 def build_trainer(kind: str, photos: Path, output_dir: Path, **changes: Any) -> StreamingTrainer:
     """A trainer on this process's photos; every photo brings the noise that masks it, and nothing else is random."""
     architecture = {name: changes.pop(name) for name in ("loss_reduction",) if name in changes}
-    args = training_arguments(output_dir, **{"per_device_train_batch_size": 4, "max_grad_norm": 0.5, **changes})
+    settings = {"per_device_train_batch_size": 4, "max_grad_norm": 0.5, "base_learning_rate": 0.032, **changes}
+    args = training_arguments(output_dir, **settings)  # 1e-3 for the 8 photos that every step has in all
     stream = PhotoStream(
         list_shards(photos, "train"),
         seed=args.seed,
@@ -42,6 +43,7 @@ def train_and_save(kind: str, photos: Path, output_dir: Path, **changes: Any) ->
     """Losses and gradient norms of every step, and the weights in the end."""
     trainer = build_trainer(kind, photos, output_dir, **changes)
     trainer.train()
+    assert trainer.args.world_size == 1 or trainer.model_wrapped.gradient_as_bucket_view  # a gradient is held once
     trainer.save_model()
     history = [entry for entry in trainer.state.log_history if "loss" in entry]
     logged = [entry[name] for name in ("loss", "grad_norm") for entry in history]

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import yaml
+from torch.distributed.run import get_args_parser
 
 import geomae.data
 from geomae.data.__main__ import _build_parser
@@ -114,6 +115,16 @@ def test_every_training_command_names_a_script_a_configuration_and_keys_that_exi
         files = [argument for argument in arguments if argument.endswith((".py", ".yaml"))]
         assert len(files) >= 2
         assert not [file for file in files if not (ROOT / file).is_file()]
+
+
+def test_elastic_command_is_one_that_torchrun_takes() -> None:
+    (words,) = commands("scaling.md", "torchrun")
+    arguments = get_args_parser().parse_args(words)
+    assert (arguments.nnodes, arguments.max_restarts, arguments.rdzv_backend) == ("1:2", 3, "c10d")
+    assert (ROOT / arguments.training_script).is_file()
+    config, *options = arguments.training_script_args
+    assert (ROOT / config).is_file()
+    assert {option[2:] for option in options if option.startswith("--")} <= KEYS
 
 
 @pytest.mark.parametrize("document", ["data.md", "recipes.md"])

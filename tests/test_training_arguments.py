@@ -161,6 +161,16 @@ def test_base_learning_rate_grows_with_the_batch() -> None:
     assert args.learning_rate == pytest.approx(2.4e-3)  # He et al. (2021): 1.5e-4 x 4096 / 256
 
 
+def test_base_learning_rate_is_per_256_photos_of_all_processes_and_accumulated_steps(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(GeoMAETrainingArguments, "world_size", 32)
+    args = arguments(base_learning_rate=1.5e-4, per_device_train_batch_size=64, gradient_accumulation_steps=2)
+    args.fit_to(40_960)
+    assert args.learning_rate == pytest.approx(2.4e-3)  # He et al. (2021): 1.5e-4 x 4096 / 256
+    assert args.steps_per_epoch == 10
+
+
 def test_end_of_the_schedule_above_the_rate_that_follows_from_the_batch_is_refused() -> None:
     args = arguments(base_learning_rate=1e-3, min_learning_rate=1e-4, per_device_train_batch_size=8)
     with pytest.raises(ConfigError, match=r"min_learning_rate is 0.0001, above the highest learning rate, 3.125e-05"):

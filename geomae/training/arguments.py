@@ -154,7 +154,11 @@ class GeoMAEArguments(HeadArguments):
     pooling: str = option("cls", "What stands for the photo: cls, the class token, or mean, of the patch tokens.")
     mask_ratio: float = option(0.75, "Share of the patches hidden from the encoder in pretraining.")
     norm_pix_loss: bool = option(False, "Predict pixels normalised within each patch.")
-    loss_reduction: str = option("mean", "mean over masked patches and batch, or sum over both (the thesis).")
+    loss_reduction: str = option(
+        "mean",
+        "mean over masked patches and batch, or sum over both (the thesis): a sum is one device's, of one batch; "
+        "accumulated batches and processes are averaged.",
+    )
     decoder_hidden_size: int = option(384, "Width of the decoder's tokens.")
     decoder_num_hidden_layers: int = option(4, "Transformer blocks of the decoder.")
     decoder_num_attention_heads: int = option(12, "Attention heads of each decoder block.")

@@ -90,6 +90,7 @@ class StreamingTrainer(Trainer):
             eval_dataset=eval_dataset,
             callbacks=list(callbacks),
         )
+        self.accelerator.ddp_handler.gradient_as_bucket_view = True  # DDP holds every gradient once instead of twice
         if self.is_fsdp_enabled:
             set_up_sharding(self.accelerator.state.fsdp_plugin, args)
         # an evaluation in batches of another size than training's would get a graph for any size, which is slower
