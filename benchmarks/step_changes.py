@@ -43,7 +43,8 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     device, commit, load_before = torch.device(arguments.device), find_commit(), os.getloadavg()[0]
     sizes = dict(zip((case.key for case in CASES), arguments.batch_sizes, strict=True))
-    entries = [measure_case(case, sizes[case.key], device, arguments) for case in CASES if case.key in arguments.only]
+    chosen = [case for case in CASES if case.key in arguments.only]
+    entries = {case.key: measure_case(case, sizes[case.key], device, arguments) for case in chosen}
     record = {
         "commit": commit,
         "versions": find_versions(("torch", "timm", "transformers")),
@@ -71,7 +72,7 @@ def measure_case(case: Case, batch_size: int, device: torch.device, arguments: a
                 print(f"{case.key} round {number} {key}: {took:.3f} s", file=sys.stderr)
     del model, step
     free_memory(device)
-    return {"case": case.key, "title": case.title, "batch_size": batch_size, **summarise(case, seconds)}
+    return {"title": case.title, "batch_size": batch_size, **summarise(case, seconds)}
 
 
 def time_steps(step: Step, num_steps: int) -> float:
@@ -91,19 +92,17 @@ def time_steps(step: Step, num_steps: int) -> float:
 def summarise(case: Case, seconds: dict[str, list[float]]) -> dict[str, Any]:
     """Medians; what a change is worth is taken within each round, in percent of the step as it is."""
     as_it_is = seconds[_AS_IT_IS]
-    changes = []
+    changes = {}
     for change in case.changes:
         worth = [100 * (without / with_it - 1) for without, with_it in zip(seconds[change.key], as_it_is, strict=True)]
-        changes.append(
-            {
-                "key": change.key,
-                "title": change.title,
-                "predicted_percent": change.predicted_percent,
-                "undone_s": median(seconds[change.key]),
-                "worth_percent": median(worth),
-                "worth_percent_by_round": worth,
-            }
-        )
+        changes[change.key] = {
+            "title": change.title,
+            "predicted_percent": change.predicted_percent,
+            "before_s": median(seconds[change.key]),
+            "after_s": median(as_it_is),
+            "worth_percent": median(worth),
+            "worth_percent_by_round": worth,
+        }
     return {"step_s": median(as_it_is), "seconds_by_round": seconds, "changes": changes}
 
 
@@ -121,16 +120,16 @@ def to_markdown(record: dict[str, Any]) -> str:
     ]
     if settings["tiny"]:
         lines += ["**These are tiny networks, for the tests: nothing here says anything of speed.**", ""]
-    for case in record["cases"]:
+    for case in record["cases"].values():
         rows = [
             [
                 change["title"],
                 f"{change['predicted_percent']:+.1f}",
                 f"{change['worth_percent']:+.1f}",
                 f"{min(change['worth_percent_by_round']):+.1f} to {max(change['worth_percent_by_round']):+.1f}",
-                f"{1000 * change['undone_s']:,.0f}",
+                f"{1000 * change['before_s']:,.0f}",
             ]
-            for change in case["changes"]
+            for change in case["changes"].values()
         ]
         columns = ["what makes it fast", "without it: predicted, %", "measured, %", "rounds, %", "ms without it"]
         lines += [f"## {case['title']}, batch {case['batch_size']}: {1000 * case['step_s']:,.0f} ms a step", ""]

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 from unittest.mock import patch
 
@@ -129,6 +129,15 @@ def attention_is_the_other(step: Step) -> AbstractContextManager[Any]:
     )
 
 
+def _attention_of_timm(self: Any, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
+    return super(DeviceAwareAttention, self).forward(x)
+
+
+def attention_is_timm_s(step: Step) -> AbstractContextManager[Any]:
+    """Queries are scaled before they meet the keys."""
+    return patch.object(DeviceAwareAttention, "forward", _attention_of_timm)
+
+
 @contextmanager
 def photos_are_floats(step: Step) -> Iterator[None]:
     """Photos arrive normalised, in four times the bytes; that somebody had to normalise them is not counted."""
@@ -186,6 +195,8 @@ DECODER = Change(
 HIDDEN = Change("predict_hidden", "in training nothing but the loss is made", 3.0, everything_is_predicted)
 ENCODER = Change("last_encoder_block", "the last block works for the class token only", 7.0, the_last_block_is_whole)
 ATTENTION = Change("attention", "attention is chosen by device", 6.0, attention_is_the_other)
+SCALED = Change("scaled_product", "plain attention scales while it multiplies", 1.0, attention_is_timm_s)
+SCALED_MORE = replace(SCALED, predicted_percent=2.0)
 BYTES = Change("uint8", "photos are uint8 until they are on the device", 0.5, photos_are_floats)
 FUSED = Change("fused_adamw", "AdamW is fused; undone: foreach, torch's default", 4.0, adamw("foreach"))
 NOT_A_LOOP = Change("foreach_adamw", "AdamW is fused; undone: a loop over tensors", 6.0, adamw("loop"))
@@ -226,8 +237,8 @@ CASES = (
         "GeoMAE, pretraining",
         _pretraining,
         32,
-        (VISIBLE, DECODER, HIDDEN, ATTENTION, BYTES, FUSED, NOT_A_LOOP, CLIP),
+        (VISIBLE, DECODER, HIDDEN, ATTENTION, SCALED, BYTES, FUSED, NOT_A_LOOP, CLIP),
     ),
-    Case("fine_tuning", "GeoMAE ViT-B, fine-tuning", _fine_tuning, 16, (ENCODER, ATTENTION, LOSS)),
+    Case("fine_tuning", "GeoMAE ViT-B, fine-tuning", _fine_tuning, 16, (ENCODER, ATTENTION, SCALED_MORE, LOSS)),
     Case("resnet", "ResNet-152, training", _resnet, 16, (CHANNELS_LAST,)),
 )
