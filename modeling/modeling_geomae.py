@@ -347,8 +347,9 @@ class GeoMAEForPreTraining(GeoMAEPreTrainedModel):
         predicted, target = predicted.to(precision), target.to(precision)
         if self.config.norm_pix_loss:
             target = (target - target.mean(-1, keepdim=True)) / patch_scale(target)
-        per_patch = (predicted - target).square().mean(dim=-1)  # (B, K, C p p) -> (B, K)
-        return per_patch.mean() if self.config.loss_reduction == "mean" else per_patch.sum()
+        if self.config.loss_reduction == "mean":
+            return nn.functional.mse_loss(predicted, target)
+        return nn.functional.mse_loss(predicted, target, reduction="sum") / target.shape[-1]
 
     @torch.no_grad()
     def reconstruct(self, pixel_values: Tensor, noise: Tensor | None = None) -> GeoMAEReconstruction:
