@@ -129,7 +129,7 @@ def _ways_table(ways: Mapping[str, Any], num_processes: int) -> str:
 
 def _all_reduce_line(record: Mapping[str, Any], num_processes: int) -> str:
     in_fp32, in_bf16 = (record["all_reduce_s"][name] for name in ("fp32", "bf16"))
-    num_bytes = 4 * record["num_parameters"]
+    num_bytes = 4 * record["measurements"]["num_parameters"]
     return (
         f"The gradients' {num_bytes / 1e6:,.0f} MB, added up over the {num_processes} processes with nothing else to "
         f"do: {1000 * in_fp32:,.0f} ms ({num_bytes / 1e9 / in_fp32:.2f} GB/s); as bf16 {1000 * in_bf16:,.0f} ms."
@@ -152,6 +152,8 @@ def _options_table(options: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _computed_lines(record: Mapping[str, Any]) -> list[str]:
+    megabytes = 4 * record["measurements"]["num_parameters"] / 1e6
+    gflops = record["measurements"]["flops_per_photo"] / 1e9
     rows = [
         [
             entry["title"],
@@ -170,8 +172,8 @@ def _computed_lines(record: Mapping[str, Any]) -> list[str]:
     return [
         "## Computed for machines that are not here",
         "",
-        f"A ring over n GPUs sends 2 (n - 1) / n of the gradients' {4 * record['num_parameters'] / 1e6:,.0f} MB from "
-        f"each. Assumed: {100 * MFU:.0f} % of the chip's TFLOP/s at {record['flops_per_photo'] / 1e9:.2f} GFLOP a "
+        f"A ring over n GPUs sends 2 (n - 1) / n of the gradients' {megabytes:,.0f} MB from "
+        f"each. Assumed: {100 * MFU:.0f} % of the chip's TFLOP/s at {gflops:.2f} GFLOP a "
         f"photo, {100 * SHARE_OF_LINK:.0f} % of the link's rated speed in one direction, gradients averaged during "
         f"{100 * OVERLAP:.0f} % of the step (the encoder's backward) and the last 25 MiB of them after it.",
         "",
