@@ -54,7 +54,7 @@ def main() -> None:
         "versions": find_versions(("torch", "timm", "transformers")),
         "machine": describe_machine(torch.device(arguments.device), load_before),
         "settings": {name: getattr(arguments, name) for name in _SETTINGS},
-        **measurements,
+        "measurements": measurements,
         **summarise(measurements, batch_size=plan.batch_size, num_processes=plan.num_processes),
         "computed": compute_machines(measurements["flops_per_photo"], measurements["num_parameters"]),
     }

@@ -45,11 +45,14 @@ def test_efficiency_and_savings_are_taken_within_each_round(part: Any) -> None:
     options = [option.key for option in part("measure").OPTIONS]
     runs = {"alone": [1.0, 2.0, 4.0], "beside": [1.0, 4.0, 4.0], "together": [2.0, 4.0, 16.0]}
     runs |= {key: [1.0, 3.0, 12.0] for key in options}
-    measurements = {"seconds": runs, "core_seconds": runs, "all_reduce_s": {"fp32": [3.0, 1.0, 2.0]}}
+    core = {key: [1.0, 1.0, 2.0] if key == "alone" else [2.0, 1.0, 8.0] for key in runs}
+    measurements = {"seconds": runs, "core_seconds": core, "all_reduce_s": {"fp32": [3.0, 1.0, 2.0]}}
     summary = part("report").summarise(measurements, batch_size=8, num_processes=2)
     together = summary["ways"]["together"]
     assert together["efficiency_by_round"] == [0.5, 0.5, 0.25]
     assert together["efficiency"] == 0.5
+    assert together["core_efficiency_by_round"] == [0.5, 1, 0.25]
+    assert together["core_efficiency"] == 0.5
     assert together["photos_per_s"] == 4  # 16 photos by the median of 2, 4 and 16 seconds
     assert summary["ways"]["alone"]["photos_per_s"] == 4
     assert {option["saved_percent"] for option in summary["options"]} == {25}  # of 50, 25 and 25

@@ -2,6 +2,7 @@
 
 import gc
 import json
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -95,12 +96,14 @@ def measure(rank: int, plan: Plan, device: torch.device) -> dict[str, Any]:
     core_seconds: dict[str, list[float]] = {key: [] for key in ways}
     all_reduce: dict[str, list[float]] = {"fp32": [], "bf16": []}
     rng = np.random.default_rng(0)
-    for _ in range(plan.num_rounds):
+    for number in range(1, plan.num_rounds + 1):
         for key in rng.permutation(list(ways)):
             with ways[key]():
                 took, worked = time_steps(step, plan.num_steps, works=rank == 0 or key != ALONE)
             seconds[key].append(took)
             core_seconds[key].append(worked)
+            if rank == 0:
+                print(f"round {number} {key}: {took:.3f} s, {worked:.3f} core-seconds", file=sys.stderr)
         for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
             all_reduce[name].append(time_all_reduce(num_parameters, dtype, device))
     return {

@@ -23,19 +23,24 @@ def summarise(measurements: Mapping[str, Any], *, batch_size: int, num_processes
         num_processes: that trained beside each other and together.
 
     Returns:
-        `ways`, with `efficiency` photos/s over those of as many times the process alone; `options`, with what each
-        saves of the step's time; `all_reduce_s`.
+        `ways`, with `efficiency`, photos/s over those of as many times the process alone, and `core_efficiency`, the
+        same by core-seconds, in which nobody waits; `options`, with what each saves of the step's time;
+        `all_reduce_s`.
     """
     seconds, core_seconds = measurements["seconds"], measurements["core_seconds"]
     ways = {}
     for key, runs in seconds.items():
-        efficiencies = [alone / run for alone, run in zip(seconds[ALONE], runs, strict=True)]
+        efficiencies, core_efficiencies = (
+            [alone / run for alone, run in zip(of[ALONE], of[key], strict=True)] for of in (seconds, core_seconds)
+        )
         ways[key] = {
             "step_s": median(runs),
             "core_s": median(core_seconds[key]),
             "photos_per_s": (1 if key == ALONE else num_processes) * batch_size / median(runs),
             "efficiency": median(efficiencies),
             "efficiency_by_round": efficiencies,
+            "core_efficiency": median(core_efficiencies),
+            "core_efficiency_by_round": core_efficiencies,
         }
     options = []
     for option in OPTIONS:
@@ -89,12 +94,15 @@ def to_markdown(record: Mapping[str, Any]) -> str:
     ]
     if settings["tiny"]:
         lines += ["**This is a tiny network, for the tests: nothing here says anything of speed.**", ""]
+    if machine["load_average_after"] > num_processes + 0.5:
+        lines += ["**Others were at work on the machine: go by the core-seconds, not by the clock.**", ""]
     lines += ["## Measured", "", _ways_table(record["ways"], num_processes)]
     lines += [_all_reduce_line(record, num_processes), ""]
     lines += [
         "## Ways to set DDP up",
         "",
-        "Percent of the step's time that each saves against DDP as transformers' Trainer makes it.",
+        "Percent of the step's time that each saves against DDP as transformers' Trainer makes it; "
+        "`StreamingTrainer` adds the first.",
         "",
         _options_table(record["options"]),
     ]
@@ -110,15 +118,18 @@ def _ways_table(ways: Mapping[str, Any], num_processes: int) -> str:
             f"{1000 * ways[key]['core_s']:,.0f}",
             f"{100 * ways[key]['efficiency']:.0f} %",
             _range(ways[key]["efficiency_by_round"], 100, ".0f"),
+            f"{100 * ways[key]['core_efficiency']:.0f} %",
+            _range(ways[key]["core_efficiency_by_round"], 100, ".0f"),
         ]
         for key, title in _TITLES.items()
     ]
-    return markdown_table(["", "photos/s", "ms a step", "core-ms a step and process", "efficiency", "rounds, %"], rows)
+    columns = ["", "photos/s", "ms a step", "core-ms a step and process", "efficiency", "rounds, %"]
+    return markdown_table([*columns, "by core-seconds", "rounds, %"], rows)
 
 
 def _all_reduce_line(record: Mapping[str, Any], num_processes: int) -> str:
     in_fp32, in_bf16 = (record["all_reduce_s"][name] for name in ("fp32", "bf16"))
-    num_bytes = 4 * record["num_parameters"]
+    num_bytes = 4 * record["measurements"]["num_parameters"]
     return (
         f"The gradients' {num_bytes / 1e6:,.0f} MB, added up over the {num_processes} processes with nothing else to "
         f"do: {1000 * in_fp32:,.0f} ms ({num_bytes / 1e9 / in_fp32:.2f} GB/s); as bf16 {1000 * in_bf16:,.0f} ms."
@@ -141,6 +152,8 @@ def _options_table(options: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _computed_lines(record: Mapping[str, Any]) -> list[str]:
+    megabytes = 4 * record["measurements"]["num_parameters"] / 1e6
+    gflops = record["measurements"]["flops_per_photo"] / 1e9
     rows = [
         [
             entry["title"],
@@ -159,8 +172,8 @@ def _computed_lines(record: Mapping[str, Any]) -> list[str]:
     return [
         "## Computed for machines that are not here",
         "",
-        f"A ring over n GPUs sends 2 (n - 1) / n of the gradients' {4 * record['num_parameters'] / 1e6:,.0f} MB from "
-        f"each. Assumed: {100 * MFU:.0f} % of the chip's TFLOP/s at {record['flops_per_photo'] / 1e9:.2f} GFLOP a "
+        f"A ring over n GPUs sends 2 (n - 1) / n of the gradients' {megabytes:,.0f} MB from "
+        f"each. Assumed: {100 * MFU:.0f} % of the chip's TFLOP/s at {gflops:.2f} GFLOP a "
         f"photo, {100 * SHARE_OF_LINK:.0f} % of the link's rated speed in one direction, gradients averaged during "
         f"{100 * OVERLAP:.0f} % of the step (the encoder's backward) and the last 25 MiB of them after it.",
         "",
