@@ -28,7 +28,7 @@ from geomae.provenance import find_commit, find_versions
 from loops.contestants import CASES, CONTESTANTS, Case, alternate, pack_photos
 from loops.report import describe_parts, judge_targets, summarise_rounds, to_markdown
 from loops.run_mae import compare_with_run_mae
-from machine import find_cpu_model
+from machine import describe_machine
 
 SETTINGS = ("batch_size", "num_workers", "rounds", "steps", "size", "compile")
 
@@ -36,7 +36,7 @@ SETTINGS = ("batch_size", "num_workers", "rounds", "steps", "size", "compile")
 def main() -> None:
     """Make the photos, let the loops take turns, write the results."""
     arguments = _parse_arguments()
-    commit, num_cores = find_commit(), len(os.sched_getaffinity(0))
+    commit, num_cores, load_before = find_commit(), len(os.sched_getaffinity(0)), os.getloadavg()[0]
     # the readers need cores too, and threads that wait for one another's core take many times as long
     torch.set_num_threads(max(1, num_cores - arguments.num_workers))
     with tempfile.TemporaryDirectory() as name:
@@ -54,7 +54,7 @@ def main() -> None:
     record = {
         "commit": commit,
         "versions": find_versions(("torch", "timm", "transformers", "accelerate")),
-        "machine": _describe_machine(torch.device(arguments.device)),
+        "machine": describe_machine(torch.device(arguments.device), load_before),
         "settings": {name: getattr(arguments, name) for name in SETTINGS},
         "cases": cases,
         "targets": judge_targets(cases, num_cores, arguments.num_workers),
@@ -75,19 +75,9 @@ def measure_case(case: Case, folder: Path, arguments: argparse.Namespace) -> dic
         num_steps = len(rounds) * steps
         parts = describe_parts(rounds, alternation.parts.seconds, bare.parts.seconds, num_steps)
         entries[name]["parts"] = parts
-        lost = ", ".join(f"{100 * share:.1f}" for share in entries[name]["lost_by_round"])
+        lost = ", ".join(f"{percent:.1f}" for percent in entries[name]["lost_percent_by_round"])
         print(f"{case.key}, {contestant.title}: {lost} % lost", file=sys.stderr)
     return {"title": case.title, "contestants": entries}
-
-
-def _describe_machine(device: torch.device) -> dict[str, Any]:
-    cpu = f"CPU with {torch.get_num_threads()} thread(s)"
-    return {
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else cpu,
-        "cpu": find_cpu_model(),
-        "num_cores": len(os.sched_getaffinity(0)),
-        "load_average": os.getloadavg()[0],
-    }
 
 
 def _parse_arguments() -> argparse.Namespace:

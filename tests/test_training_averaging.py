@@ -8,6 +8,7 @@ import pytest
 import torch
 from packed_photos import geolocation_trainer, mae_trainer, pack, training_arguments
 from safetensors.torch import load_file
+from timm.utils import ModelEmaV3
 from torch import nn
 from transformers import TrainerCallback, TrainerState
 
@@ -72,6 +73,37 @@ def test_statistics_of_batch_norm_are_averaged_and_its_count_is_the_models() -> 
         average.on_step_end(None, TrainerState(global_step=step), None)  # type: ignore[arg-type]
     torch.testing.assert_close(average.state_dict()["running_mean"], (means[0] + means[1]) / 2)
     assert average.state_dict()["num_batches_tracked"] == 2
+
+
+@pytest.mark.parametrize("power", [None, 0.75])
+def test_average_is_timms_to_the_bit_without_its_dictionaries_in_every_step(
+    power: float | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 2))
+    average = WeightAverage(model, decay=0.9, warmup_power=power)
+    timms = ModelEmaV3(model, decay=0.9, use_warmup=power is not None, warmup_power=power or 1.0)
+    for step in range(1, 6):
+        model(torch.randn(8, 3)).square().sum().backward()
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter -= 0.01 * parameter.grad
+        timms.update(model, step=step)
+        with monkeypatch.context() as patch:
+            patch.setattr(nn.Module, "state_dict", lambda *_, **__: pytest.fail("a dictionary in a step"))
+            average.on_step_end(None, TrainerState(global_step=step), None)  # type: ignore[arg-type]
+    for name, tensor in timms.module.state_dict().items():
+        assert torch.equal(tensor, average.state_dict()[name]), name
+
+
+def test_average_follows_a_model_that_was_moved_before_training_began() -> None:
+    model = nn.BatchNorm1d(2)
+    average = WeightAverage(model, decay=0.5)
+    for module in (model, average._average.module):  # as onto a device: every buffer is another tensor now
+        module.double()
+    average.on_train_begin(None, TrainerState(), None)  # type: ignore[arg-type]
+    model(torch.randn(8, 2, dtype=torch.float64))
+    average.on_step_end(None, TrainerState(global_step=1), None)  # type: ignore[arg-type]
+    assert all(torch.equal(tensor, average.state_dict()[name]) for name, tensor in model.state_dict().items())
 
 
 def test_weights_come_back_to_the_bit_also_after_an_error() -> None:

@@ -277,6 +277,7 @@ def profile_bars(profile: Mapping[str, Any]) -> Figure:
         axes.grid(visible=False, axis="y")
         compiled = ", compiled" if profile["torch_compile"] else ""
         axes.set(xlabel="milliseconds of a step")
+        axes.xaxis.set_major_formatter("{x:,g}")
         axes.set_title(
             f"{profile['model']}: {whole_ms:,.0f} ms a step of {profile['batch_size']} photos\n"
             f"{profile['precision']}{compiled}, {profile['device']}"

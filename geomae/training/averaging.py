@@ -37,10 +37,27 @@ class WeightAverage(TrainerCallback):
         self.model = model
         use_warmup = warmup_power is not None
         self._average = ModelEmaV3(model, decay=decay, use_warmup=use_warmup, warmup_power=warmup_power or 1.0)
+        self._find_tensors()
 
+    def _find_tensors(self) -> None:
+        """Once, not in every step as `ModelEmaV3.update` does: two `state_dict()` of a ViT-B take 2.5 ms."""
+        states = (module.state_dict().values() for module in (self._average.module, self.model))
+        pairs = list(zip(*states, strict=True))
+        self._averages, self._weights = zip(*(pair for pair in pairs if pair[0].is_floating_point()), strict=True)
+        self._counts = list(zip(*(pair for pair in pairs if not pair[0].is_floating_point()), strict=True))
+
+    def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """The model lies where it is trained now."""
+        self._find_tensors()
+
+    @torch.no_grad()
     def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Take in the weights of the step that has just ended."""
-        self._average.update(self.model, step=state.global_step)
+        decay = self._average.get_decay(state.global_step)
+        torch._foreach_lerp_(self._averages, self._weights, 1.0 - decay)
+        if self._counts:
+            averages, weights = self._counts
+            torch._foreach_copy_(averages, weights)
 
     def restart(self) -> None:
         """Make the average what the model is."""

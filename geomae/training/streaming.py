@@ -219,6 +219,9 @@ class StreamingTrainer(Trainer):
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
         """The gradient's norm, looked at: an infinite one would only show in the loss of the next batch."""
+        if grad_norm is None and not (self.is_fsdp_enabled or self.is_deepspeed_enabled):
+            self.accelerator.unscale_gradients()  # transformers clips at infinity: it multiplies every gradient by 1
+            grad_norm = nn.utils.get_total_norm([each.grad for each in model.parameters() if each.grad is not None])
         norm = super()._get_grad_norm(model, grad_norm=grad_norm)
         norm = norm.full_tensor() if isinstance(norm, DTensor) else norm  # of all shares that FSDP has dealt out
         if isinstance(norm, Tensor) and self.accelerator.scaler is None:  # the scaler of fp16 handles its own overflows
