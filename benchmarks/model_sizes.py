@@ -3,7 +3,7 @@
     python benchmarks/model_sizes.py
     python benchmarks/model_sizes.py --device cuda --batch_size 64 --measure all
 
-Memory is counted on tensors without storage (`step_memory.py`), for bfloat16 autocast, fused attention and AdamW in
+Memory is counted on tensors without storage (`sizing/`), for bfloat16 autocast, fused attention and AdamW in
 float32, with and without gradient checkpointing, and compared with what steps really take: the peak of a process on the
 CPU, `max_memory_allocated` and the largest batch found by trying on a GPU. What is measured is a step of forward,
 backward and AdamW. Takes about five minutes on two cores. Writes the JSON and a page beside it.

@@ -239,3 +239,8 @@ def test_help_of_the_whole_run_can_be_printed(capsys: pytest.CaptureFixture[str]
     printed = capsys.readouterr().out
     for key in ("--data_dirs", "--mask_ratio", "--schedule", "--resume_from_checkpoint"):
         assert key in printed
+
+
+def test_unknown_backend_of_compilation_is_refused_with_those_that_are_known(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"torch_compile_backend is 'nosuch'; accelerate knows .*inductor"):
+        GeoMAETrainingArguments(output_dir=str(tmp_path), torch_compile_backend="nosuch")

@@ -143,3 +143,11 @@ def test_scripts_take_the_switch_and_a_new_run_removes_what_it_wrote(
     assert record_of(tmp_path)["steps"] == [7, 9]
     script.main(argv)
     assert not (tmp_path / "profile").exists()
+
+
+def test_no_recorded_step_holds_a_picture_of_reconstructions(photos: Path, tmp_path: Path) -> None:
+    """Step 8 draws one, in the middle of what would have been recorded: steps 7 to 9."""
+    profiled(photos, tmp_path, max_steps=16, reconstruction_steps=8).train()
+    assert record_of(tmp_path)["steps"] == [11, 13]
+    profiled(photos, tmp_path / "last", max_steps=20, reconstruction_steps=9).train()
+    assert record_of(tmp_path / "last")["steps"] == [12, 14], "drawn at the end of the last recorded step"

@@ -282,7 +282,7 @@ def profile_bars(profile: Mapping[str, Any]) -> Figure:
             f"{profile['model']}: {whole_ms:,.0f} ms a step of {profile['batch_size']} photos\n"
             f"{profile['precision']}{compiled}, {profile['device']}"
         )
-        axes.legend(loc="lower right")
+        axes.legend(loc="upper center", bbox_to_anchor=(0.4, -0.12), ncols=3, frameon=False)
     return figure
 
 

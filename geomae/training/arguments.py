@@ -11,6 +11,7 @@ from dataclasses import MISSING, dataclass, fields
 from typing import Any, Literal, TypeVar
 
 import torch
+from accelerate.utils import DynamoBackend
 from transformers import TrainingArguments
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
@@ -265,6 +266,7 @@ class GeoMAETrainingArguments(TrainingArguments):
         self.run_group = self.run_group or os.environ.get("WANDB_RUN_GROUP") or run_group_of(self.output_dir)
         refuse_bad_tags(self.run_tags)
         self._check_not_used()
+        self._check_backend()
         self._check_ranges()
         super().__post_init__()
         accelerator_config: Any = self.accelerator_config  # by now an AcceleratorConfig
@@ -302,6 +304,13 @@ class GeoMAETrainingArguments(TrainingArguments):
                 raise ConfigError(
                     f"{known.name} is {value}, but it is not used here: {NOT_USED[known.name]}; leave it at {default}"
                 )
+
+    def _check_backend(self) -> None:
+        backends = [backend.value.lower() for backend in DynamoBackend]
+        if self.torch_compile_backend and self.torch_compile_backend.lower() not in backends:
+            raise ConfigError(
+                f"torch_compile_backend is {self.torch_compile_backend!r}; accelerate knows {', '.join(backends)}"
+            )
 
     def _check_ranges(self) -> None:
         if self.schedule not in SCHEDULES:

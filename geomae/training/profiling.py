@@ -28,8 +28,8 @@ class StepProfiler(TrainerCallback):
     """Records three steps of the main process in `profile/` of the run, once compilation and warm-up are over.
 
     `trace_steps_A_to_B.json.gz` is for https://ui.perfetto.dev, `profile.json` says where the time went. A step has no
-    evaluation and no checkpoint in it: where one comes, recording begins again behind it. What is recorded is slower,
-    so the speed in the logs leaves it out.
+    evaluation, no checkpoint and no reconstructions in it: where they come, recording begins again behind them. What is
+    recorded is slower, so the speed in the logs leaves it out.
 
     Args:
         trainer: of the run.
@@ -58,11 +58,12 @@ class StepProfiler(TrainerCallback):
         if self._is_over:
             return
         self._num_steps += 1
-        is_interrupted = control.should_evaluate or control.should_save
+        draws = bool(args.reconstruction_steps) and state.global_step % args.reconstruction_steps == 0
+        is_interrupted = control.should_evaluate or control.should_save or draws
         if self._profile is not None:
             self._num_profiled += 1
             self._profile.step()
-            if self._num_profiled == NUM_WARM_UP + NUM_RECORDED:
+            if self._num_profiled == NUM_WARM_UP + NUM_RECORDED and not draws:  # the others follow the step
                 self._write(state)
             elif is_interrupted:
                 self._stop()
@@ -77,8 +78,8 @@ class StepProfiler(TrainerCallback):
         self._stop()
         if not self._is_over:
             logger.warning(
-                "profile: true has recorded nothing: evaluations, checkpoints or the end of the run came before %d "
-                "steps in a row. Raise eval_steps, save_steps or max_steps",
+                "profile: true has recorded nothing: evaluations, checkpoints, reconstructions or the end of the run "
+                "came before %d steps in a row. Raise eval_steps, save_steps, reconstruction_steps or max_steps",
                 NUM_WARM_UP + NUM_RECORDED,
             )
 

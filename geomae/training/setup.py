@@ -176,8 +176,8 @@ def load_validation(data: DataArguments, *, labelled: bool = True) -> Dataset | 
         photos = load_photos(source, data.validation_split, labelled=labelled)
     except SourceError as error:
         raise SourceError(
-            f"{error} `python -m geomae.data pack ... --validation_fraction 0.1` sets photos aside for it; "
-            "to train without validation, write validation_split: null."
+            f"{error} validation_dir and validation_split say where validation photos are; `python -m geomae.data pack "
+            "... --validation_fraction 0.1` sets some aside; to train without, write validation_split: null."
         ) from error
     if data.max_validation_photos is None or data.max_validation_photos >= len(photos):
         return photos
