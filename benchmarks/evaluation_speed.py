@@ -284,7 +284,7 @@ def to_markdown(record: dict[str, Any]) -> str:
 
 def _parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--device", default="cpu", help="cpu or cuda (%(default)s)")
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"), help="(%(default)s)")
     parser.add_argument("--photos", type=int, default=128, help="of ViT-B's test set (%(default)s)")
     parser.add_argument("--size", type=int, nargs=2, default=(500, 375), help="WIDTH HEIGHT of the photos (500 375)")
     parser.add_argument("--batch_sizes", type=int, nargs="+", default=[8, 32], help="photos; one after another (8 32)")

@@ -82,7 +82,7 @@ def measure_case(case: Case, folder: Path, arguments: argparse.Namespace) -> dic
 
 def _parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--device", default="cpu", help="cpu or cuda (%(default)s)")
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"), help="(%(default)s)")
     parser.add_argument("--batch_size", type=int, default=32, help="photos; a quarter in fine-tuning (%(default)s)")
     parser.add_argument("--num_workers", type=int, default=1, help="readers of the pipeline (%(default)s)")
     parser.add_argument("--rounds", type=int, default=5, help="after one that warms up (%(default)s)")
@@ -98,6 +98,10 @@ def _parse_arguments() -> argparse.Namespace:
     names = ("batch_size", "rounds", "steps", "run_mae_steps")
     if too_small := [name for name in names if getattr(arguments, name) < 1]:
         parser.error(f"--{too_small[0]} {getattr(arguments, too_small[0])}: expected at least 1.")
+    if arguments.run_mae is not None and not arguments.run_mae.is_file():
+        parser.error(
+            f"--run_mae {arguments.run_mae}: there is no such file; name run_mae.py of a transformers checkout"
+        )
     if arguments.device == "cuda" and not torch.cuda.is_available():
         raise ConfigError("--device cuda: there is no CUDA device here.")
     return arguments

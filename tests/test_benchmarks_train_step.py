@@ -188,7 +188,7 @@ def test_worth_of_a_change_is_taken_within_rounds() -> None:
             ("pretraining", key)
             for key in ("embed_visible", "last_decoder_block", "predict_hidden", "attention", "scaled_product", "uint8")
         ],
-        *[("fine_tuning", key) for key in ("last_encoder_block", "attention")],
+        *[("fine_tuning", key) for key in ("last_encoder_block", "attention", "vectorised_loss")],
         ("resnet", "channels_last"),
     ],
 )

@@ -275,7 +275,8 @@ def test_hours_and_memory_of_the_header_follow_from_work_and_peak(path: Path, mo
     assert f"{step.peak / 1e9:.1f} GB at the peak of a step of {args.per_device_train_batch_size} photos" in header
     if "hardware: 8 A100 of" in header:
         (card_gb,) = re.findall(r"hardware: 8 A100 of (\d+) GB", header)
-        assert step.peak < 0.9 * int(card_gb) * 1e9  # DDP adds nothing: gradients lie in its buckets
+        buckets_of_ddp = 4 * build().num_parameters()  # there in the forward pass too
+        assert step.peak + buckets_of_ddp < 0.9 * int(card_gb) * 1e9
 
 
 def test_comparison_on_the_earth_has_the_same_network_and_budget(tmp_path: Path) -> None:

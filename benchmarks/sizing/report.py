@@ -50,8 +50,9 @@ def _memory_notes(settings: Mapping[str, Any]) -> str:
         "weights, gradients and AdamW's states in float32, attention fused, eager. The fixed part and the part of each "
         "photo are those of batches around 128 to 1,024. The largest batch leaves "
         f"{100 * settings['reserve']:.0f} % of the card's 10^9 bytes for the driver, libraries' workspaces and what "
-        "the allocator cannot use; the power of two below it stands behind the slash. `ema_decay` holds a "
-        "second copy of the weights, 4 bytes a parameter, which is not in it; with DDP gradients lie in its buckets."
+        "the allocator cannot use; the power of two below it stands behind the slash. Of one GPU and "
+        "of steps of one batch: DDP's buckets and accumulated gradients are there in the forward pass too, 4 bytes a "
+        "parameter, and so is `ema_decay`'s copy of the weights."
     )
 
 
