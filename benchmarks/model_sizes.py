@@ -1,7 +1,8 @@
 """GeoMAE from ViT-Ti to ViT-H, and the baselines: parameters, work, memory, the largest batch and photos per second.
 
     python benchmarks/model_sizes.py
-    python benchmarks/model_sizes.py --device cuda --batch_size 64 --measure all
+    python benchmarks/model_sizes.py --device cuda --batch_size 64 --measure all \
+        --output results/benchmarks/model_sizes_h200.json
 
 Memory is counted on tensors without storage (`sizing/`), for bfloat16 autocast, fused attention and AdamW in
 float32, with and without gradient checkpointing, and compared with what steps really take: the peak of a process on the

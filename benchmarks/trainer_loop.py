@@ -2,7 +2,8 @@
 
     python benchmarks/trainer_loop.py
     python benchmarks/trainer_loop.py --device cuda --batch_size 512 --num_workers 12 --steps 20 --compile \
-        --run_mae transformers/examples/pytorch/image-pretraining/run_mae.py --run_mae_steps 200
+        --run_mae transformers/examples/pytorch/image-pretraining/run_mae.py --run_mae_steps 200 \
+        --output results/benchmarks/trainer_loop_h200.json
 
 Trainer and bare loop are both live and take turns, each on its own copy of the model. On a GPU a turn should be many
 steps (`--steps 20`), since it is waited for at the end of each. Photos are generated. With `--run_mae` the example of

@@ -139,6 +139,7 @@ def test_speed_against_run_mae_is_what_both_say_of_themselves(tmp_path: Path, mo
     assert (result["photos_per_s"]["run_mae"], result["ours_is_times"]) == (5, 4)
 
 
+@pytest.mark.slow
 def test_our_own_script_accepts_what_it_is_given_and_says_how_fast_it_was(tmp_path: Path) -> None:
     run_mae = importlib.import_module("loops.run_mae")
     command = run_mae._our_command(tmp_path, options())

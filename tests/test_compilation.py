@@ -184,6 +184,7 @@ for kind in ("pretrain", "finetune"):
 """
 
 
+@pytest.mark.slow
 def test_compiled_on_two_processes_trains_as_eager_on_one_with_the_doubled_batch(tmp_path: Path) -> None:
     """One graph, cut where a bucket of gradients is full, so that it is sent while the backward pass goes on."""
     photos = pack(tmp_path / "photos", train=48)

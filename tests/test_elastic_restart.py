@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
 from launching import ROOT
 from packed_photos import pack
 
@@ -67,6 +68,7 @@ def losses(folder: Path) -> dict[int, Any]:
     return {entry["step"]: entry["loss"] for entry in history if "loss" in entry}
 
 
+@pytest.mark.slow
 def test_killed_process_costs_less_than_a_save_interval(tmp_path: Path) -> None:
     photos = pack(tmp_path / "photos", train=80)
     unbroken, broken = (run(tmp_path / name, photos, kill_at=at) for name, at in (("unbroken", 0), ("broken", KILL_AT)))

@@ -26,7 +26,7 @@ class MeasuredStep:
     """One step, once."""
 
     seconds: float
-    peak_bytes: int  # of a GPU's tensors; 0 on the CPU
+    peak_bytes: int  # of a GPU's tensors, without those of other models on it; 0 on the CPU
 
 
 class TrainingStep:
@@ -47,9 +47,11 @@ class TrainingStep:
         has_head = hasattr(self.model, "head")
         inputs = {"coordinates_deg": torch.rand(batch_size, 2, device=self.device)} if has_head else {}
         is_gpu = self.device.type == "cuda"
+        others_bytes = 0
         if is_gpu:
             torch.cuda.reset_peak_memory_stats(self.device)
             torch.cuda.synchronize(self.device)
+            others_bytes = torch.cuda.memory_allocated(self.device) - photos.nbytes - self.resident_bytes()
         started = time.perf_counter()
         with torch.autocast(self.device.type, torch.bfloat16):
             loss = self.forward(pixel_values=photos, **inputs).loss
@@ -59,7 +61,14 @@ class TrainingStep:
         if is_gpu:
             torch.cuda.synchronize(self.device)
         seconds = time.perf_counter() - started
-        return MeasuredStep(seconds, torch.cuda.max_memory_allocated(self.device) if is_gpu else 0)
+        peak_bytes = torch.cuda.max_memory_allocated(self.device) - others_bytes if is_gpu else 0
+        return MeasuredStep(seconds, peak_bytes)
+
+    def resident_bytes(self) -> int:
+        """Of weights, buffers and the optimizer's states, which stay between steps."""
+        states = [value for state in self.optimizer.state.values() for value in state.values()]
+        tensors = [*self.model.parameters(), *self.model.buffers(), *filter(torch.is_tensor, states)]
+        return sum(tensor.nbytes for tensor in tensors)
 
 
 def measure_rounds(
