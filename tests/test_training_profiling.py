@@ -138,7 +138,7 @@ def test_scripts_take_the_switch_and_a_new_run_removes_what_it_wrote(
 ) -> None:
     argv = [str(ROOT / f"configs/{kind}/smoke.yaml"), "--data_dirs", str(photos), "--output_dir", str(tmp_path)]
     argv += ["--max_steps", "9", "--eval_strategy", "no", "--save_strategy", "no", "--disable_tqdm"]
-    argv += ["--load_best_model_at_end", "false", "--overwrite_output_dir", "true"]
+    argv += ["--load_best_model_at_end", "false", "--overwrite_output_dir", "true", "--reconstruction_steps", "0"]
     script.main([*argv, "--profile"])
     assert record_of(tmp_path)["steps"] == [7, 9]
     script.main(argv)
