@@ -8,7 +8,7 @@ SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
-.PHONY: help setup demo earth photos thesis heads test lint bench clean
+.PHONY: help setup quick demo earth photos thesis heads test lint bench clean
 
 PYTHON ?= python3
 VENV ?= $(or $(VIRTUAL_ENV),.venv)
@@ -57,6 +57,25 @@ bench: $(INSTALLED) ## Run every benchmark
 DEMO := outputs/demo
 ACCELERATE := $(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no
 RESUME = $(if $(wildcard $@),--overwrite_output_dir true,--resume_from_checkpoint last)
+
+# The first result: a classifier of cells from scratch, without pretraining, on the demo's crops.
+QUICK := outputs/quick
+
+quick: $(QUICK)/evaluate/metrics.json ## A first model and its answers within two minutes, without a download
+	@echo; $(BIN)/python -m geomae.evaluation show $(QUICK)/evaluate
+	@echo; $(BIN)/python -m geomae.predict $(DEMO)/data --split test --limit 8 --model $(QUICK)/finetune
+	@echo; echo "The model: $(QUICK)/finetune. A page to ask it, and to play against it:"; \
+	  echo "$(BIN)/python app.py --model $(QUICK)/finetune --photos $(DEMO)/data"
+
+$(QUICK)/geocells/geocells.parquet: $(DEMO)/data/manifest.json
+	$(BIN)/python -m geomae.geocells build --train_coordinates $(DEMO)/data --kind kmeans --num_cells 50 200 --output_dir $(@D)
+
+$(QUICK)/finetune/model.safetensors: configs/finetune/quick.yaml $(QUICK)/geocells/geocells.parquet
+	$(ACCELERATE) run_finetune_geo.py $< $(RESUME)
+
+$(QUICK)/evaluate/metrics.json: $(QUICK)/finetune/model.safetensors
+	$(BIN)/python run_evaluate_geo.py --checkpoint $(QUICK)/finetune --test_set $(DEMO)/data --split test \
+	  --train_coordinates $(DEMO)/data --output_dir $(@D)
 
 demo: $(DEMO)/report/report.md ## Photos, pretraining, fine-tuning, evaluation and report in a few minutes, without a download
 	@echo; $(BIN)/python -m geomae.evaluation show $(DEMO)/evaluate
