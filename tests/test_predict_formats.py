@@ -1,4 +1,4 @@
-"""Answers in every format: read back by other people's readers, checked against the standards' schemas, hostile ids too."""
+"""Answers in every format: read back by others, checked against the standards' schemas, under hostile names too."""
 
 import csv
 import io
