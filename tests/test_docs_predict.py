@@ -17,7 +17,6 @@ def test_every_option_stands_in_the_table_with_its_default():
     rows = dict(re.findall(r"^\| `--(\w+)` \| ([^|]+?) \|", read(PAGE), re.MULTILINE))
     options = {action.dest: action.default for action in build_parser()._actions if action.option_strings}
     del options["help"]
-    assert list(rows) == sorted(rows, key=list(rows).index)
     assert rows.keys() == options.keys()
     for name, default in options.items():
         if isinstance(default, (int, float)) and not isinstance(default, bool):
@@ -26,7 +25,8 @@ def test_every_option_stands_in_the_table_with_its_default():
 
 def test_every_format_every_decoding_and_every_column_is_explained():
     text = read(PAGE)
-    assert re.findall(r"^\| `(\w+)` \| [^|]* \| [^|]+ \|$", text, re.MULTILINE) == list(FORMATS)
+    table = text.partition("| `--format` | for |")[2].partition("\n\n")[0]
+    assert re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE) == list(FORMATS)
     assert [name for name in DECODINGS if f"`{name}`" not in text] == []
     columns = set(answer_schema(compares=True).names) - {"problem"}
     assert not [name for name in columns if f"`{name}`" not in text]
