@@ -18,7 +18,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 
-# Set before any test module imports torch, datasets or wandb: they read these once, when they are imported.
+# Set before any test module imports torch, datasets, wandb or trackio: they read these once, when they are imported.
 _caches = Path(tempfile.mkdtemp(prefix="geomae-tests-"))
 os.environ.update(
     {
@@ -31,6 +31,7 @@ os.environ.update(
         "WANDB_MODE": "offline",
         "WANDB_DIR": str(_caches),
         "WANDB_SILENT": "true",
+        "TRACKIO_DIR": str(_caches / "trackio"),
         "MPLBACKEND": "Agg",
     }
 )

@@ -6,6 +6,7 @@
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -39,8 +40,9 @@ class TrackedEvaluation:
         """By their whole names."""
         return summarise_evaluation(self.evaluation.metrics)
 
-    def draw(self) -> dict[str, tuple[Path, Picture]]:
-        """Whole name -> file and picture: map of answers, error distribution and, of a posterior, its calibration."""
+    @cached_property
+    def pictures(self) -> dict[str, tuple[Path, Picture]]:
+        """Whole name -> file and picture, drawn once: answers, error distribution and, of a posterior, calibration."""
         folder = self.evaluation.folder / "pictures"
         pictures = {
             "map": draw_prediction_map(self.name, self.evaluation, folder, "prediction_map"),

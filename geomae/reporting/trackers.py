@@ -37,14 +37,19 @@ def report_evaluation(output_dir: str | Path, report_to: Sequence[str], **naming
     """
     refuse_bad_tags(naming.get("tags") or ())
     read_evaluation(output_dir)  # what is broken here is an error; what is broken elsewhere, a warning
-    is_sent = True
-    for tracker in report_to:
+    problems: dict[str, Exception] = {}
+    try:
+        tracked = describe_evaluation(output_dir, **naming)
+    except ValueError as problem:
+        problems = dict.fromkeys(report_to, problem)
+    for tracker in report_to if not problems else ():
         try:
-            SENDERS[tracker](describe_evaluation(output_dir, **naming))
+            SENDERS[tracker](tracked)
         except (RuntimeError, OSError, ValueError) as problem:
-            is_sent = False
-            _warn(tracker, Path(output_dir), problem)
-    return is_sent
+            problems[tracker] = problem
+    for tracker, reason in problems.items():
+        _warn(tracker, Path(output_dir), reason)
+    return not problems
 
 
 def _warn(tracker: str, output_dir: Path, problem: Exception) -> None:
@@ -63,7 +68,7 @@ def _send_to_trackio(tracked: TrackedEvaluation) -> None:
     trackio.init(
         project=os.environ.get("TRACKIO_PROJECT", "geomae"), name=tracked.name, group=tracked.group, config=config
     )
-    pictures = {key: trackio.Image(str(file), picture.caption) for key, (file, picture) in tracked.draw().items()}
+    pictures = {key: trackio.Image(str(file), picture.caption) for key, (file, picture) in tracked.pictures.items()}
     trackio.log({**tracked.numbers, **pictures})
     trackio.finish()
 
@@ -77,7 +82,7 @@ def _send_to_tensorboard(tracked: TrackedEvaluation) -> None:
         writer.add_text("config", f"```json\n{json.dumps(tracked.config, indent=2, default=str)}\n```")
         for key, number in tracked.numbers.items():
             writer.add_scalar(key, number, 0)
-        for key, (file, _) in tracked.draw().items():
+        for key, (file, _) in tracked.pictures.items():
             writer.add_image(key, imread(file)[..., :3], 0, dataformats="HWC")  # (H, W, 3 or 4) -> (H, W, 3)
 
 

@@ -38,17 +38,10 @@ def send_to_wandb(tracked: TrackedEvaluation) -> None:
         )
         with run:
             run.summary.update(tracked.numbers)
-            pictures = {
-                key: wandb.Image(str(file), caption=picture.caption) for key, (file, picture) in tracked.draw().items()
-            }
-            run.log(
-                {
-                    f"{tracked.prefix}/predictions": wandb.Table(
-                        columns=list(TABLE_COLUMNS), data=_answers(tracked.evaluation)
-                    ),
-                    **pictures,
-                }
-            )
+            drawn = tracked.pictures.items()
+            pictures = {key: wandb.Image(str(file), caption=picture.caption) for key, (file, picture) in drawn}
+            answers = wandb.Table(columns=list(TABLE_COLUMNS), data=_answers(tracked.evaluation))
+            run.log({f"{tracked.prefix}/predictions": answers, **pictures})
     except wandb.Error as problem:
         raise OSError(str(problem)) from problem
 
