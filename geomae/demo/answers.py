@@ -63,6 +63,7 @@ class Geolocator:
         self.model = load_geolocator(checkpoint).to(self.device)
         self.head = posterior_head(self.model)
         self.collator = PhotoCollator(self.model.config.image_size, augment=False, labelled=False)
+        nearest_places((0.0, 0.0))  # reads the names, which the first visitor would wait seconds for
 
     @torch.inference_mode()
     def answer(self, photo: bytes) -> PhotoAnswer:

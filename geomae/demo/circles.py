@@ -5,7 +5,7 @@ from numpy.typing import NDArray
 
 from geomae.geography import EARTH_RADIUS_KM, unit_vectors
 
-__all__ = ["circle_outlines"]
+__all__ = ["circle_line", "circle_outlines"]
 
 NUM_POINTS = 180
 
@@ -38,6 +38,23 @@ def circle_outlines(latitude: float, longitude: float, radius_km: float) -> list
         corners = [[[pole, west], [seam, west]], [[seam, west + 360.0], [pole, west + 360.0]]]
         return [np.concatenate([corners[0], outline, corners[1]])]
     return [outline]
+
+
+def circle_line(latitude: float, longitude: float, radius_km: float) -> NDArray[np.float64]:
+    """The rim alone, without the edges of the map: `(n, 2)`, its ends 360 degrees apart where it goes around one pole.
+
+    Args:
+        latitude: of the centre, degrees.
+        longitude: of the centre, degrees.
+        radius_km: from 0 to half the circumference.
+    """
+    angle = radius_km / EARTH_RADIUS_KM
+    outline = _outline(latitude, longitude, angle)
+    num_poles = sum(bool(np.radians(90 - sign * latitude) < angle) for sign in (1, -1))
+    if num_poles != 1:
+        return np.concatenate([outline, outline[:1]])
+    turn = 360.0 * np.sign(outline[-1, 1] - outline[0, 1])
+    return np.concatenate([outline, outline[:1] + [0.0, turn]])
 
 
 def _outline(latitude: float, longitude: float, angle: float) -> NDArray[np.float64]:

@@ -18,7 +18,9 @@ function show(svg, x, y, height) {
 }
 const showWorld = (svg) => {
   const box = svg.getBoundingClientRect(), isNarrow = box.height && box.width / box.height < 1.9;
-  show(svg, isNarrow && svg.dataset.longitude ? Number(svg.dataset.longitude) : 0, isNarrow ? 0 : -10, WORLD_HEIGHT);
+  const longitude = Number(svg.dataset.longitude || 0);
+  // a narrow map shows two thirds of the world; a wide one turns as far as keeps the answer off its edges
+  show(svg, isNarrow ? longitude : longitude - clamp(longitude, -140, 140), 0, WORLD_HEIGHT);
 };
 const showFocus = (svg) =>
   show(svg, Number(svg.dataset.longitude), -Number(svg.dataset.latitude), Number(svg.dataset.extent));

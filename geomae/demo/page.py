@@ -39,6 +39,10 @@ LAUNCH_OPTIONS: dict[str, Any] = {
         neutral_hue=gr.themes.colors.slate,
         font=("ui-sans-serif", "system-ui", "sans-serif"),
         font_mono=("ui-monospace", "monospace"),
+    ).set(  # Gradio's own shade is too light for text on white
+        color_accent="*primary_700",
+        button_primary_background_fill="*primary_700",
+        button_primary_background_fill_hover="*primary_800",
     ),
     "css_paths": [HERE / "page.css"],
     "footer_links": [],
@@ -87,6 +91,7 @@ def build_page(
 def _photo_drop(name: str) -> gr.HTML:
     """A place to drop a photo; its event `photo` carries the bytes."""
     return gr.HTML(
+        apply_default_css=False,
         html_template=(
             f'<div class="geo-drop" data-max-bytes="{MAX_UPLOAD_BYTES}">'
             f'<input id="{name}-photo" type="file" accept="image/*" aria-describedby="{name}-note"/>'
@@ -99,12 +104,12 @@ def _photo_drop(name: str) -> gr.HTML:
 
 
 def _map(value: str, name: str) -> gr.HTML:
-    return gr.HTML(value, js_on_load=map_script(), elem_classes="geo-map-holder", elem_id=f"{name}-map")
+    return gr.HTML(value, apply_default_css=False, js_on_load=map_script(), elem_classes="geo-map-holder", elem_id=f"{name}-map")
 
 
-def _status() -> gr.HTML:
-    """What screen readers are told of as it changes."""
-    return gr.HTML(elem_classes="geo-status")
+def _status(value: str = "") -> gr.HTML:
+    """What changes; screen readers are told of it."""
+    return gr.HTML(value, html_template='<div role="status">${value}</div>', apply_default_css=False)
 
 
 def _photo_bytes(event: gr.EventData) -> bytes:
@@ -143,7 +148,7 @@ def add_answer_tab(geolocator: Geolocator) -> None:
     with gr.Row():
         with gr.Column(scale=2, min_width=280):
             drop = _photo_drop("answer")
-            shown = gr.HTML()
+            shown = gr.HTML(apply_default_css=False)
             place = gr.Textbox(label=PLACE_LABEL, placeholder="48.8584, 2.2945", max_lines=1)
             reads_exif = gr.Checkbox(label=GPS_LABEL, info="Only when ticked before the photo is chosen.")
         with gr.Column(scale=5, min_width=300):
@@ -213,8 +218,7 @@ def add_patches_tab(reconstructor: Reconstructor | None) -> None:
             seed = gr.Slider(0, 99, value=0, step=1, label="Mask number")
             another = gr.Button("Another mask")
         with gr.Column(scale=5, min_width=300):
-            pictures = _status()
-            pictures.value = texts.notice("Choose a photo, and it appears here in three versions.")
+            pictures = _status(texts.notice("Choose a photo, and it appears here in three versions."))
 
     def restore(pixels: Any, hidden_percent: float, mask_number: float) -> str:
         restored = reconstructor.restore(pixels, mask_ratio=hidden_percent / 100, seed=int(mask_number))
@@ -251,9 +255,10 @@ def add_game_tab(geolocator: Geolocator, photos: GamePhotos | None) -> None:
     game = gr.State(None, time_to_live=FORGOTTEN_AFTER_S)
     with gr.Row():
         with gr.Column(scale=2, min_width=280):
-            shown = _status()
-            shown.value = texts.notice(
-                "Five photos whose places are known. Guess where each was taken, and see whether you beat the model."
+            shown = _status(
+                texts.notice(
+                    "Five photos whose places are known. Guess where each was taken, and see whether you beat the model."
+                )
             )
             guess = gr.Textbox(
                 label="Your guess: latitude, longitude", placeholder="click the map, or type", max_lines=1, visible=False

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from geomae.demo.circles import circle_outlines
+from geomae.demo.circles import circle_line, circle_outlines
 from geomae.demo.posterior_grid import HeatGrid, draw_heat
 
 __all__ = ["Circle", "Mark", "draw_map", "map_script", "world_symbols"]
@@ -127,14 +127,16 @@ def _place_picture(grid: HeatGrid, png: bytes) -> str:
 
 
 def _draw_circle(circle: Circle) -> str:
-    outlines = circle_outlines(circle.latitude, circle.longitude, circle.radius_km)
+    where = circle.latitude, circle.longitude, circle.radius_km
+    area = "".join(_path(outline) + "z" for outline in circle_outlines(*where))
     return (
-        f'<path class="geo-circle" d="{"".join(map(_path, outlines))}"><title>{html.escape(circle.label)}</title></path>'
+        f'<g><title>{html.escape(circle.label)}</title><path class="geo-within" d="{area}"/>'
+        f'<path class="geo-circle" d="{_path(circle_line(*where))}"/></g>'
     )
 
 
 def _path(outline: NDArray[np.float64]) -> str:
-    return "M" + "L".join(f"{longitude:.3f} {-latitude:.3f}" for latitude, longitude in outline) + "z"
+    return "M" + "L".join(f"{longitude:.3f} {-latitude:.3f}" for latitude, longitude in outline)
 
 
 def _draw_mark(mark: Mark) -> str:
