@@ -104,7 +104,9 @@ def _photo_drop(name: str) -> gr.HTML:
 
 
 def _map(value: str, name: str) -> gr.HTML:
-    return gr.HTML(value, apply_default_css=False, js_on_load=map_script(), elem_classes="geo-map-holder", elem_id=f"{name}-map")
+    return gr.HTML(
+        value, apply_default_css=False, js_on_load=map_script(), elem_classes="geo-map-holder", elem_id=f"{name}-map"
+    )
 
 
 def _status(value: str = "") -> gr.HTML:
@@ -180,9 +182,7 @@ def add_answer_tab(geolocator: Geolocator) -> None:
 _EVENT: dict[str, Any] = {"api_visibility": "private"}
 
 
-def _find_truth(
-    place_text: str, photo: bytes | None, found: PhotoAnswer
-) -> tuple[tuple[float, float] | None, str]:
+def _find_truth(place_text: str, photo: bytes | None, found: PhotoAnswer) -> tuple[tuple[float, float] | None, str]:
     """The true place, typed or, where there is a photo to read it from, in the photo; and a line that says so."""
     try:
         typed = parse_place(place_text)
@@ -261,7 +261,10 @@ def add_game_tab(geolocator: Geolocator, photos: GamePhotos | None) -> None:
                 )
             )
             guess = gr.Textbox(
-                label="Your guess: latitude, longitude", placeholder="click the map, or type", max_lines=1, visible=False
+                label="Your guess: latitude, longitude",
+                placeholder="click the map, or type",
+                max_lines=1,
+                visible=False,
             )
             settle = gr.Button("That is my guess", variant="primary", visible=False)
             go_on = gr.Button("Start a round", variant="primary")
