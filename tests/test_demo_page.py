@@ -18,10 +18,10 @@ from PIL import Image
 pytest.importorskip("gradio", reason="the extra `demo` is not installed")
 sync_api = pytest.importorskip("playwright.sync_api", reason="the extra `dev` is not installed")
 
-from geomae.demo import GamePhotos, Geolocator, Reconstructor
-from geomae.demo.page import LAUNCH_OPTIONS, build_page
-from geomae.demo.photo_gate import MAX_UPLOAD_BYTES
-from modeling import GeoMAEConfig, GeoMAEForPreTraining
+from geomae.demo import GamePhotos, Geolocator, Reconstructor  # noqa: E402
+from geomae.demo.page import LAUNCH_OPTIONS, build_page  # noqa: E402
+from geomae.demo.photo_gate import MAX_UPLOAD_BYTES  # noqa: E402
+from modeling import GeoMAEConfig, GeoMAEForPreTraining  # noqa: E402
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 

@@ -18,7 +18,7 @@ class DemoArguments:
     )
     photos: str | None = option(
         None,
-        "Packed folder, or any other source of photos with coordinates, for the game; without it its tab says how.",
+        "Packed folder, or any other source of photos with coordinates, for a game; without it its tab says how.",
     )
     photos_split: str = option("test", "Which split of a packed folder; other sources have none.")
     server_name: str | None = option(

@@ -56,9 +56,9 @@ LAUNCH_OPTIONS: dict[str, Any] = {
 
 INTRODUCTION = (
     "# Where was this photo taken?\n"
-    "Drop a photo: a masked autoencoder that has learned where on Earth photos come from marks its answer on the map, and "
-    "how sure it is. The photo goes to the machine that serves this page and no further; it is looked at once, in memory, "
-    "and forgotten. Do not use this to find people who have not asked to be found."
+    "Drop a photo: a masked autoencoder that has learned where on Earth photos come from marks its answer on the map, "
+    "and how sure it is. The photo goes to the machine that serves this page and no further; it is looked at once, in "
+    "memory, and forgotten. Do not use this to find people who have not asked to be found."
 )
 GPS_LABEL = "Read the photo's own GPS position as the true place"
 PLACE_LABEL = "True place, if you know it: latitude, longitude"
@@ -257,7 +257,7 @@ def add_game_tab(geolocator: Geolocator, photos: GamePhotos | None) -> None:
         with gr.Column(scale=2, min_width=280):
             shown = _status(
                 texts.notice(
-                    "Five photos whose places are known. Guess where each was taken, and see whether you beat the model."
+                    "Five photos whose places are known. Guess where each was taken, and see if you beat the model."
                 )
             )
             guess = gr.Textbox(
