@@ -154,7 +154,7 @@ def test_typed_truth_is_judged_and_a_mistyped_one_explained(visit):
 def test_what_is_no_photo_is_refused_with_a_sentence_and_the_page_goes_on(visit):
     for data, words in (
         (b"this is a text", "no photo"),
-        (bomb(), "30000 x 30000"),
+        (bomb(), "900000000"),
         (b"", "empty"),
         (b"GIF89a", "refused"),
     ):
@@ -225,14 +225,13 @@ def test_map_is_moved_by_keys_and_by_the_wheel(visit):
 def test_a_photo_is_asked_about_by_keyboard_alone(visit, tmp_path):
     file = tmp_path / "photo.jpg"
     file.write_bytes(jpeg_with_gps())
+    visit.on("filechooser", lambda chooser: chooser.set_files(file))  # long before the key: else a real dialog opens
     for _ in range(12):
         visit.keyboard.press("Tab")
         if visit.evaluate("document.activeElement.id") == "answer-photo":
             break
     assert visit.evaluate("getComputedStyle(document.activeElement.parentElement).outlineStyle") == "solid"
-    with visit.expect_file_chooser() as chooser:
-        visit.keyboard.press("Enter")
-    chooser.value.set_files(file)
+    visit.keyboard.press("Enter")
     visit.locator("section[aria-label=Answer]").wait_for()
     reached = set()
     for _ in range(12):
