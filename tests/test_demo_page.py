@@ -265,7 +265,7 @@ def test_phone_scrolls_in_one_direction_only(visit):
 
 @pytest.mark.slow
 def test_photo_is_shown_masked_and_restored_and_masked_anew(visit):
-    visit.get_by_role("tab", name="What the model sees").click()
+    visit.get_by_role("tab", name="What it sees").click()
     send(visit, jpeg_with_gps(), drop="patches")
     pictures = visit.locator(".geo-pictures img")
     pictures.nth(2).wait_for()
@@ -276,7 +276,7 @@ def test_photo_is_shown_masked_and_restored_and_masked_anew(visit):
 
 
 def test_round_is_played_to_its_end(visit):
-    visit.get_by_role("tab", name="You against the model").click()
+    visit.get_by_role("tab", name="Beat the model").click()
     visit.get_by_role("button", name="Start a round").click()
     for turn in range(5):
         visit.get_by_text(f"Photo {turn + 1} of 5").wait_for()
@@ -302,7 +302,7 @@ def test_round_is_played_to_its_end(visit):
 
 @pytest.mark.slow
 def test_guess_that_is_no_place_is_explained(visit):
-    visit.get_by_role("tab", name="You against the model").click()
+    visit.get_by_role("tab", name="Beat the model").click()
     visit.get_by_role("button", name="Start a round").click()
     visit.get_by_text("Photo 1 of 5").wait_for()
     visit.get_by_role("button", name="That is my guess").click()
