@@ -258,6 +258,8 @@ def test_phone_scrolls_in_one_direction_only(visit):
     send(visit, jpeg_with_gps())
     visit.locator("section[aria-label=Answer]").wait_for()
     assert visit.evaluate("document.documentElement.scrollWidth") <= 375
+    assert all(tab.is_visible() for tab in visit.get_by_role("tab").all()), "no tab hides behind dots"
+    assert visit.get_by_role("tab").count() == 3
     box = visit.locator("#answer-map svg").bounding_box()
     assert box["width"] > 280
     assert box["height"] > 200
