@@ -63,6 +63,8 @@ INTRODUCTION = (
     "memory, and forgotten. Do not use this to find people who have not asked to be found."
 )
 GPS_LABEL = "Read the photo's own GPS position as the true place"
+GAME_LABEL = "Five photos whose places are known. Guess where each was taken, and see if you beat the model."
+GUESS_LABEL = "Your guess: latitude, longitude"
 PLACE_LABEL = "True place, if you know it: latitude, longitude"
 
 
@@ -149,6 +151,7 @@ def _or_refusal(act: Callable[[], Any], refused: Callable[[str], Any]) -> Any:
 def add_answer_tab(geolocator: Geolocator) -> None:
     """Photo in; map, radius, places and error out."""
     answered = gr.State(None, time_to_live=FORGOTTEN_AFTER_S)
+    asked = AnswerHandlers(geolocator)
     with gr.Row():
         with gr.Column(scale=2, min_width=280):
             drop = _photo_drop("answer")
@@ -159,26 +162,35 @@ def add_answer_tab(geolocator: Geolocator) -> None:
             world = _map(texts.answer_map(None), "answer")
             truth_line = _status()
             card = _status()
+    drop.photo(asked.answer, [place, reads_exif], [shown, world, truth_line, card, answered], **_PHOTO)
+    for happens in (place.submit, place.blur):
+        happens(asked.judge, [place, answered], [world, truth_line], show_progress="hidden", **_EVENT)
 
-    def answer(place_text: str, wants_exif: bool, event: gr.EventData) -> tuple[Any, ...]:
+
+class AnswerHandlers:
+    """What the first tab does when something happens."""
+
+    def __init__(self, geolocator: Geolocator) -> None:
+        self.geolocator = geolocator
+
+    def answer(self, place_text: str, wants_exif: bool, event: gr.EventData) -> tuple[Any, ...]:
+        """Photo, map, error, card and the answer, of a photo that arrived."""
+
         def act() -> tuple[Any, ...]:
             photo = _photo_bytes(event)
-            found = geolocator.answer(photo)
+            found = self.geolocator.answer(photo)
             preview = texts.shown_photo(preview_uri(photo), "Your photo, made small")
             truth, line = _find_truth(place_text, photo if wants_exif else None, found)
             return preview, texts.answer_map(found, truth), line, texts.answer_card(found), found
 
         return _or_refusal(act, lambda sentence: ("", texts.answer_map(None), "", sentence, None))
 
-    def judge(place_text: str, found: PhotoAnswer | None) -> tuple[Any, ...]:
+    def judge(self, place_text: str, found: PhotoAnswer | None) -> tuple[Any, ...]:
+        """Map and error, of a true place that was typed."""
         if found is None:
             return gr.skip(), texts.notice("Choose a photo first.") if place_text.strip() else ""
         truth, line = _find_truth(place_text, None, found)
         return texts.answer_map(found, truth), line
-
-    drop.photo(answer, [place, reads_exif], [shown, world, truth_line, card, answered], **_PHOTO)
-    for happens in (place.submit, place.blur):
-        happens(judge, [place, answered], [world, truth_line], show_progress="hidden", **_EVENT)
 
 
 def _find_truth(place_text: str, photo: bytes | None, found: PhotoAnswer) -> tuple[tuple[float, float] | None, str]:
@@ -252,69 +264,67 @@ def add_game_tab(geolocator: Geolocator, photos: GamePhotos | None) -> None:
         )
         return
     game = gr.State(None, time_to_live=FORGOTTEN_AFTER_S)
+    handlers = GameHandlers(geolocator, photos)
     with gr.Row():
         with gr.Column(scale=2, min_width=280):
-            shown = _status(
-                texts.notice(
-                    "Five photos whose places are known. Guess where each was taken, and see if you beat the model."
-                )
-            )
-            guess = gr.Textbox(
-                label="Your guess: latitude, longitude",
-                placeholder="click the map, or type",
-                max_lines=1,
-                visible=False,
-            )
+            shown = _status(texts.notice(GAME_LABEL))
+            guess = gr.Textbox(label=GUESS_LABEL, placeholder="click the map, or type", max_lines=1, visible=False)
             settle = gr.Button("That is my guess", variant="primary", visible=False)
             go_on = gr.Button("Start a round", variant="primary")
         with gr.Column(scale=5, min_width=300):
             world = _map(texts.game_map(None), "game")
             tally = _status()
     everything = [shown, guess, settle, go_on, world, tally, game]
+    world.guess(handlers.place_guess, None, guess, show_progress="hidden", **_EVENT)
+    go_on.click(handlers.advance, game, everything, **_EVENT)
+    for happens in (settle.click, guess.submit):
+        happens(handlers.play, [guess, game], everything, **_EVENT, **ONE_AT_A_TIME)
 
-    def show(played: Game) -> tuple[Any, ...]:
-        preview = preview_uri(photos.photo(played.row))
-        number = f"Photo {len(played.turns) + 1} of {len(played.rows)}"
+
+class GameHandlers:
+    """What the game does when something happens: photo, guess, two buttons, map, tally and the round."""
+
+    def __init__(self, geolocator: Geolocator, photos: GamePhotos) -> None:
+        self.geolocator, self.photos = geolocator, photos
+
+    def show(self, game: Game) -> tuple[Any, ...]:
+        """The photo that is to be guessed."""
+        number = f"Photo {len(game.turns) + 1} of {len(game.rows)}"
+        preview = preview_uri(self.photos.photo(game.row))
         picture = texts.notice(number) + texts.shown_photo(preview, f"{number}: where was it taken?")
-        return (
-            picture,
-            gr.update(value="", visible=True),
-            gr.update(visible=True),
-            gr.update(visible=False),
-            texts.game_map(None),
-            texts.game_tally(played),
-            played,
-        )
+        seen, hidden = gr.update(visible=True), gr.update(visible=False)
+        empty = gr.update(value="", visible=True)
+        return picture, empty, seen, hidden, texts.game_map(None), texts.game_tally(game), game
 
-    def advance(played: Game | None) -> tuple[Any, ...]:
+    def advance(self, game: Game | None) -> tuple[Any, ...]:
+        """The next photo, or a new round."""
+
         def act() -> tuple[Any, ...]:
-            if played is None or played.is_over:
-                return show(photos.draw(np.random.default_rng()))
-            return show(played.next_photo())
+            if game is None or game.is_over:
+                return self.show(self.photos.draw(np.random.default_rng()))
+            return self.show(game.next_photo())
 
         return _or_refusal(act, lambda sentence: (sentence, *[gr.skip()] * 5, None))
 
-    def play(text: str, played: Game | None) -> tuple[Any, ...]:
+    def play(self, text: str, game: Game | None) -> tuple[Any, ...]:
+        """A guess is settled: the truth, and how both did."""
+
         def act() -> tuple[Any, ...]:
             own_deg = parse_place(text)
-            if played is None or played.is_answered or own_deg is None:
+            if game is None or game.is_answered or own_deg is None:
                 raise CoordinateError("Click the map where you think the photo was taken, or type the place.")
-            found = geolocator.answer(photos.photo(played.row))
-            turn = score_turn(own_deg, (found.latitude, found.longitude), photos.place(played.row))
-            after = played.after(turn)
+            found = self.geolocator.answer(self.photos.photo(game.row))
+            turn = score_turn(own_deg, (found.latitude, found.longitude), self.photos.place(game.row))
+            after = game.after(turn)
             button = gr.update(value="Another round" if after.is_over else "Next photo", visible=True)
             hidden = gr.update(visible=False)
             return gr.skip(), hidden, hidden, button, texts.game_map(turn), texts.game_tally(after), after
 
         return _or_refusal(act, lambda sentence: (*[gr.skip()] * 5, sentence, gr.skip()))
 
-    def place_guess(event: gr.EventData) -> str:
+    def place_guess(self, event: gr.EventData) -> str:
+        """The place where the map was clicked, as it would be typed."""
         try:
             return f"{float(event._data['latitude']):.4f}, {float(event._data['longitude']):.4f}"
         except (KeyError, TypeError, ValueError):
             return ""
-
-    world.guess(place_guess, None, guess, show_progress="hidden", **_EVENT)
-    go_on.click(advance, game, everything, **_EVENT)
-    for happens in (settle.click, guess.submit):
-        happens(play, [guess, game], everything, **_EVENT, **ONE_AT_A_TIME)
