@@ -3,7 +3,14 @@
 Importing this package tells transformers' Auto classes about the models.
 """
 
-from transformers import AutoConfig, AutoModel, AutoModelForImageClassification, AutoModelForPreTraining
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModel,
+    AutoModelForImageClassification,
+    AutoModelForPreTraining,
+)
+from transformers.pipelines import PIPELINE_REGISTRY
 
 from .configuration_geobaseline import GeoBaselineConfig
 from .configuration_geolocation_head import DECODINGS, HEAD_TYPES, GeolocationHeadConfig
@@ -13,6 +20,8 @@ from .geocell_tensors import GeocellTensors
 from .geodesy import EARTH_RADIUS_KM, great_circle_km, to_degrees, to_unit_vectors
 from .geolocation_head import GeolocationHead, GeolocationOutput, SphereHead, TanhHead
 from .heads import HEADS, build_head
+from .image_processing_geomae import GeoMAEImageProcessor
+from .image_to_coordinates import TASK, ImageToCoordinatesPipeline
 from .modeling_geobaseline import GeoBaselineForGeolocation
 from .modeling_geomae import (
     GeoMAEForGeolocation,
@@ -37,6 +46,7 @@ __all__ = [
     "GeoMAEForGeolocation",
     "GeoMAEForPreTraining",
     "GeoMAEForPreTrainingOutput",
+    "GeoMAEImageProcessor",
     "GeoMAEModel",
     "GeoMAEModelOutput",
     "GeoMAEReconstruction",
@@ -46,6 +56,7 @@ __all__ = [
     "GeolocationHeadConfig",
     "GeolocationOutput",
     "HybridHead",
+    "ImageToCoordinatesPipeline",
     "LoadReport",
     "PosteriorHead",
     "PosteriorSpread",
@@ -69,3 +80,8 @@ AutoModel.register(GeoMAEConfig, GeoMAEModel, exist_ok=True)
 AutoModelForPreTraining.register(GeoMAEConfig, GeoMAEForPreTraining, exist_ok=True)
 AutoModelForImageClassification.register(GeoMAEConfig, GeoMAEForGeolocation, exist_ok=True)
 AutoModelForImageClassification.register(GeoBaselineConfig, GeoBaselineForGeolocation, exist_ok=True)
+AutoImageProcessor.register(GeoMAEConfig, GeoMAEImageProcessor, exist_ok=True)
+AutoImageProcessor.register(GeoBaselineConfig, GeoMAEImageProcessor, exist_ok=True)
+PIPELINE_REGISTRY.register_pipeline(
+    TASK, ImageToCoordinatesPipeline, pt_model=AutoModelForImageClassification, type="image"
+)
