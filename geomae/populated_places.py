@@ -160,5 +160,5 @@ def _places_as_csv() -> str:
     for name, code, (latitude, longitude) in zip(
         places.names, places.country_codes, places.coordinates_deg.tolist(), strict=True
     ):
-        writer.writerow([name, countries[str(code)]["name"], latitude, longitude])
+        writer.writerow([name, countries[str(code)]["name"].strip(), latitude, longitude])
     return text.getvalue()

@@ -80,8 +80,8 @@ AutoModel.register(GeoMAEConfig, GeoMAEModel, exist_ok=True)
 AutoModelForPreTraining.register(GeoMAEConfig, GeoMAEForPreTraining, exist_ok=True)
 AutoModelForImageClassification.register(GeoMAEConfig, GeoMAEForGeolocation, exist_ok=True)
 AutoModelForImageClassification.register(GeoBaselineConfig, GeoBaselineForGeolocation, exist_ok=True)
-AutoImageProcessor.register(GeoMAEConfig, GeoMAEImageProcessor, exist_ok=True)
-AutoImageProcessor.register(GeoBaselineConfig, GeoMAEImageProcessor, exist_ok=True)
+for _config in (GeoMAEConfig, GeoBaselineConfig):  # under both names of a backend: the one missing would be warned of
+    AutoImageProcessor.register(_config, GeoMAEImageProcessor, GeoMAEImageProcessor, exist_ok=True)
 PIPELINE_REGISTRY.register_pipeline(
     TASK, ImageToCoordinatesPipeline, pt_model=AutoModelForImageClassification, type="image"
 )
