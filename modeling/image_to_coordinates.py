@@ -18,6 +18,7 @@ from transformers import Pipeline
 from transformers.pipelines.pt_utils import KeyDataset
 from transformers.utils import cached_file
 
+from .configuration_geolocation_head import DECODINGS
 from .geodesy import EARTH_RADIUS_KM
 from .image_processing_geomae import GeoMAEImageProcessor
 
@@ -119,6 +120,8 @@ class ImageToCoordinatesPipeline(Pipeline):
             raise ValueError(f"{', '.join(unknown)}: unknown; the options are top_k, decoding, timeout, batch_size.")
         if top_k is not None and top_k < 1:
             raise ValueError(f"top_k={top_k}: expected at least 1 place.")
+        if decoding is not None and decoding not in DECODINGS:
+            raise ValueError(f"decoding={decoding!r}: expected one of {', '.join(DECODINGS)}.")
         if decoding is not None and not self.model.head.has_posterior:
             raise ValueError(f"decoding={decoding!r}: the model's head answers a point, which is not decoded.")
         forward = {"top_k": top_k, "decoding": decoding}
@@ -141,7 +144,7 @@ class ImageToCoordinatesPipeline(Pipeline):
     def _forward(
         self, model_inputs: Mapping[str, Tensor], top_k: int = 5, decoding: str | None = None
     ) -> dict[str, Tensor]:
-        """`coordinates_deg` `(B, 2)`; of a posterior `radii_km` `(B, 2)`, `masses` `(B, k)` and `tops` `(B, k, 2)` too."""
+        """`coordinates_deg` `(B, 2)`; of a posterior `radii_km` `(B, 2)`, `masses` `(B, k)`, `tops` `(B, k, 2)`."""
         answer, head = self.model(model_inputs["pixel_values"]), self.model.head
         if not head.has_posterior:
             return {"coordinates_deg": answer.coordinates_deg}
