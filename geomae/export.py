@@ -1,9 +1,9 @@
 """A geolocator as one file for other programs: `python -m geomae.export CHECKPOINT --output_file model.onnx`.
 
-Also `model.pt2`, which `torch.export.load(...).module()` reads back without this repository. Either takes `pixel_values`
-`(B, 3, image_size, image_size)` uint8, as `GeoMAEImageProcessor` makes them, of any B, and answers `coordinates_deg`
-`(B, 2)`; of a posterior head also `logits`, `top_probabilities` `(B, k)` and `top_coordinates_deg` `(B, k, 2)`. What was
-written is asked and compared with the model before the command ends well.
+Also `model.pt2`, which `torch.export.load(...).module()` reads back without this repository. Either takes
+`pixel_values` `(B, 3, image_size, image_size)` uint8, as `GeoMAEImageProcessor` makes them, of any B, and answers
+`coordinates_deg` `(B, 2)`; of a posterior head also `logits`, `top_probabilities` `(B, k)` and `top_coordinates_deg`
+`(B, k, 2)`. What was written is asked and compared with the model before the command ends well.
 """
 
 import argparse
@@ -88,17 +88,18 @@ def export_geolocator(checkpoint: str | Path, output_file: str | Path) -> float:
     if not difference <= TOLERANCE:
         path.unlink()
         raise GeoMAEError(
-            f"what was exported from {checkpoint} differs from the model by {difference:.1e}, more than {TOLERANCE:.0e}; "
-            f"{path} was removed. Try the other format, or other versions of torch and onnxruntime."
+            f"what was exported from {checkpoint} differs from the model by {difference:.1e}, more than "
+            f"{TOLERANCE:.0e}; {path} was removed. Try the other format, or other versions of torch and onnxruntime."
         )
     return difference
 
 
 def largest_difference(answered: Mapping[str, NDArray[Any]], expected: Mapping[str, NDArray[Any]]) -> float:
-    """How far two answers to the same photos are apart: the largest difference of
+    """How far two answers to the same photos are apart.
 
-    - `coordinates_deg` as unit vectors' components, for degrees jump at the date line and mean little near a pole; where
-      the two likeliest places are as likely, either may be answered, and such photos are left out;
+    It is the largest difference of
+    - `coordinates_deg` as unit vectors' components, for degrees jump at the date line and mean little near a pole;
+      where the two likeliest places are as likely, either may be answered, and such photos are left out;
     - `top_probabilities`;
     - `logits`, as a share of the largest of them, or of 1.
 

@@ -28,10 +28,10 @@ class GeoMAEImageProcessor(BaseImageProcessor):
 
     EXIF orientation is applied, transparency is laid on white, of an animation the first frame is taken.
 
-    Evaluations decode with simplejpeg and resize with OpenCV. Of 118 photos at `image_size` 64, pixels differ from theirs
-    by 0.2 of 255 in the mean where the pipeline opens the file, at a fraction of its size as they do, and by 0.6 where
-    an image or an array of full size is given. Answers of a tanh head of 64 pixels, trained on crops of Earth pictures,
-    move by 8 km in the median and 23 in the mean, and by 26 and 73; a classifier's stay as they are for 116 of 118.
+    Evaluations decode with simplejpeg and resize with OpenCV. Of 118 photos at `image_size` 64, pixels differ from
+    theirs by 0.2 of 255 in the mean where the pipeline opens the file, at a fraction of its size as they do, and by 0.6
+    where an image or an array of full size is given. Answers of a tanh head, trained on crops of Earth pictures, move
+    by 8 km in the median and 23 in the mean, and by 26 and 73; those of a classifier stay as they are for 116 of 118.
 
     Args:
         size: `{"shortest_edge": pixels}` before the square is cut.

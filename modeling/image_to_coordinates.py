@@ -2,14 +2,15 @@
 
 import copy
 import csv
+import http.client
 import io
+import urllib.request
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import httpx
 import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError
@@ -138,7 +139,7 @@ class ImageToCoordinatesPipeline(Pipeline):
                 with open_photo(photo, self.image_processor.size["shortest_edge"], timeout) as image:
                     return dict(self.image_processor(image, return_tensors="pt"))
             return dict(self.image_processor(photo, return_tensors="pt"))
-        except (ValueError, OSError, httpx.HTTPError, httpx.InvalidURL, Image.DecompressionBombError) as error:
+        except (ValueError, OSError, http.client.HTTPException, Image.DecompressionBombError) as error:
             raise ValueError(f"{describe(photo)} cannot be located: {error}") from error
 
     def _forward(
@@ -250,14 +251,14 @@ def open_photo(source: str | Path, short_side: int, timeout: float) -> Image.Ima
 
 def download(address: str, timeout: float) -> bytes:
     """What stands at an address, if that is not more than `MAX_DOWNLOAD_BYTES`."""
-    content = bytearray()
-    with httpx.stream("GET", address, timeout=timeout, follow_redirects=True) as response:
-        response.raise_for_status()
-        for part in response.iter_bytes():
-            content += part
-            if len(content) > MAX_DOWNLOAD_BYTES:
-                raise ValueError(f"it has more than {MAX_DOWNLOAD_BYTES:,} bytes.")
-    return bytes(content)
+    request = urllib.request.Request(address, headers={"User-Agent": "image-to-coordinates"})  # some refuse Python's
+    with urllib.request.urlopen(
+        request, timeout=timeout
+    ) as response:  # not httpx: which one comes varies with the Hub's
+        content: bytes = response.read(MAX_DOWNLOAD_BYTES + 1)
+    if len(content) > MAX_DOWNLOAD_BYTES:
+        raise ValueError(f"it has more than {MAX_DOWNLOAD_BYTES:,} bytes.")
+    return content
 
 
 def describe(photo: Any) -> str:

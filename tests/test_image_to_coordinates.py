@@ -213,7 +213,7 @@ def test_a_bad_photo_is_named(locate: Any, photos: list[Path], tmp_path: Path) -
         locate(np.zeros((5, 5, 7), np.uint8))
     with (
         serve(FolderHandler, root=tmp_path) as (server, _),
-        pytest.raises(ValueError, match="nothing.jpg' cannot be located: .*404"),
+        pytest.raises(ValueError, match=r"nothing\.jpg' cannot be located: .*404"),
     ):
         locate(f"{server}/nothing.jpg")
 
@@ -223,7 +223,7 @@ def test_options_that_cannot_work_are_refused(locate: Any, photos: list[Path]) -
         locate(photos, top_k=0)
     with pytest.raises(ValueError, match="topk: unknown; the options are top_k"):
         locate(photos, topk=3)
-    with pytest.raises(ValueError, match="decoding='best'.*argmax, kernel, expected_km"):
+    with pytest.raises(ValueError, match=r"decoding='best'.*argmax, kernel, expected_km"):
         locate(photos, decoding="best")
     point = pipeline("image-to-coordinates", model=GeoMAEForGeolocation(GeoMAEConfig(**TINY)))
     with pytest.raises(ValueError, match="answers a point, which is not decoded"):
