@@ -43,7 +43,7 @@ class ExportableGeolocator(nn.Module):
 
     def __init__(self, model: Any) -> None:
         super().__init__()
-        self.model = model
+        self.model: Any = model
 
     def forward(self, pixel_values: Tensor) -> dict[str, Tensor]:
         """`(B, 3, S, S)` uint8 -> what the module's docstring lists."""
@@ -124,7 +124,7 @@ def largest_difference(answered: Mapping[str, NDArray[Any]], expected: Mapping[s
 def _require_onnx() -> None:
     try:
         import onnx  # noqa: F401
-        import onnxruntime  # noqa: F401
+        import onnxruntime  # type: ignore[import-untyped]  # noqa: F401
         import onnxscript  # noqa: F401
     except ImportError as error:
         raise ConfigError(
@@ -132,7 +132,7 @@ def _require_onnx() -> None:
         ) from error
 
 
-def _write_onnx(geolocator: nn.Module, example: Tensor, path: Path, checkpoint: str | Path) -> Any:
+def _write_onnx(geolocator: ExportableGeolocator, example: Tensor, path: Path, checkpoint: str | Path) -> Any:
     """Write a file, all in one; a function that asks it."""
     import onnx
     import onnxruntime
@@ -140,14 +140,14 @@ def _write_onnx(geolocator: nn.Module, example: Tensor, path: Path, checkpoint: 
     names = list(geolocator(example))
     traced = _trace(geolocator, example)
     program = torch.onnx.export(traced, input_names=["pixel_values"], output_names=names, dynamo=True, verbose=False)
-    config = geolocator.model.config  # type: ignore[union-attr]
-    written = program.model_proto  # type: ignore[union-attr]
-    described = {
+    config: Any = geolocator.model.config
+    written: Any = program.model_proto  # type: ignore[union-attr]  # None where it is not dynamo's
+    described: dict[str, str] = {
         "model": Path(checkpoint).resolve().name,
         "model_type": config.model_type,
         "head_type": config.head_type,
         "image_size": str(config.image_size),
-        "decoding": config.decoding if geolocator.model.head.has_posterior else "point",  # type: ignore[union-attr]
+        "decoding": config.decoding if geolocator.model.head.has_posterior else "point",
     }
     onnx.helper.set_model_props(written, described)
     onnx.save(written, path)
@@ -155,7 +155,7 @@ def _write_onnx(geolocator: nn.Module, example: Tensor, path: Path, checkpoint: 
     return lambda batch: dict(zip(names, session.run(names, {"pixel_values": batch.numpy()}), strict=True))
 
 
-def _write_pt2(geolocator: nn.Module, example: Tensor, path: Path, checkpoint: str | Path) -> Any:
+def _write_pt2(geolocator: ExportableGeolocator, example: Tensor, path: Path, checkpoint: str | Path) -> Any:
     """Write a file; a function that asks it."""
     torch.export.save(_trace(geolocator, example), path)
     loaded = torch.export.load(path).module()

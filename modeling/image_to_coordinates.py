@@ -73,9 +73,9 @@ class ImageToCoordinatesPipeline(Pipeline):
     """
 
     _load_image_processor = None
-    _load_tokenizer = False
-    _load_feature_extractor = False
-    _load_processor = False
+    _load_tokenizer = False  # type: ignore[assignment]  # transformers declares None, and documents True and False
+    _load_feature_extractor = False  # type: ignore[assignment]  # transformers declares None, and documents True and False
+    _load_processor = False  # type: ignore[assignment]  # transformers declares None, and documents True and False
 
     def __init__(self, model: Any, image_processor: Any = None, **kwargs: Any) -> None:
         if image_processor is None:
@@ -84,14 +84,16 @@ class ImageToCoordinatesPipeline(Pipeline):
             # transformers has put classes into it, with which the configuration cannot be printed or saved any more
             model.config.custom_pipelines = copy.deepcopy(CUSTOM_PIPELINES)
         super().__init__(model=model.eval(), image_processor=image_processor, **kwargs)
+        self.image_processor: Any
 
-    def __call__(self, inputs: Any, **kwargs: Any) -> Any:
+    def __call__(self, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         """Locate photos.
 
         Args:
             inputs: a photo, a list of photos, or a stream of them: a generator, a `KeyDataset`, or a `datasets.Dataset`
                 or `IterableDataset` with a column `image`. A photo is a path, an address that begins with http:// or
                 https://, a PIL image, or an array or tensor as `GeoMAEImageProcessor` takes them.
+            args: none are known.
             kwargs: `top_k`: number of likeliest places, 5 by default; `decoding`: `argmax`, `kernel`, `expected_km` or
                 `mean_in_top_k` in place of the model's; `timeout`: seconds that an address may take, 20 by default;
                 `batch_size`, 1 by default, and `num_workers`.
@@ -112,7 +114,7 @@ class ImageToCoordinatesPipeline(Pipeline):
             inputs = list(inputs)
         if isinstance(inputs, (list, KeyDataset)) and len(inputs) == 0:
             return []
-        return super().__call__(inputs, **kwargs)
+        return super().__call__(inputs, *args, **kwargs)
 
     def _sanitize_parameters(
         self, top_k: int | None = None, decoding: str | None = None, timeout: float | None = None, **unknown: Any
@@ -132,7 +134,7 @@ class ImageToCoordinatesPipeline(Pipeline):
             {},
         )
 
-    def preprocess(self, photo: Any, timeout: float = 20.0) -> dict[str, Tensor]:
+    def preprocess(self, photo: Any, timeout: float = 20.0) -> dict[str, Any]:  # type: ignore[override]
         """Open, resize and crop one photo: `pixel_values` `(1, 3, S, S)` uint8."""
         try:
             if isinstance(photo, (str, Path)):
@@ -142,7 +144,7 @@ class ImageToCoordinatesPipeline(Pipeline):
         except (ValueError, OSError, http.client.HTTPException, Image.DecompressionBombError) as error:
             raise ValueError(f"{describe(photo)} cannot be located: {error}") from error
 
-    def _forward(
+    def _forward(  # type: ignore[override]
         self, model_inputs: Mapping[str, Tensor], top_k: int = 5, decoding: str | None = None
     ) -> dict[str, Tensor]:
         """`coordinates_deg` `(B, 2)`; of a posterior `radii_km` `(B, 2)`, `masses` `(B, k)`, `tops` `(B, k, 2)`."""
@@ -157,7 +159,7 @@ class ImageToCoordinatesPipeline(Pipeline):
         radii_km = torch.stack((spread.radius_50_km, spread.radius_90_km), dim=-1)
         return {"coordinates_deg": answer_deg, "radii_km": radii_km, "masses": masses, "tops": tops}
 
-    def postprocess(self, model_outputs: Mapping[str, Tensor]) -> dict[str, Any]:
+    def postprocess(self, model_outputs: Mapping[str, Tensor]) -> dict[str, Any]:  # type: ignore[override]
         """The answer to one photo, as the class describes it."""
         latitude, longitude = model_outputs["coordinates_deg"][0].tolist()
         radii_km, masses, tops = [None, None], [], np.zeros((0, 2))
