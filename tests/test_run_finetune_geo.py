@@ -38,6 +38,10 @@ def test_best_model_lands_at_the_top_of_the_run(photos: Path, tmp_path: Path) ->
     final = json.loads((tmp_path / "eval_results.json").read_text())
     assert final["eval_mean_km"] == pytest.approx(means[best])
     assert "great_circle_km" in state["log_history"][0]
+    for folder in (tmp_path, tmp_path / f"checkpoint-{best}"):
+        offered = {file.name for file in folder.iterdir()}
+        assert offered >= {"preprocessor_config.json", "image_to_coordinates.py", "populated_places.csv"}
+        assert "image-to-coordinates" in json.loads((folder / "config.json").read_text())["custom_pipelines"]
 
 
 def test_pretrained_encoder_is_taken_with_its_sizes(
