@@ -8,7 +8,7 @@ SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
-.PHONY: help setup demo earth photos thesis heads test lint bench docs clean
+.PHONY: help setup quick demo earth photos thesis heads test lint bench docs clean
 
 PYTHON ?= python3
 VENV ?= $(or $(VIRTUAL_ENV),.venv)
@@ -36,7 +36,7 @@ $(INSTALLED): pyproject.toml | $(BIN)/python
 	@$(BIN)/python -m pip --version >/dev/null || { \
 	  echo "There is no pip in $(VENV): run $(BIN)/python -m ensurepip, or choose another environment with VENV=..." >&2; \
 	  exit 1; }
-	$(BIN)/python -m pip install --editable ".[dev,docs,report]"
+	$(BIN)/python -m pip install --editable ".[dev,report]"
 	@touch $@
 
 test: $(INSTALLED) ## Run the tests, two at a time
@@ -61,6 +61,25 @@ docs: $(INSTALLED) ## Build the documentation, a site without outside addresses
 DEMO := outputs/demo
 ACCELERATE := $(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no
 RESUME = $(if $(wildcard $@),--overwrite_output_dir true,--resume_from_checkpoint last)
+
+# The first result: a classifier of cells from scratch, without pretraining, on the demo's crops.
+QUICK := outputs/quick
+
+quick: $(QUICK)/evaluate/metrics.json ## A first model and its answers within two minutes, without a download
+	@echo; $(BIN)/python -m geomae.evaluation show $(QUICK)/evaluate
+	@echo; $(BIN)/python -m geomae.predict $(DEMO)/data --split test --limit 8 --model $(QUICK)/finetune
+	@echo; echo "The model: $(QUICK)/finetune. A page to ask it, and to play against it:"; \
+	  echo "$(BIN)/python app.py --model $(QUICK)/finetune --photos $(DEMO)/data"
+
+$(QUICK)/geocells/geocells.parquet: $(DEMO)/data/manifest.json
+	$(BIN)/python -m geomae.geocells build --train_coordinates $(DEMO)/data --kind kmeans --num_cells 50 200 --output_dir $(@D)
+
+$(QUICK)/finetune/model.safetensors: configs/finetune/quick.yaml $(QUICK)/geocells/geocells.parquet
+	$(ACCELERATE) run_finetune_geo.py $< $(RESUME)
+
+$(QUICK)/evaluate/metrics.json: $(QUICK)/finetune/model.safetensors
+	$(BIN)/python run_evaluate_geo.py --checkpoint $(QUICK)/finetune --test_set $(DEMO)/data --split test \
+	  --train_coordinates $(DEMO)/data --output_dir $(@D)
 
 demo: $(DEMO)/report/report.md ## Photos, pretraining, fine-tuning, evaluation and report in a few minutes, without a download
 	@echo; $(BIN)/python -m geomae.evaluation show $(DEMO)/evaluate
@@ -112,7 +131,7 @@ results/earth/predictions_im2gps3k.png: $(RUNS:%=$(EARTH)/finetune_%/model.safet
 	cp $(EARTH)/report/finetuning_error.png $(EARTH)/report/error_cdf_1.png results/earth/
 	cp $(EARTH)/report/reconstruction_1_step_002344.png results/earth/reconstruction.png
 	cp $(EARTH)/report/prediction_map_1_1.png $@
-	$(BIN)/python -m geomae.reporting fill README.md model_cards/*.md
+	$(BIN)/python -m geomae.reporting fill README.md docs/results.md model_cards/*.md
 
 # The thesis's whole experiment: pretraining on the full set and on its first half, three regressors on the full set and on its
 # last half, all judged on both test sets. On the stand-in: three seeds took 8 minutes on one H200 with 16 cores (make -j12 thesis)
@@ -174,7 +193,7 @@ $(THESIS_RUNS:%=%/im2gps3k/metrics.json): %/im2gps3k/metrics.json: %/model.safet
 
 results/thesis/$(ON)/metrics.json: $(foreach set,$(SETS),$(THESIS_RUNS:%=%/$(set)/metrics.json) results/baselines/$(set)/metrics.json) results/published.yaml
 	$(BIN)/python -m geomae.reporting thesis $(THESIS) --seeds $(SEEDS) $(THESIS_ON_$(ON)) --train_coordinates $(THESIS_DATA) --output_dir $(@D)
-	$(if $(filter earth-0-1-2,$(ON)-$(subst $() $(),-,$(SEEDS))),$(BIN)/python -m geomae.reporting fill docs/thesis.md README.md)
+	$(if $(filter earth-0-1-2,$(ON)-$(subst $() $(),-,$(SEEDS))),$(BIN)/python -m geomae.reporting fill docs/thesis.md docs/results.md)
 
 # Heads beside each other: one trunk, one budget, three seeds; on crops in colour, from a pretrained trunk and from scratch, and
 # on small grey crops, which fit many places. Every run takes one core, without a launcher that would cost it more than its
@@ -253,7 +272,7 @@ results/heads/metrics.json: $(HEADS_RUNS:%=$(HEADS)/%/im2gps3k/metrics.json) $(R
   $(HEADS)/plain/pretrained/posteriors.png $(HEADS)/ambiguous/pretrained/posteriors.png
 	$(BIN)/python -m geomae.reporting heads $(HEADS) --seeds $(SEEDS) --output_dir $(@D) \
 	  --measured_on "the Earth stand-in, patches of the Blue Marble at 30,000 coordinates of MP-16, judged at those of Im2GPS3k"
-	$(if $(filter 0-1-2,$(subst $() $(),-,$(SEEDS))),$(BIN)/python -m geomae.reporting fill README.md)
+	$(if $(filter 0-1-2,$(subst $() $(),-,$(SEEDS))),$(BIN)/python -m geomae.reporting fill docs/results.md)
 
 # 120 real photos from many cameras: does the decoder learn to restore what it cannot see? And what does a model that has
 # only ever seen the ground from above say of photos? About 5 minutes on two cores.
@@ -274,7 +293,7 @@ results/photos/reconstruction_step_000600.png: $(PHOTOS)/pretrain/model.safetens
 	mkdir -p results/photos/pretrain
 	cp $(PHOTOS)/pretrain/run.json $(PHOTOS)/pretrain/trainer_state.json results/photos/pretrain/
 	cp $(PHOTOS)/pretrain/pictures/reconstruction_step_000000.png $(PHOTOS)/pretrain/pictures/reconstruction_step_000600.png results/photos/
-	$(BIN)/python -m geomae.reporting fill README.md model_cards/*.md
+	$(BIN)/python -m geomae.reporting fill README.md docs/results.md model_cards/*.md
 
 clean: ## Remove builds, caches and the demo; keep the environment and other outputs
 	rm -rf build dist *.egg-info $(DEMO) .pytest_cache .ruff_cache .mypy_cache .hypothesis

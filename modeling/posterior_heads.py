@@ -139,6 +139,23 @@ class PosteriorHead(GeolocationHead):
             log_mass, places = self.log_mass(outputs), to_degrees(self.places(outputs))
             return log_mass, places.expand(len(log_mass), -1, -1)
 
+    @torch.no_grad()
+    def top_places(self, logits: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        """The likeliest places of each photo, the likeliest first.
+
+        Args:
+            logits: `(B, num_outputs)` of an answer.
+            k: at most all K places are taken.
+
+        Returns:
+            `(B, k)` probabilities, and `(B, k, 2)` degrees where each place is.
+        """
+        with outside_autocast(logits.device.type):
+            outputs = logits.float()
+            mass = self.log_mass(outputs).exp()
+            top_mass, top = mass.topk(min(k, mass.shape[-1]), dim=-1)
+            return top_mass, to_degrees(take(self.places(outputs), top))
+
 
 class GeocellsHead(PosteriorHead):
     """Which cell of the Earth a photo lies in, in one or several nested partitions.

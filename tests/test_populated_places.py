@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from geomae.geography import great_circle_km
-from geomae.populated_places import FARTHEST_PLACE_KM, nearest_countries, read_populated_places
+from geomae.populated_places import FARTHEST_PLACE_KM, nearest_countries, nearest_places, read_populated_places
 
 
 # Landmarks a few kilometres from a border, and who is on the other side.
@@ -63,3 +63,24 @@ def test_smaller_places_on_a_list_are_seats_of_administration_and_larger_lists_h
     assert len(few.num_inhabitants) < len(places.num_inhabitants)
     assert set(map(tuple, few.coordinates_deg)) <= set(map(tuple, places.coordinates_deg))
     assert np.median(few.num_inhabitants) > 15_000 > np.median(places.num_inhabitants) > 1000
+
+
+@pytest.mark.parametrize(
+    ("point_deg", "name", "country", "code"),
+    [
+        ((-13.1631, -72.545), "Machupicchu", "Peru", "PE"),  # the ruins above the town
+        ((-25.3444, 131.0369), "Yulara", "Australia", "AU"),  # Uluru, 18 km from it
+        ((-16.81, -179.98), "Savusavu", "Fiji", "FJ"),  # on the other side of the date line
+    ],
+)
+def test_the_nearest_place_of_a_landmark_has_its_name_and_distance(point_deg, name, country, code):
+    (place,) = nearest_places([point_deg])
+    assert (place.name, place.country, place.country_code) == (name, country, code)
+    assert place.distance_km == pytest.approx(great_circle_km(point_deg, [place.latitude, place.longitude]))
+    assert place.distance_km < 100
+
+
+def test_a_point_at_sea_has_a_nearest_place_that_is_far():
+    (place,) = nearest_places([(-48.88, -123.39)])  # Point Nemo, 2,688 km from any land
+    assert place.distance_km > 2600
+    assert nearest_places(np.empty((0, 2))) == []

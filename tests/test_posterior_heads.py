@@ -370,3 +370,19 @@ def test_a_head_without_cells_refuses_some() -> None:
 def test_what_does_not_fit_is_refused_by_name(wrong: dict, words: str) -> None:
     with pytest.raises(ValueError, match=words):
         GeolocationHeadConfig(**wrong)
+
+
+@by_settings
+def test_top_places_are_the_likeliest_in_their_order(settings: dict) -> None:
+    head = head_of(**settings)
+    if head.cells is not None:
+        random_cells(head)
+    _, logits, _ = answer(head)
+    logits = torch.tensor(logits).float()
+    log_mass, places_deg = head.eval().place_log_probabilities(logits)
+    order = np.argsort(-log_mass.numpy(), axis=1, kind="stable")[:, :3]
+    mass, top_deg = head.top_places(logits, 3)
+    np.testing.assert_allclose(mass, np.take_along_axis(log_mass.exp().numpy(), order, axis=1), rtol=1e-6)
+    np.testing.assert_array_equal(top_deg, np.take_along_axis(places_deg.numpy(), order[..., None], axis=1))
+    whole, _ = head.top_places(logits, 10_000)
+    np.testing.assert_allclose(whole.sum(dim=1), 1.0, rtol=1e-5)
