@@ -267,11 +267,12 @@ def _states(output_dir: Path, tasks: Sequence[ShardTask]) -> list[int | None]:
 
 
 @contextmanager
-def only_run(output_dir: Path) -> Iterator[None]:
+def only_run(output_dir: Path, *, option: str = "--output_dir") -> Iterator[None]:
     """Two runs into one folder would delete each other's files; the lock of a run that was killed is free.
 
     Args:
         output_dir: made if absent.
+        option: what names it.
 
     Raises:
         SourceError: another run is writing into it.
@@ -282,7 +283,7 @@ def only_run(output_dir: Path) -> Iterator[None]:
         lock.acquire()
     except Timeout as error:
         raise SourceError(
-            f"another run is writing into {output_dir}. Wait until it has finished, or choose another --output_dir."
+            f"another run is writing into {output_dir}. Wait until it has finished, or choose another {option}."
         ) from error
     except NotImplementedError:
         logger.warning("%s is on a file system without locks: see to it that no other run writes into it", output_dir)

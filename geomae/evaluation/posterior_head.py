@@ -26,12 +26,12 @@ def posterior_head(model: PreTrainedModel) -> Any | None:
     return head if getattr(head, "has_posterior", False) else None
 
 
-def override_decoding(model: PreTrainedModel, **options: float | None) -> None:
+def override_decoding(model: PreTrainedModel, **options: str | float | None) -> None:
     """Read answers off the posterior in another way than the checkpoint's configuration says.
 
     Args:
         model: is changed.
-        options: some of `OPTIONS`; those that are None stay as they are.
+        options: `decoding`, and some of `OPTIONS`; those that are None stay as they are.
 
     Raises:
         ConfigError: an option is given and the head has no posterior.

@@ -25,11 +25,13 @@ from geomae.evaluation.tables import Predictions
 
 __all__ = [
     "PhotoRows",
+    "answer_batches",
     "answer_photos",
     "collect_rows",
     "in_order_of",
     "is_main_process",
     "predict_coordinates",
+    "process_state",
     "unique_ids",
 ]
 
@@ -50,10 +52,10 @@ class PhotoDataset(Protocol):
 
 def is_main_process() -> bool:
     """Whether this is the process that writes files and prints."""
-    return bool(_process_state().is_main_process)
+    return bool(process_state().is_main_process)
 
 
-def _process_state() -> PartialState:
+def process_state() -> PartialState:
     """This process among the others; told that there is no accelerator, as `PartialState` then forgets the others."""
     forced = os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes")
     return PartialState(cpu=forced or not torch.accelerator.is_available())
@@ -230,29 +232,57 @@ def answer_photos(
     collator: Callable[[list[Any]], dict[str, Any]],
     *,
     batch_size: int,
-    num_workers: int,
-    bf16: bool,
-    device: torch.device | str | None = None,
-    description: str,
+    **how: Any,
 ) -> Iterator[tuple[list[str], Answer]]:
     """Batch by batch, the ids of this process's share of the photos and what `answer` makes of them.
 
     Args:
         answer: called without gradients on a batch of the collator, its tensors on the device.
         model: moved to the device, in evaluation mode; what `answer` runs.
-        dataset: as `predict_coordinates`, and so are the other arguments.
+        dataset: as `predict_coordinates`.
         collator: samples -> `pixel_values` and `ids`.
         batch_size: photos in a forward pass.
+        how: the other options of `answer_batches`.
+    """
+    state = process_state()
+    batches = _batches_of_rank(len(dataset), batch_size, state.process_index, state.num_processes)
+    for batch, answers in answer_batches(answer, model, dataset, collator, batches, batch_size=batch_size, **how):
+        if answers is not None:
+            yield list(map(str, batch["ids"])), answers
+
+
+def answer_batches(
+    answer: Callable[[dict[str, Any]], Answer],
+    model: PreTrainedModel,
+    dataset: PhotoDataset,
+    collator: Callable[[list[Any]], dict[str, Any]],
+    batches: Sequence[Sequence[int]],
+    *,
+    batch_size: int,
+    num_workers: int,
+    bf16: bool,
+    device: torch.device | str | None = None,
+    description: str,
+) -> Iterator[tuple[dict[str, Any], Answer | None]]:
+    """Each batch as the collator made it, and what `answer` makes of it; None where all of its photos are damaged.
+
+    Args:
+        answer: called without gradients on a batch of the collator, its tensors on the device.
+        model: moved to the device, in evaluation mode; what `answer` runs.
+        dataset: is asked for its rows alone.
+        collator: samples -> `pixel_values` and `ids`.
+        batches: the rows of each batch.
+        batch_size: photos of a full batch.
         num_workers: decoding processes for each device.
         bf16: run under bfloat16 autocast.
         device: where the model runs; this process's device where None.
         description: of the progress bar, which the first process shows.
     """
-    state = _process_state()
+    state = process_state()
     device = torch.device(device) if device is not None else state.device
     loader: DataLoader[Any] = DataLoader(
         dataset,  # type: ignore[arg-type]  # the Protocol is what DataLoader needs of a Dataset
-        batch_sampler=_batches_of_rank(len(dataset), batch_size, state.process_index, state.num_processes),
+        batch_sampler=batches,  # type: ignore[arg-type]  # lists and ranges alike
         collate_fn=SkippingDamagedBatches(collator),
         num_workers=num_workers,
         pin_memory=device.type == "cuda",
@@ -260,17 +290,20 @@ def answer_photos(
     ready = iter(loader)  # before the model moves: workers decode meanwhile, and fork before there is a CUDA context
     model.to(device)  # type: ignore[arg-type]  # transformers wraps torch's method without its type
     model.eval()
-    for batch in tqdm(ready, desc=description, unit="batch", total=len(loader), disable=not state.is_main_process):
-        if not batch["ids"]:
-            continue
-        moved = {
-            name: value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
-            for name, value in batch.items()
-        }
-        compilation = compiled_if_full(len(batch["ids"]), batch_size)
-        with compilation, torch.inference_mode(), torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16):
-            answers = answer(moved)
-        yield list(map(str, batch["ids"])), answers  # outside of the contexts, which a caller must not inherit
+    num_photos = sum(map(len, batches))
+    with tqdm(desc=description, unit=" photos", total=num_photos, disable=not state.is_main_process) as progress:
+        for rows, batch in zip(batches, ready, strict=True):
+            answers = None
+            if batch["ids"]:
+                moved = {
+                    name: value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
+                    for name, value in batch.items()
+                }
+                compiled = compiled_if_full(len(batch["ids"]), batch_size)
+                with compiled, torch.inference_mode(), torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16):
+                    answers = answer(moved)
+            yield batch, answers  # outside of the contexts, which a caller must not inherit
+            progress.update(len(rows))
 
 
 def _batches_of_rank(num_photos: int, batch_size: int, rank: int, num_ranks: int) -> list[list[int]]:
