@@ -1,7 +1,7 @@
 """Every block of README.md and docs/ that is not marked runs as it stands, page by page, in a copy of the checkout.
 
-The copy holds what the pages presuppose: what `make demo` leaves, made in a few steps, and small files under the names
-that stand for a reader's own. `configs/*/demo.yaml` are shortened in it; nothing else is changed.
+The copy holds what the pages presuppose: what `make demo` and `make quick` leave, made in a few steps, and small files under the names
+that stand for a reader's own. `configs/*/demo.yaml` and `configs/finetune/quick.yaml` are shortened in it; nothing else is changed.
 """
 
 import os
@@ -27,6 +27,8 @@ python -m geomae.data earth --output_dir outputs/demo/data --shared_data none --
 python run_pretrain_mae.py configs/pretrain/demo.yaml
 python run_finetune_geo.py configs/finetune/demo.yaml
 python run_evaluate_geo.py configs/evaluate/demo.yaml
+python -m geomae.geocells build --train_coordinates outputs/demo/data --kind kmeans --num_cells 50 200 --output_dir outputs/quick/geocells
+python run_finetune_geo.py configs/finetune/quick.yaml
 """
 NUM_PHOTOS = 80
 
@@ -72,12 +74,12 @@ def write_readers_files(folder: Path) -> None:
 
 @pytest.fixture(scope="module")
 def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of the checkout in which `make demo` has run, shortened, and that has a reader's own files."""
+    """A copy of the checkout in which `make demo` and `make quick` have run, shortened, and that has a reader's own files."""
     pytest.importorskip("cartopy")
     folder = tmp_path_factory.mktemp("checkout")
     for path in [*ROOT.glob("run_*.py"), *filter(Path.exists, map(ROOT.joinpath, COPIED))]:
         (shutil.copytree if path.is_dir() else shutil.copy)(path, folder / path.name)
-    for config in (folder / "configs").glob("*/demo.yaml"):
+    for config in [*(folder / "configs").glob("*/demo.yaml"), folder / "configs/finetune/quick.yaml"]:
         shorten(config)
     write_readers_files(folder)
     run(DEMO, folder)
