@@ -1,8 +1,8 @@
 """A hook of mkdocs: what docs/ links to outside of it (results, configurations, code) comes along into the site.
 
 `../results/heads/heads.md` in docs/heads.md works where the repository is browsed. In the site that file is the page
-`repository/results/heads/heads.html`, and the link leads there. Configurations and code become pages, too, pictures stay
-as they are. So the site needs no address of a repository, and shows the checkout that it was built from.
+`repository/results/heads/heads.html`, and the link leads there. Configurations and code become pages, too; pictures
+stay as they are. So the site needs no address of a repository, and shows the checkout that it was built from.
 """
 
 import os

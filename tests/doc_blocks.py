@@ -1,7 +1,7 @@
 """The code blocks of README.md, CONTRIBUTING.md and docs/: what they hold, what they need, and the commands in them.
 
-A block without a mark runs as it stands, in a checkout in which `make demo` and `make quick` have run and that has photos in `my_photos`:
-tests/test_docs_blocks_run.py runs it. The line above a block that cannot run there says why:
+A block without a mark runs as it stands, in a checkout in which `make demo` and `make quick` have run and that has
+photos in `my_photos`: tests/test_docs_blocks_run.py runs it. The line above a block that cannot run there says why:
 
     <!-- needs: data, gpu -->             it is parsed, not run; NEEDS has the words
     <!-- run by: test_retrieval_docs.py -->   that test runs it, with data of its own

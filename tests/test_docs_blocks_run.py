@@ -1,7 +1,7 @@
 """Every block of README.md and docs/ that is not marked runs as it stands, page by page, in a copy of the checkout.
 
-The copy holds what the pages presuppose: what `make demo` and `make quick` leave, made in a few steps, and small files under the names
-that stand for a reader's own. `configs/*/demo.yaml` and `configs/finetune/quick.yaml` are shortened in it; nothing else is changed.
+The copy holds what the pages presuppose: what `make demo` and `make quick` leave, made in a few steps, and small files
+under the names that stand for a reader's own. The configurations of these two are shortened in it, and nothing else.
 """
 
 import os
@@ -23,11 +23,12 @@ COPIED = ["Makefile", "app.py", "benchmarks", "configs", "docs", "geomae", "mode
 SHORT = {"max_steps": 8, "warmup_steps": 1, "per_device_train_batch_size": 16, "per_device_eval_batch_size": 16}
 SHORT |= {"eval_steps": 4, "save_steps": 4, "logging_steps": 2, "reconstruction_steps": 4}
 DEMO = """
-python -m geomae.data earth --output_dir outputs/demo/data --shared_data none --num_train 300 --num_validation 60 --num_test 60
+DATA=outputs/demo/data CELLS=outputs/quick/geocells
+python -m geomae.data earth --shared_data none --num_train 300 --num_validation 60 --num_test 60 --output_dir $DATA
 python run_pretrain_mae.py configs/pretrain/demo.yaml
 python run_finetune_geo.py configs/finetune/demo.yaml
 python run_evaluate_geo.py configs/evaluate/demo.yaml
-python -m geomae.geocells build --train_coordinates outputs/demo/data --kind kmeans --num_cells 50 200 --output_dir outputs/quick/geocells
+python -m geomae.geocells build --train_coordinates $DATA --kind kmeans --num_cells 50 200 --output_dir $CELLS
 python run_finetune_geo.py configs/finetune/quick.yaml
 """
 NUM_PHOTOS = 80
@@ -52,7 +53,7 @@ def write_readers_files(folder: Path) -> None:
     """Photos, tables and archives under the names that the pages use for a reader's own."""
     rng = np.random.default_rng(0)
     photos = [encode_jpeg(rng.integers(0, 256, (120, 160, 3), dtype=np.uint8), 90) for _ in range(NUM_PHOTOS)]
-    places = [(float(latitude), float(longitude)) for latitude, longitude in rng.uniform((-55, -170), (65, 170), (600, 2))]
+    places = [(float(row[0]), float(row[1])) for row in rng.uniform((-55, -170), (65, 170), (600, 2))]
     for number, photo in enumerate(photos, start=1):
         write_file(folder / f"my_photos/{number}.jpg", photo)
     rows = [(f"{number}.jpg", *place) for number, place in enumerate(places[:NUM_PHOTOS], start=1)]
@@ -74,7 +75,7 @@ def write_readers_files(folder: Path) -> None:
 
 @pytest.fixture(scope="module")
 def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of the checkout in which `make demo` and `make quick` have run, shortened, and that has a reader's own files."""
+    """A copy of the checkout in which `make demo` and `make quick` have run, shortened, with a reader's own files."""
     pytest.importorskip("cartopy")
     folder = tmp_path_factory.mktemp("checkout")
     for path in [*ROOT.glob("run_*.py"), *filter(Path.exists, map(ROOT.joinpath, COPIED))]:

@@ -5,7 +5,6 @@ marked is run by tests/test_docs_blocks_run.py.
 """
 
 import argparse
-import os
 import re
 import runpy
 import sys
@@ -18,6 +17,9 @@ from doc_blocks import NEEDS, PAGES, Block, blocks_of, commands_of
 from launching import ROOT
 from torch.distributed.run import get_args_parser
 from transformers import HfArgumentParser
+
+# Another test has imported a program that is started here as Python starts it: it is meant to be run a second time.
+pytestmark = pytest.mark.filterwarnings("ignore:.*found in sys.modules after import:RuntimeWarning")
 
 BLOCKS = [block for page in PAGES for block in blocks_of(page)]
 OURS = re.compile(r"^(?:configs|benchmarks|docs|geomae|modeling)/[\w/.-]+\.\w+$|^run_\w+\.py$|^app\.py$")
