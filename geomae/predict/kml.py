@@ -15,7 +15,7 @@ from geomae.predict.geojson import DECIMALS
 __all__ = ["circle_polygons", "to_kml"]
 
 _FORBIDDEN = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")  # XML 1.0 (2008), production Char
-_NUM_BEARINGS = 61  # of half a circle: a corner every three degrees
+_NUM_BEARINGS = 37  # of half a circle: a corner every five degrees, and 0.1 % of the radius between chord and arc
 
 _HEAD = """<?xml version="1.0" encoding="UTF-8"?>
 <kml xmlns="http://www.opengis.net/kml/2.2">
@@ -119,17 +119,21 @@ def circle_polygons(latitude: float, longitude: float, radius_km: float) -> list
     ring[:, 1] += longitude
     pieces = []
     for turn in (-360.0, 0.0, 360.0):
-        piece = _cut(_cut(ring + np.array([0.0, turn]), 180.0, 1.0), -180.0, -1.0)
-        if len(piece) and np.ptp(piece[:, 1]) > 0.0:
+        piece = ring + np.array([0.0, turn])
+        if np.abs(piece[:, 1]).max() > 180.0:
+            piece = _cut(_cut(piece, 180.0, 1.0), -180.0, -1.0)
+        if len(piece):
             pieces.append(np.concatenate([piece, piece[:1]]))
     return pieces
 
 
 def _cut(ring: NDArray[np.float64], meridian: float, sign: float) -> NDArray[np.float64]:
-    """What lies west of a meridian (sign 1) or east of it (-1), of an open ring.
+    """What lies west of a meridian (sign 1) or east of it (-1), of an open ring; nothing where that is a line.
 
     Source: Sutherland and Hodgman (1974), "Reentrant polygon clipping".
     """
+    if len(ring) == 0 or (sign * (ring[:, 1] - meridian) >= 0).all():
+        return np.empty((0, 2))
     kept = []
     for before, after in zip(np.roll(ring, 1, axis=0), ring, strict=True):
         inside = [sign * (point[1] - meridian) <= 0 for point in (before, after)]
