@@ -7,7 +7,17 @@ from typing import Any
 
 from geomae.training import refuse_what_the_model_refuses
 
-__all__ = ["load_embedder", "load_geolocator"]
+__all__ = ["load_autoencoder", "load_embedder", "load_geolocator"]
+
+
+def load_autoencoder(path: str | Path) -> Any:
+    """The model of pretraining in a checkpoint folder, decoder included, in evaluation mode.
+
+    Raises:
+        ConfigError: the folder holds no model, or one without a decoder.
+    """
+    with refuse_what_the_model_refuses():
+        return _models().load_autoencoder(path)
 
 
 def load_embedder(path: str | Path) -> Any:

@@ -8,7 +8,14 @@ from transformers import AutoConfig, AutoModel, AutoModelForImageClassification,
 from .configuration_geobaseline import GeoBaselineConfig
 from .configuration_geolocation_head import DECODINGS, HEAD_TYPES, GeolocationHeadConfig
 from .configuration_geomae import GeoMAEConfig
-from .encoder_weights import LoadReport, export_encoder, load_embedder, load_encoder_weights, load_geolocator
+from .encoder_weights import (
+    LoadReport,
+    export_encoder,
+    load_autoencoder,
+    load_embedder,
+    load_encoder_weights,
+    load_geolocator,
+)
 from .geocell_tensors import GeocellTensors
 from .geodesy import EARTH_RADIUS_KM, great_circle_km, to_degrees, to_unit_vectors
 from .geolocation_head import GeolocationHead, GeolocationOutput, SphereHead, TanhHead
@@ -55,6 +62,7 @@ __all__ = [
     "build_head",
     "export_encoder",
     "great_circle_km",
+    "load_autoencoder",
     "load_embedder",
     "load_encoder_weights",
     "load_geolocator",

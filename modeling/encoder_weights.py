@@ -14,7 +14,7 @@ from huggingface_hub import snapshot_download
 from safetensors.torch import load_file, save_file
 from timm.layers import resample_abs_pos_embed
 from torch import Tensor
-from transformers import AutoModel, AutoModelForImageClassification, PreTrainedModel
+from transformers import AutoModel, AutoModelForImageClassification, AutoModelForPreTraining, PreTrainedModel
 
 from .patches import sincos_positions
 
@@ -246,6 +246,21 @@ def load_geolocator(path: str | Path) -> PreTrainedModel:
             f"with run_finetune_geo.py ... --init_from {path}."
         )
     return AutoModelForImageClassification.from_pretrained(path).eval()
+
+
+def load_autoencoder(path: str | Path) -> PreTrainedModel:
+    """The model of pretraining in a checkpoint folder, decoder included, in evaluation mode.
+
+    Raises:
+        ValueError: the folder holds no model, or one without a decoder.
+    """
+    architecture = read_architecture(path)
+    if not architecture.endswith("ForPreTraining"):
+        raise ValueError(
+            f"{path} holds a {architecture}, which has no decoder to restore photos with: give the folder that a run "
+            "of run_pretrain_mae.py wrote."
+        )
+    return AutoModelForPreTraining.from_pretrained(path).eval()
 
 
 def read_architecture(path: str | Path) -> str:

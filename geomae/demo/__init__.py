@@ -1,0 +1,8 @@
+"""The demo page, `python app.py --model PATH`: a photo, a world map, and how sure the model is. Needs gradio."""
+
+from geomae.demo.answers import Geolocator, PhotoAnswer
+from geomae.demo.arguments import DemoArguments
+from geomae.demo.game import GamePhotos
+from geomae.demo.hidden_patches import Reconstructor
+
+__all__ = ["DemoArguments", "GamePhotos", "Geolocator", "PhotoAnswer", "Reconstructor"]
