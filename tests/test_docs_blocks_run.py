@@ -5,9 +5,11 @@ under the names that stand for a reader's own. The configurations of these two a
 """
 
 import os
+import re
 import shutil
 import subprocess
 import sys
+import urllib.request
 from pathlib import Path
 
 import numpy as np
@@ -34,13 +36,37 @@ python run_finetune_geo.py configs/finetune/quick.yaml
 NUM_PHOTOS = 80
 
 
+def environment(folder: Path) -> dict[str, str]:
+    """That of a shell in which the tests' own environment is active and the checkout is that folder."""
+    binaries = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    return {**os.environ, "PATH": binaries, "PYTHONPATH": str(folder), "ACCELERATE_USE_CPU": "true"}
+
+
 def run(code: str, folder: Path, *, language: str = "bash") -> None:
     """Run a block in a fresh shell or interpreter that stands in a folder; what it printed explains a failure."""
-    binaries = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-    environment = {**os.environ, "PATH": binaries, "PYTHONPATH": str(folder), "ACCELERATE_USE_CPU": "true"}
     words = ["bash", "-euo", "pipefail", "-c", code] if language == "bash" else [sys.executable, "-c", code]
-    done = subprocess.run(words, cwd=folder, env=environment, capture_output=True, text=True, timeout=600)
+    done = subprocess.run(words, cwd=folder, env=environment(folder), capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, f"{code}\n{done.stdout[-3000:]}\n{done.stderr[-6000:]}"
+
+
+def serve(code: str, folder: Path) -> None:
+    """Start the page of a block, ask for it once, and stop it."""
+    words, unbuffered = ["bash", "-c", f"exec {code}"], {**environment(folder), "PYTHONUNBUFFERED": "1"}
+    page = subprocess.Popen(
+        words, cwd=folder, env=unbuffered, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    printed = ""
+    try:
+        for line in page.stdout or ():
+            printed += line
+            if address := re.search(r"http://127\.0\.0\.1:\d+", line):
+                with urllib.request.urlopen(address[0], timeout=60) as answer:
+                    assert answer.status == 200
+                return
+        pytest.fail(f"{code} ended without an address:\n{printed[-6000:]}")
+    finally:
+        page.terminate()
+        page.wait(timeout=60)
 
 
 def shorten(config: Path) -> None:
@@ -96,4 +122,7 @@ def runnable(page: str) -> list[Block]:
 @pytest.mark.parametrize("page", [page for page in PAGES if runnable(page)])
 def test_blocks_of_a_page_run_as_they_stand(page: str, checkout: Path) -> None:
     for block in runnable(page):
-        run(block.code, checkout, language=block.language)
+        if block.code.startswith("python app.py"):  # it would run until somebody stops it
+            serve(block.code, checkout)
+        else:
+            run(block.code, checkout, language=block.language)

@@ -54,9 +54,7 @@ def test_every_public_name_is_in_the_reference_exactly_once(site: Path, package:
     names = list(public_names(package))
     assert names
     for name in names:
-        assert headings[name] == 1, (
-            f"docs/api has {name} {headings[name]} times: is it without a docstring?"
-        )
+        assert headings[name] == 1, f"docs/api has {name} {headings[name]} times: is it without a docstring?"
 
 
 def test_site_loads_nothing_from_elsewhere(site: Path) -> None:
