@@ -51,22 +51,19 @@ def run(code: str, folder: Path, *, language: str = "bash") -> None:
 
 def serve(code: str, folder: Path) -> None:
     """Start the page of a block, ask for it once, and stop it."""
-    words, unbuffered = ["bash", "-c", f"exec {code}"], {**environment(folder), "PYTHONUNBUFFERED": "1"}
-    page = subprocess.Popen(
-        words, cwd=folder, env=unbuffered, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
+    served = {"env": {**environment(folder), "PYTHONUNBUFFERED": "1"}, "stderr": subprocess.STDOUT, "text": True}
     printed = ""
-    try:
-        for line in page.stdout or ():
-            printed += line
-            if address := re.search(r"http://127\.0\.0\.1:\d+", line):
-                with urllib.request.urlopen(address[0], timeout=60) as answer:
-                    assert answer.status == 200
-                return
-        pytest.fail(f"{code} ended without an address:\n{printed[-6000:]}")
-    finally:
-        page.terminate()
-        page.wait(timeout=60)
+    with subprocess.Popen(["bash", "-c", f"exec {code}"], cwd=folder, stdout=subprocess.PIPE, **served) as page:
+        try:
+            for line in page.stdout or ():
+                printed += line
+                if address := re.search(r"http://127\.0\.0\.1:\d+", line):
+                    with urllib.request.urlopen(address[0], timeout=60) as answer:
+                        assert answer.status == 200
+                    return
+        finally:
+            page.terminate()
+    pytest.fail(f"{code} ended without an address:\n{printed[-6000:]}")
 
 
 def shorten(config: Path) -> None:
