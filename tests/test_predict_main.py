@@ -7,6 +7,9 @@ import math
 import os
 import re
 import shutil
+import signal
+import subprocess
+import sys
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -15,7 +18,7 @@ import torch
 from fastkml import KML, validator
 from geocell_models import save_cell_model
 from geojson_pydantic import FeatureCollection
-from launching import launch_code
+from launching import ROOT, launch_code
 from local_server import FolderHandler, serve
 from PIL import Image
 from test_data_exif import SOUTH_WEST, photo_with_gps
@@ -192,8 +195,8 @@ def test_what_does_not_exist_is_said_before_the_model_is_loaded(here, capsys, mo
     (here / "there.csv").touch()
     run("photos", "--output_file", "there.csv", status=1)
     assert "there.csv is there already" in capsys.readouterr().err
-    run("photos", "--output_file", "no/folder.csv", status=1)
-    assert "no is no folder" in capsys.readouterr().err
+    run("photos", "--output_file", "there.csv/places.csv", status=1)
+    assert "there.csv/places.csv cannot be written" in capsys.readouterr().err
     for option, message in {"--top_k": "at least 0", "--shard_size": "at least 1"}.items():
         run("photos", option, "-1", status=1)
         assert message in capsys.readouterr().err
@@ -208,7 +211,7 @@ def test_a_checkpoint_that_answers_no_coordinates_is_refused(here, capsys):
 def test_a_run_that_is_broken_off_goes_on_and_ends_as_an_unbroken_one(here, counted, capsys):
     passes, counting = counted
     words = ["photos", "--format", "geojson", "--shard_size", "4"]
-    run(*words, "--output_file", "unbroken.geojson")
+    run(*words, "--output_file", "made/on/the/way/unbroken.geojson")
     assert passes == [4, 4, 4, 1]
     passes.clear()
     counting.stop_at = 2  # the second shard is computed, and its last photos are not there when the third begins
@@ -221,7 +224,7 @@ def test_a_run_that_is_broken_off_goes_on_and_ends_as_an_unbroken_one(here, coun
     passes.clear()
     run(*words, "--output_file", "broken.geojson")
     assert passes == [4, 1]
-    assert (here / "broken.geojson").read_bytes() == (here / "unbroken.geojson").read_bytes()
+    assert (here / "broken.geojson").read_bytes() == (here / "made/on/the/way/unbroken.geojson").read_bytes()
     assert not list(here.glob("*.parts"))
     assert not list(here.glob(".*.tmp"))
 
@@ -344,6 +347,39 @@ def test_formats_on_stdout_are_whole_documents(here, capfd):
     assert validator.validate(file_to_validate=io.BytesIO(capfd.readouterr().out.encode()))
     run("photos", "--format", "csv")
     assert len(list(csv.DictReader(io.StringIO(capfd.readouterr().out)))) == NUM_PHOTOS
+
+
+KILLED = """
+import os, signal, sys
+from modeling import GeoMAEForGeolocation
+from geomae.predict.__main__ import main
+
+forward, passes = GeoMAEForGeolocation.forward, []
+
+def killing(self, *words, **rest):
+    if len(passes) == 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+    passes.append(1)
+    return forward(self, *words, **rest)
+
+GeoMAEForGeolocation.forward = killing
+main(sys.argv[1:])
+"""
+
+
+@pytest.mark.slow
+def test_a_run_that_is_killed_goes_on_with_what_is_missing(here, counted):
+    passes, _ = counted
+    run("photos", "--output_file", "unbroken.csv", "--shard_size", "4")
+    passes.clear()
+    words = ["photos", "--output_file", "killed.csv", "--shard_size", "4"]
+    command = [sys.executable, "-c", KILLED, "--model", "cells", "--per_device_eval_batch_size", "4", *words]
+    done = subprocess.run(command, env={**os.environ, "PYTHONPATH": str(ROOT)}, timeout=240)
+    assert done.returncode == -signal.SIGKILL
+    assert len(list((here / "killed.csv.parts").glob("part-*"))) == 2
+    run(*words)
+    assert passes == [4, 1]
+    assert (here / "killed.csv").read_bytes() == (here / "unbroken.csv").read_bytes()
 
 
 LAUNCHED = "import runpy; runpy.run_module('geomae.predict', run_name='__main__', alter_sys=True)"

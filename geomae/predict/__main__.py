@@ -162,14 +162,15 @@ def _finish(parts: AnswerParts, index: PhotoIndex, arguments: argparse.Namespace
 
 def _name_problems(problems: Iterator[dict[str, str]], num_bad: int, output_file: str | None) -> None:
     """All in `FILE.bad.csv`, and the first on the terminal."""
-    path = Path(f"{output_file}.bad.csv")
+    path = None if output_file is None else Path(f"{output_file}.bad.csv")
     if not num_bad:
-        path.unlink(missing_ok=True)  # of a run before, which may have had other photos
+        if path is not None:
+            path.unlink(missing_ok=True)  # of a run before, which may have had other photos
         return
     first = list(itertools.islice(problems, _MOST_SHOWN))
     for row in first:
         print(f"no answer for {printable(row['id'])}: {printable(row['problem'])}", file=sys.stderr)
-    if output_file is None:
+    if path is None:
         if num_bad > len(first):
             print(f"and {num_bad - len(first):,} more, which --output_file lists", file=sys.stderr)
         return
@@ -177,7 +178,7 @@ def _name_problems(problems: Iterator[dict[str, str]], num_bad: int, output_file
         rows = csv.DictWriter(text, ["id", "problem"])
         rows.writeheader()
         rows.writerows(itertools.chain(first, problems))
-    print(f"{num_bad:,} photos have no answer: {shown_path(path)} says why", file=sys.stderr)
+    print(f"photos without an answer: {num_bad:,}; {shown_path(path)} says why", file=sys.stderr)
 
 
 @contextlib.contextmanager

@@ -1,7 +1,6 @@
 """The words and the options of `python -m geomae.predict`, checked before anything is loaded."""
 
 import argparse
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -75,6 +74,10 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     output_file = Path(arguments.output_file)
     if output_file.exists() and not Path(f"{output_file}.parts").is_dir():
         raise ConfigError(f"--output_file {output_file} is there already: remove it, or choose another name.")
-    if not os.access(output_file.parent, os.W_OK):
-        raise ConfigError(f"--output_file {output_file} cannot be written: {output_file.parent} is no folder that can.")
+    try:
+        output_file.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(
+            f"--output_file {output_file} cannot be written: {error.strerror}: {error.filename}. Choose another folder."
+        ) from error
     return arguments
