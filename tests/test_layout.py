@@ -138,7 +138,7 @@ def test_what_is_imported_is_declared_and_what_is_declared_is_imported() -> None
     with (ROOT / "pyproject.toml").open("rb") as file:
         project = tomllib.load(file)["project"]
     requirements = project["dependencies"] + project["optional-dependencies"]["report"]
-    for extra in ("ray", "retrieval", "geocells"):
+    for extra in ("ray", "retrieval", "geocells", "demo"):
         requirements += project["optional-dependencies"][extra]
     declared = {re.split(r"[<>=!~\[; ]", requirement)[0] for requirement in requirements}
     assert distributions <= declared

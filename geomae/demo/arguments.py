@@ -17,7 +17,8 @@ class DemoArguments:
         None, "Folder of a pretraining, for the tab that shows what the model sees; without it the tab says how."
     )
     photos: str | None = option(
-        None, "Packed folder, or any other source of photos with coordinates, for the game; without it its tab says how."
+        None,
+        "Packed folder, or any other source of photos with coordinates, for a game; without it its tab says how.",
     )
     photos_split: str = option("test", "Which split of a packed folder; other sources have none.")
     server_name: str | None = option(

@@ -54,7 +54,7 @@ def circle_line(latitude: float, longitude: float, radius_km: float) -> NDArray[
     if num_poles != 1:
         return np.concatenate([outline, outline[:1]])
     turn = 360.0 * np.sign(outline[-1, 1] - outline[0, 1])
-    return np.concatenate([outline, outline[:1] + [0.0, turn]])
+    return np.concatenate([outline, outline[:1] + np.array([0.0, turn])])
 
 
 def _outline(latitude: float, longitude: float, angle: float) -> NDArray[np.float64]:

@@ -56,9 +56,9 @@ LAUNCH_OPTIONS: dict[str, Any] = {
 
 INTRODUCTION = (
     "# Where was this photo taken?\n"
-    "Drop a photo: a masked autoencoder that has learned where on Earth photos come from marks its answer on the map, and "
-    "how sure it is. The photo goes to the machine that serves this page and no further; it is looked at once, in memory, "
-    "and forgotten. Do not use this to find people who have not asked to be found."
+    "Drop a photo: a masked autoencoder that has learned where on Earth photos come from marks its answer on the map, "
+    "and how sure it is. The photo goes to the machine that serves this page and no further; it is looked at once, in "
+    "memory, and forgotten. Do not use this to find people who have not asked to be found."
 )
 GPS_LABEL = "Read the photo's own GPS position as the true place"
 PLACE_LABEL = "True place, if you know it: latitude, longitude"
@@ -104,7 +104,9 @@ def _photo_drop(name: str) -> gr.HTML:
 
 
 def _map(value: str, name: str) -> gr.HTML:
-    return gr.HTML(value, apply_default_css=False, js_on_load=map_script(), elem_classes="geo-map-holder", elem_id=f"{name}-map")
+    return gr.HTML(
+        value, apply_default_css=False, js_on_load=map_script(), elem_classes="geo-map-holder", elem_id=f"{name}-map"
+    )
 
 
 def _status(value: str = "") -> gr.HTML:
@@ -180,9 +182,7 @@ def add_answer_tab(geolocator: Geolocator) -> None:
 _EVENT: dict[str, Any] = {"api_visibility": "private"}
 
 
-def _find_truth(
-    place_text: str, photo: bytes | None, found: PhotoAnswer
-) -> tuple[tuple[float, float] | None, str]:
+def _find_truth(place_text: str, photo: bytes | None, found: PhotoAnswer) -> tuple[tuple[float, float] | None, str]:
     """The true place, typed or, where there is a photo to read it from, in the photo; and a line that says so."""
     try:
         typed = parse_place(place_text)
@@ -257,11 +257,14 @@ def add_game_tab(geolocator: Geolocator, photos: GamePhotos | None) -> None:
         with gr.Column(scale=2, min_width=280):
             shown = _status(
                 texts.notice(
-                    "Five photos whose places are known. Guess where each was taken, and see whether you beat the model."
+                    "Five photos whose places are known. Guess where each was taken, and see if you beat the model."
                 )
             )
             guess = gr.Textbox(
-                label="Your guess: latitude, longitude", placeholder="click the map, or type", max_lines=1, visible=False
+                label="Your guess: latitude, longitude",
+                placeholder="click the map, or type",
+                max_lines=1,
+                visible=False,
             )
             settle = gr.Button("That is my guess", variant="primary", visible=False)
             go_on = gr.Button("Start a round", variant="primary")

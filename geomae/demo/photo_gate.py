@@ -72,7 +72,7 @@ def parse_place(text: str) -> tuple[float, float] | None:
     if abs(latitude) > 90 or abs(longitude) > 180:
         swapped = " Are the two swapped?" if abs(longitude) <= 90 and abs(latitude) <= 180 else ""
         raise CoordinateError(
-            f"{latitude:g}, {longitude:g} is not on Earth: the latitude, which comes first, runs from -90 to 90, and the "
-            f"longitude from -180 to 180.{swapped}"
+            f"{latitude:g}, {longitude:g} is not on Earth: the latitude, which comes first, runs from -90 to 90, and "
+            f"the longitude from -180 to 180.{swapped}"
         )
     return latitude, longitude

@@ -87,7 +87,8 @@ def _top_places(answer: PhotoAnswer) -> str:
     rows = "".join(
         f'<tr><td class="geo-share"><span style="--share:{100 * place.probability / longest:.1f}%"></span>'
         f"{100 * place.probability:.1f} %</td>"
-        f"<td>{show_nearest(place.nearest_place)}<br><small>{show_place(place.latitude, place.longitude)}</small></td></tr>"
+        f"<td>{show_nearest(place.nearest_place)}<br>"
+        f"<small>{show_place(place.latitude, place.longitude)}</small></td></tr>"
         for place in answer.top_places
     )
     return (
