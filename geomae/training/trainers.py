@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from geomae.evaluation.metrics import summarise_errors
 from geomae.evaluation.posterior_head import posterior_head
 from geomae.geography import great_circle_km
+from geomae.populated_places import write_places
 from geomae.tracking import flat_metrics
 from geomae.training.evaluation_rows import EvaluationRows
 from geomae.training.streaming import Batch, StreamingTrainer
@@ -48,6 +49,11 @@ class GeolocationTrainer(StreamingTrainer):
         if model.training:
             self.progress.add_errors(outputs.error_km)
         return (outputs.loss, outputs) if return_outputs else outputs.loss
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        """With the names of places, which the pipeline in the folder reads."""
+        super()._save(output_dir, state_dict)
+        write_places(output_dir or self.args.output_dir)
 
     def evaluation_columns(self, inputs: Batch, loss: Tensor, outputs: Any) -> dict[str, Tensor]:
         """The loss; coordinates answered and true, degrees; a posterior's NLL; scenes where the model tells them."""
