@@ -8,15 +8,18 @@ from geomae.errors import ConfigError
 from geomae.provenance import shown_path
 
 __all__ = [
+    "TRACKERS",
     "flat_metrics",
     "flat_posterior",
     "refuse_bad_tags",
-    "refuse_missing_packages",
+    "refuse_missing_trackers",
     "run_group_of",
     "run_name_of",
 ]
 
 MAX_TAG_LETTERS = 64  # of W&B
+TRACKERS = ("wandb", "trackio", "tensorboard")
+DRAWN_WITH = ("matplotlib", "cartopy")
 
 
 def run_name_of(output_dir: str) -> str:
@@ -43,18 +46,25 @@ def refuse_bad_tags(tags: Sequence[str]) -> None:
             )
 
 
-def refuse_missing_packages() -> None:
-    """Refuses to report an evaluation to W&B where its pictures could not be drawn.
+def refuse_missing_trackers(report_to: str | Sequence[str] | None, *, draws: bool = False) -> None:
+    """Refuses to report where a tracker, or what draws its pictures, is not installed.
+
+    Args:
+        report_to: names of trackers; others than `TRACKERS` are left to transformers.
+        draws: pictures are always sent, so that matplotlib and cartopy are needed.
 
     Raises:
-        ConfigError: wandb, matplotlib or cartopy is not installed.
+        ConfigError: a package is not installed; it names the extra that brings it.
     """
-    missing = [name for name in ("wandb", "matplotlib", "cartopy") if find_spec(name) is None]
-    if missing:
-        raise ConfigError(
-            f"an evaluation in W&B needs {', '.join(missing)}, which is not installed. Install it with "
-            "`pip install 'geomae[report]'`, or evaluate with --report_to none"
-        )
+    chosen = [report_to] if isinstance(report_to, str) else report_to or ()
+    named = [name for name in chosen if name in TRACKERS]
+    for extra, packages in {"dashboards": named, "report": DRAWN_WITH if named and draws else ()}.items():
+        missing = [name for name in packages if find_spec(name) is None]
+        if missing:
+            raise ConfigError(
+                f"report_to {' '.join(named)} needs {', '.join(missing)}, which is not installed. Install it with "
+                f"`pip install 'geomae[{extra}]'`, or write --report_to none"
+            )
 
 
 def flat_metrics(metrics: Mapping[str, Any]) -> dict[str, Any]:

@@ -16,7 +16,8 @@ from geomae.evaluation import EvaluationArguments
 from geomae.evaluation import __main__ as evaluation_main
 from geomae.evaluation.known_test_sets import KNOWN_TEST_SETS
 from geomae.reporting import __main__ as reporting_main
-from geomae.reporting.wandb_run import MAX_TABLE_ROWS, summarise_for_wandb
+from geomae.reporting.tracked_evaluation import summarise_evaluation
+from geomae.reporting.wandb_run import MAX_TABLE_ROWS
 from geomae.training import GeoMAEArguments, GeoMAETrainingArguments
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -47,7 +48,7 @@ def test_metrics_are_logged_under_their_names(tmp_path: Path) -> None:
         tmp_path / "set", authors=[f"author {number % 12}" for number in range(40)], posterior=True
     )
     metrics["test_set"]["ids_sha256"] = KNOWN_TEST_SETS["im2gps3k"].ids_sha256
-    logged = set(summarise_for_wandb({**metrics, "ten_crop": metrics}))
+    logged = set(summarise_evaluation({**metrics, "ten_crop": metrics}))
     pictures = {
         f"test/im2gps3k/{name}" for name in ("map", "error_cdf", "calibration", "predictions")
     }  # see test_reporting_wandb_run.py

@@ -106,10 +106,11 @@ def test_an_evaluation_of_the_head_does_not_replace_what_retrieval_answered(tmp_
         EvaluationArguments(**given)
 
 
-def test_reporting_is_to_wandb_or_to_nobody():
+def test_reporting_is_to_some_trackers_or_to_nobody():
     words = [word for key, value in GIVEN.items() for word in (f"--{key}", value)]
-    assert parse_config([EvaluationArguments], words)[0].report_to == "none"
-    for place in ("none", "wandb"):
-        assert parse_config([EvaluationArguments], [*words, "--report_to", place])[0].report_to == place
-    with pytest.raises(ConfigError, match=r"report_to .* it must be 'none' or 'wandb'"):
-        parse_config([EvaluationArguments], [*words, "--report_to", "tensorboard"])
+    assert parse_config([EvaluationArguments], words)[0].report_to == ["none"]
+    for places in (["none"], ["wandb"], ["trackio", "tensorboard"]):
+        assert parse_config([EvaluationArguments], [*words, "--report_to", *places])[0].report_to == places
+    for places in (["mlflow"], ["none", "wandb"]):
+        with pytest.raises(ConfigError, match=r"it must be none, or one or more of wandb, trackio, tensorboard"):
+            parse_config([EvaluationArguments], [*words, "--report_to", *places])

@@ -27,7 +27,9 @@ from geomae.errors import ConfigError
 from geomae.evaluation import EvaluationArguments
 from geomae.evaluation.known_test_sets import KNOWN_TEST_SETS
 from geomae.reporting.__main__ import main as reporting_main
-from geomae.reporting.wandb_run import MAX_TABLE_ROWS, choose_rows, log_evaluation, name_test_set, summarise_for_wandb
+from geomae.reporting.tracked_evaluation import name_test_set, summarise_evaluation
+from geomae.reporting.trackers import report_evaluation
+from geomae.reporting.wandb_run import MAX_TABLE_ROWS, choose_rows
 from modeling import GeoMAEConfig, GeoMAEForGeolocation
 
 AUTHORS = [f"author {number % 12}" for number in range(40)]
@@ -63,7 +65,9 @@ def logged(own_wandb_folder: Path) -> OfflineRun:
 def test_evaluation_is_a_run_of_its_own_in_the_group_of_the_training(tmp_path: Path, own_wandb_folder: Path) -> None:
     metrics = make_evaluation(tmp_path / "outputs" / "mae" / "set", authors=AUTHORS)
     training = make_training(tmp_path / "mae", init_from="/somewhere/SECRET/pretrain", hub_token="hf_SECRET")
-    assert log_evaluation(tmp_path / "outputs" / "mae" / "set", checkpoint=str(training), tags=["half", "seed 0"])
+    assert report_evaluation(
+        tmp_path / "outputs" / "mae" / "set", ["wandb"], checkpoint=str(training), tags=["half", "seed 0"]
+    )
     run = logged(own_wandb_folder)
     assert (run.run.project, run.run.job_type, run.run.run_group) == ("geomae", "evaluate", "halves")
     assert (run.run.display_name, list(run.run.tags)) == ("set", ["half", "seed 0"])
@@ -75,7 +79,7 @@ def test_evaluation_is_a_run_of_its_own_in_the_group_of_the_training(tmp_path: P
 
 def test_summary_has_the_final_numbers_and_both_ends_of_their_intervals(tmp_path: Path, own_wandb_folder: Path) -> None:
     metrics = make_evaluation(tmp_path / "set", authors=AUTHORS, num_answered=38)
-    log_evaluation(tmp_path / "set")
+    report_evaluation(tmp_path / "set", ["wandb"])
     summary = logged(own_wandb_folder).summary
     names = {*NAMES, *(f"{name}_{end}" for name in NAMES for end in ("low", "high")), "num_photos", "num_missing"}
     assert {f"test/set/{name}" for name in names} <= set(summary)
@@ -88,13 +92,13 @@ def test_summary_has_the_final_numbers_and_both_ends_of_their_intervals(tmp_path
 
 def test_summary_without_intervals_has_the_numbers_alone(tmp_path: Path) -> None:
     metrics = make_evaluation(tmp_path / "set", authors=["ann"] * 40)
-    assert set(summarise_for_wandb(metrics)) == {f"test/set/{name}" for name in [*NAMES, "num_photos", "num_missing"]}
+    assert set(summarise_evaluation(metrics)) == {f"test/set/{name}" for name in [*NAMES, "num_photos", "num_missing"]}
 
 
 def test_numbers_from_ten_crops_have_a_place_of_their_own(tmp_path: Path) -> None:
     metrics = make_evaluation(tmp_path / "set")
     other = make_evaluation(tmp_path / "other", seed=2)
-    summary = summarise_for_wandb({**metrics, "ten_crop": other})
+    summary = summarise_evaluation({**metrics, "ten_crop": other})
     assert summary["test/set/mean_km"] == metrics["mean_km"]
     assert summary["test/set/ten_crop/mean_km"] == other["mean_km"] != metrics["mean_km"]
     assert summary["test/set/ten_crop/mean_km_high"] == other["intervals_95"]["mean_km"][1]
@@ -105,7 +109,7 @@ def test_table_has_every_answer_by_rising_error_and_pictures_are_pictures(
     tmp_path: Path, own_wandb_folder: Path
 ) -> None:
     make_evaluation(tmp_path / "set", num_answered=39, posterior=True)
-    log_evaluation(tmp_path / "set")
+    report_evaluation(tmp_path / "set", ["wandb"])
     run = logged(own_wandb_folder)
     table = json.loads((run.files / run.summary["test/set/predictions/path"]).read_text())
     assert table["columns"] == ["id", "true_latitude", "true_longitude", "latitude", "longitude", "error_km"]
@@ -160,7 +164,7 @@ def test_without_wandb_the_numbers_stand_and_a_warning_says_how_to_send_them(
     )
     assert done.returncode == 0, done.stderr[-3000:]
     assert "W&B did not take the evaluation" in done.stderr
-    assert "python -m geomae.reporting wandb judged" in done.stderr
+    assert "python -m geomae.reporting track judged" in done.stderr
     assert json.loads((tmp_path / "judged" / "metrics.json").read_text())["num_photos"] == 6
 
 
@@ -172,7 +176,7 @@ def test_a_wrong_variable_of_wandb_ends_no_evaluation(
 ) -> None:
     make_evaluation(tmp_path / "set")
     monkeypatch.setenv(variable, value)
-    assert not log_evaluation(tmp_path / "set")
+    assert not report_evaluation(tmp_path / "set", ["wandb"])
     assert "W&B did not take the evaluation" in caplog.text
 
 
@@ -180,7 +184,7 @@ def test_a_broken_record_of_the_training_ends_no_evaluation(tmp_path: Path, capl
     make_evaluation(tmp_path / "set")
     training = make_training(tmp_path / "mae")
     (training / "run.json").write_text('{"config": ')
-    assert not log_evaluation(tmp_path / "set", checkpoint=str(training))
+    assert not report_evaluation(tmp_path / "set", ["wandb"], checkpoint=str(training))
     assert "W&B did not take the evaluation: cannot read" in caplog.text
     assert str(training / "run.json") in caplog.text
 
@@ -189,7 +193,7 @@ def test_a_broken_record_of_the_training_ends_no_evaluation(tmp_path: Path, capl
 def test_a_tag_that_wandb_would_not_take_is_refused(tag: str, tmp_path: Path, own_wandb_folder: Path) -> None:
     make_evaluation(tmp_path / "set")
     with pytest.raises(ConfigError, match="run_tags holds"):
-        reporting_main(["wandb", str(tmp_path / "set"), "--run_tags", tag])
+        reporting_main(["track", str(tmp_path / "set"), "--run_tags", tag])
     assert not read_offline_runs(own_wandb_folder)
 
 
@@ -202,12 +206,13 @@ def test_a_package_that_reporting_needs_is_asked_for_before_the_evaluation(
     )
     given = {"test_set": "set.csv", "output_dir": str(tmp_path / "out"), "predictions": "answers.csv"}
     EvaluationArguments(**given)
+    extra = "dashboards" if package == "wandb" else "report"
     with pytest.raises(
-        ConfigError, match=rf"needs {package}, which is not installed.*geomae\[report\].*--report_to none"
+        ConfigError, match=rf"needs {package}, which is not installed.*geomae\[{extra}\].*--report_to none"
     ):
-        EvaluationArguments(**given, report_to="wandb")
+        EvaluationArguments(**given, report_to=["wandb"])
     with pytest.raises(ConfigError, match=f"needs {package}"):
-        reporting_main(["wandb", str(tmp_path / "set")])
+        reporting_main(["track", str(tmp_path / "set")])
 
 
 def test_an_evaluation_can_be_sent_later(tmp_path: Path, own_wandb_folder: Path) -> None:
@@ -215,7 +220,7 @@ def test_an_evaluation_can_be_sent_later(tmp_path: Path, own_wandb_folder: Path)
     training = make_training(tmp_path / "mae" / "checkpoint-30")
     shutil.move(training / "run.json", tmp_path / "mae")
     words = ["--checkpoint", str(training), "--run_name", "later", "--run_group", "other", "--run_tags", "a", "b"]
-    assert reporting_main(["wandb", str(tmp_path / "set"), *words]) == 0
+    assert reporting_main(["track", str(tmp_path / "set"), *words]) == 0
     run = logged(own_wandb_folder)
     assert (run.run.display_name, run.run.run_group, list(run.run.tags)) == ("later", "other", ["a", "b"])
     assert run.config["training_run"] == "abc123"  # of the run that the checkpoint is of

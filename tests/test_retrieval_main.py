@@ -377,11 +377,12 @@ def test_another_split_may_be_the_validation_and_wandb_is_told_where_the_numbers
 ):
     told = []
     monkeypatch.setattr(
-        "geomae.reporting.wandb_run.log_evaluation", lambda folder, **naming: told.append((folder, naming["name"]))
+        "geomae.reporting.trackers.report_evaluation",
+        lambda folder, report_to, **naming: told.append((folder, report_to, naming["name"])),
     )
     words = ["--validation", str(packed), "--validation_split", "train", "--split", "validation"]
     words += ["--report_to", "wandb", "--run_name", "neighbours", *ONE_OF_EACH.split()]
     metrics = run_search(tmp_path, index, checkpoint, packed, *words)
     assert metrics["retrieval"]["validation"]["split"] == "train"
     assert metrics["test_set"]["split"] == "validation"
-    assert told == [(str(tmp_path), "neighbours")]
+    assert told == [(str(tmp_path), ["wandb"], "neighbours")]

@@ -4,7 +4,7 @@ import difflib
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 from geomae.errors import ConfigError, SourceError
 from geomae.evaluation.bootstrap import MIN_RESAMPLES
@@ -12,7 +12,7 @@ from geomae.evaluation.known_test_sets import KNOWN_TEST_SETS, find_known_list, 
 from geomae.evaluation.metrics import THRESHOLDS_KM, check_thresholds
 from geomae.evaluation.posterior import DECODINGS
 from geomae.evaluation.records import refuse_other_evaluation, refuse_unwritable, shown_path
-from geomae.tracking import refuse_bad_tags, refuse_missing_packages
+from geomae.tracking import TRACKERS, refuse_bad_tags, refuse_missing_trackers
 
 __all__ = ["EvaluationArguments", "JudgingArguments", "check_loading"]
 
@@ -102,12 +102,15 @@ class JudgingArguments:
     num_resamples: int = field(
         default=2000, metadata={"help": "Resamples behind the intervals, at least 100; 10000 takes seconds."}
     )
-    report_to: Literal["none", "wandb"] = field(
-        default="none",
-        metadata={"help": "wandb: record numbers, answers, map and error distribution as a W&B run (docs/wandb.md)."},
+    report_to: list[str] = field(
+        default_factory=lambda: ["none"],
+        metadata={
+            "help": "wandb, trackio, tensorboard, or several: record numbers, answers, map and error distribution as a "
+            "run there (docs/wandb.md)."
+        },
     )
     run_name: str | None = field(
-        default=None, metadata={"help": "What W&B calls the run; null: output_dir below outputs/, in one word."}
+        default=None, metadata={"help": "What trackers call the run; null: output_dir below outputs/, in one word."}
     )
     run_group: str | None = field(
         default=None,
@@ -132,8 +135,7 @@ class JudgingArguments:
                 f"num_resamples must be at least {MIN_RESAMPLES} for a 95 % interval; got {self.num_resamples}"
             )
         refuse_bad_tags(self.run_tags)
-        if self.report_to == "wandb":
-            refuse_missing_packages()
+        self._check_trackers()
         if self.seed < 0:
             raise ConfigError(f"seed must be at least 0; got {self.seed}")
         self._find_by_name()
@@ -166,6 +168,14 @@ class JudgingArguments:
         self.test_set = find_known_list(named, self.test_sets_dir)
         if self.checkpoint and not self.photos and self.test_set != named:
             self.photos = find_known_photos(named, self.test_sets_dir)
+
+    def _check_trackers(self) -> None:
+        unknown = [name for name in self.report_to if name not in ("none", *TRACKERS)]
+        if unknown or ("none" in self.report_to and len(self.report_to) > 1):
+            raise ConfigError(
+                f"report_to is {' '.join(self.report_to)}; it must be none, or one or more of {', '.join(TRACKERS)}"
+            )
+        refuse_missing_trackers(self.report_to, draws=True)
 
     @property
     def naming(self) -> dict[str, Any]:

@@ -47,7 +47,7 @@ def judge_and_write(
     written = write_evaluation(str(arguments.output_dir), metrics, **tables)
     print(format_summary(metrics, label=label))
     print("\n".join(["", *(f"wrote {path}" for path in written)]))
-    if arguments.report_to == "wandb":
-        from geomae.reporting.wandb_run import log_evaluation  # matplotlib and cartopy, for its pictures
+    if arguments.report_to != ["none"]:
+        from geomae.reporting.trackers import report_evaluation  # matplotlib and cartopy, for its pictures
 
-        log_evaluation(str(arguments.output_dir), **arguments.naming)
+        report_evaluation(str(arguments.output_dir), arguments.report_to, **arguments.naming)

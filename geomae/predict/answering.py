@@ -62,20 +62,14 @@ def tabulate(
     _refuse_broken(answers, answered_ids)
     top_deg = columns.get("top_deg", np.empty((len(answers), 0, 2)))
     nearest = _name_places(np.concatenate([answers, top_deg.reshape(-1, 2)]))
-    num_answers, num_top = top_deg.shape[:2]
-    top = {
-        "latitude": top_deg[..., 0].reshape(-1),
-        "longitude": top_deg[..., 1].reshape(-1),
-        "probability": columns.get("top_probabilities", np.empty(0)).reshape(-1),
-        "nearest_place": nearest[num_answers:],
-    }
-    top_places = pa.StructArray.from_arrays([pa.array(column) for column in top.values()], names=list(top))
+    num_answers = len(answers)
+    probabilities = columns.get("top_probabilities", np.empty((num_answers, 0)))
     values: dict[str, Any] = {
         "id": pa.array(answered_ids, pa.string()),
         "latitude": answers[:, 0],
         "longitude": answers[:, 1],
         **{name: columns.get(name, pa.nulls(num_answers, pa.float64())) for name in ("radius_50_km", "radius_90_km")},
-        "top_places": pa.ListArray.from_arrays(pa.array(np.arange(num_answers + 1) * num_top, pa.int32()), top_places),
+        "top_places": _list_places(top_deg, probabilities, nearest[num_answers:]),
         "nearest_place": nearest[:num_answers],
     }
     if true_deg is not None:
@@ -110,6 +104,21 @@ def _name_places(coordinates_deg: NDArray[np.float64]) -> pa.StructArray:
         "distance_km": pa.array([place.distance_km for place in found], pa.float64()),
     }
     return pa.StructArray.from_arrays(list(values.values()), fields=list(NEAREST)).take(pa.array(number.reshape(-1)))
+
+
+def _list_places(
+    coordinates_deg: NDArray[np.float64], probabilities: NDArray[np.float64], nearest: pa.StructArray
+) -> pa.ListArray:
+    """The k places `(n, k, 2)` of each photo, with probabilities `(n, k)` and n k nearest populated places."""
+    num_photos, num_places = probabilities.shape
+    values = {
+        "latitude": pa.array(coordinates_deg[..., 0].reshape(-1)),
+        "longitude": pa.array(coordinates_deg[..., 1].reshape(-1)),
+        "probability": pa.array(probabilities.reshape(-1)),
+        "nearest_place": nearest,
+    }
+    places = pa.StructArray.from_arrays(list(values.values()), names=list(values))
+    return pa.ListArray.from_arrays(pa.array(np.arange(num_photos + 1) * num_places, pa.int32()), places)
 
 
 def _compare(answers: NDArray[np.float64], truths: Sequence[tuple[float, float] | None]) -> dict[str, Any]:

@@ -1,10 +1,10 @@
-"""`python -m geomae.reporting report | compare | thesis | heads | posteriors | profile | fill | wandb`: about runs.
+"""`python -m geomae.reporting report | compare | thesis | heads | posteriors | profile | fill | track`: about runs.
 
 python -m geomae.reporting report --pretrain_run outputs/pretrain --finetune_run outputs/finetune \
     --evaluation outputs/evaluate --output_dir report
 python -m geomae.reporting compare outputs/a outputs/b --output_dir report
 python -m geomae.reporting fill README.md [--check]
-python -m geomae.reporting wandb outputs/evaluate
+python -m geomae.reporting track outputs/evaluate --report_to wandb
 """
 
 import argparse
@@ -15,6 +15,7 @@ from typing import Any
 
 from geomae.errors import GeoMAEError
 from geomae.provenance import shown_path
+from geomae.tracking import TRACKERS, refuse_missing_trackers
 
 __all__ = ["main"]
 
@@ -31,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         _add_posteriors,
         _add_profile,
         _add_fill,
-        _add_wandb,
+        _add_track,
     ):
         add(commands)
     arguments = parser.parse_args(argv)
@@ -121,14 +122,15 @@ def _add_fill(commands: Any) -> None:
     fill.set_defaults(run=_fill)
 
 
-def _add_wandb(commands: Any) -> None:
-    wandb = commands.add_parser("wandb", help="send an evaluation to W&B that was made without it")
-    wandb.add_argument("evaluation", help="folder of run_evaluate_geo.py")
-    wandb.add_argument("--checkpoint", help="folder of the training, where metrics.json does not lead to it")
-    wandb.add_argument("--run_name", help="default: the folder's path below outputs/")
-    wandb.add_argument("--run_group", help="default: the group of the training")
-    wandb.add_argument("--run_tags", nargs="+", default=[])
-    wandb.set_defaults(run=_send_to_wandb)
+def _add_track(commands: Any) -> None:
+    track = commands.add_parser("track", help="send an evaluation to W&B, trackio or TensorBoard that was made without")
+    track.add_argument("evaluation", help="folder of run_evaluate_geo.py")
+    track.add_argument("--report_to", nargs="+", choices=TRACKERS, default=["wandb"], help="default: wandb")
+    track.add_argument("--checkpoint", help="folder of the training, where metrics.json does not lead to it")
+    track.add_argument("--run_name", help="default: the folder's path below outputs/")
+    track.add_argument("--run_group", help="default: the group of the training")
+    track.add_argument("--run_tags", nargs="+", default=[])
+    track.set_defaults(run=_track)
 
 
 def _report(arguments: argparse.Namespace) -> int:
@@ -219,14 +221,13 @@ def _say_written(written: Sequence[Path]) -> int:
     return 0
 
 
-def _send_to_wandb(arguments: argparse.Namespace) -> int:
-    from geomae.tracking import refuse_missing_packages
+def _track(arguments: argparse.Namespace) -> int:
+    refuse_missing_trackers(arguments.report_to, draws=True)
+    from geomae.reporting.trackers import report_evaluation  # matplotlib and cartopy
 
-    refuse_missing_packages()
-    from geomae.reporting.wandb_run import log_evaluation  # matplotlib and cartopy
-
-    is_sent = log_evaluation(
+    is_sent = report_evaluation(
         arguments.evaluation,
+        arguments.report_to,
         checkpoint=arguments.checkpoint,
         name=arguments.run_name,
         group=arguments.run_group,

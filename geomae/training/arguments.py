@@ -17,7 +17,7 @@ from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
 from geomae.errors import ConfigError
 from geomae.provenance import shown_config
-from geomae.tracking import refuse_bad_tags, run_group_of, run_name_of
+from geomae.tracking import refuse_bad_tags, refuse_missing_trackers, run_group_of, run_name_of
 from geomae.training.config_file import Variants, given_keys, option, parse_config
 from geomae.training.data_arguments import DataArguments
 
@@ -223,6 +223,7 @@ class GeoMAETrainingArguments(TrainingArguments):
     run_group: str | None = option(
         None, "What W&B groups the run under; null: WANDB_RUN_GROUP, or the first folder of output_dir below outputs/."
     )
+    project: str = option("geomae", "What trackio files the run under; W&B reads WANDB_PROJECT, or takes geomae.")
     run_tags: list[str] = option([], "Tags of the run in W&B, such as [half, seed_0]; none: those of WANDB_TAGS.")
 
     max_bad_fraction: float = option(0.01, "Stop when more than this share of the photos cannot be decoded.")
@@ -265,6 +266,7 @@ class GeoMAETrainingArguments(TrainingArguments):
         self.run_name = self.run_name or run_name_of(self.output_dir)
         self.run_group = self.run_group or os.environ.get("WANDB_RUN_GROUP") or run_group_of(self.output_dir)
         refuse_bad_tags(self.run_tags)
+        refuse_missing_trackers(self.report_to)
         self._check_not_used()
         self._check_backend()
         self._check_ranges()
@@ -274,6 +276,8 @@ class GeoMAETrainingArguments(TrainingArguments):
             raise ConfigError(f"dispatch_batches and split_batches of accelerator_config are not used: {_OWN_LOADER}")
         if "wandb" in (self.report_to or ()):
             self._tell_wandb()
+        if self.trackio_static_space_id is None:
+            self.trackio_static_space_id = False  # with push_to_hub, transformers would copy trackio's records unasked
         # Without a launcher transformers would use nn.DataParallel, which splits batches behind the stream's back.
         self._n_gpu = min(self._n_gpu, 1)
         self.num_photos = 0

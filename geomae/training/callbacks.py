@@ -8,36 +8,17 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState
+from transformers import TrainerCallback, TrainerControl, TrainerState
 
 from geomae.geography import great_circle_km
 from geomae.training.run_folder import describe_run, write_run_record
 from geomae.training.streaming import StreamingTrainer
+from geomae.training.trackers import describe_to_trackers, show_picture
 from geomae.training.trainers import GeolocationTrainer
 
 __all__ = ["PredictionMaps", "ReconstructionPanels", "RunRecord"]
 
 logger = logging.getLogger(__name__)
-
-
-def wandb_of(trainer: Trainer) -> Any:
-    """The `wandb` module where this process has a run in it, else None."""
-    for callback in trainer.callback_handler.callbacks:
-        if type(callback).__name__ == "WandbCallback" and callback._wandb.run is not None:
-            return callback._wandb
-    return None
-
-
-def show_picture(trainer: Trainer, name: str, path: Path) -> None:
-    """Send a picture to the trackers that the run reports to: W&B and TensorBoard."""
-    if (wandb := wandb_of(trainer)) is not None:
-        wandb.log({name: wandb.Image(str(path)), "train/global_step": trainer.state.global_step})
-    for callback in trainer.callback_handler.callbacks:
-        if type(callback).__name__ == "TensorBoardCallback" and callback.tb_writer is not None:
-            from matplotlib.image import imread
-
-            pixels = imread(path)[..., :3]  # (H, W, 3 or 4) -> (H, W, 3)
-            callback.tb_writer.add_image(name, pixels, trainer.state.global_step, dataformats="HWC")
 
 
 class ReconstructionPanels(TrainerCallback):
@@ -112,7 +93,7 @@ class PredictionMaps(TrainerCallback):
 
 
 class RunRecord(TrainerCallback):
-    """Writes `run.json`: what was run, on what, from what, and how it ended; W&B gets the same configuration.
+    """Writes `run.json`: what was run, on what, from what, and how it ended; trackers get the same.
 
     Args:
         trainer: of the run.
@@ -139,10 +120,8 @@ class RunRecord(TrainerCallback):
             "peak_flops_per_device": progress.peak_flops,
             "peak_flops_source": progress.peak_source,
         }
-        if (wandb := wandb_of(self.trainer)) is not None:
-            wandb.config.update(self.record["config"], allow_val_change=True)
-            names = ("id", "name", "group", "project", "entity", "url")
-            self.record["wandb"] = {name: getattr(wandb.run, name) or None for name in names}
+        made_by = {name: self.record[name] for name in ("commit", "versions", "hardware")}
+        self.record |= describe_to_trackers(self.trainer, {**self.record["config"], "made_by": made_by})
         self._write(state)
 
     def on_train_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:

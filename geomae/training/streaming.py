@@ -32,6 +32,7 @@ from geomae.training.progress import StreamProgress
 from geomae.training.run_folder import STATE_FILE, find_checkpoint
 from geomae.training.safeguards import DamageCounter
 from geomae.training.sharding import own_class, refuse_other_sharding, set_up_sharding
+from geomae.training.trackers import start_trackers
 
 __all__ = ["StreamingTrainer"]
 
@@ -128,6 +129,7 @@ class StreamingTrainer(Trainer):
         """
         checkpoint = find_checkpoint(resume_from_checkpoint, self.args.output_dir)
         self.progress.resume(checkpoint)
+        start_trackers(self, checkpoint)
         if checkpoint is not None:
             refuse_other_sharding(checkpoint, is_sharded=self.is_fsdp_enabled)
             state = TrainerState.load_from_json(str(Path(checkpoint) / STATE_FILE))
