@@ -7,7 +7,7 @@ from typing import Any
 
 from geomae.training import refuse_what_the_model_refuses
 
-__all__ = ["load_autoencoder", "load_embedder", "load_geolocator"]
+__all__ = ["load_autoencoder", "load_embedder", "load_geolocator", "models_folder"]
 
 
 def load_autoencoder(path: str | Path) -> Any:
@@ -38,6 +38,11 @@ def load_geolocator(path: str | Path) -> Any:
     """
     with refuse_what_the_model_refuses():
         return _models().load_geolocator(path)
+
+
+def models_folder() -> Path:
+    """Where the code of the models lies."""
+    return Path(_models().__file__).resolve().parent
 
 
 def _models() -> Any:

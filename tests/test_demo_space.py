@@ -15,6 +15,7 @@ from geomae.demo.space import write_space
 from geomae.errors import ConfigError
 
 
+@pytest.mark.slow
 def test_space_starts_where_nothing_but_its_folder_is(tmp_path):
     """Its own app.py, with a download that a test makes of a folder, and a launch that does not listen."""
     assert main(["space", "--model", "somebody/geomae-small", "--output_dir", str(tmp_path / "space")]) == 0

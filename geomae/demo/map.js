@@ -1,5 +1,6 @@
 // Moves the maps inside `element`: drag, pinch, wheel, keys, buttons; a click or Enter guesses where a map takes guesses.
-// Gradio replaces the maps whenever they change, so everything listens on `element`, and a map keeps its view in itself.
+// Gradio replaces or patches the maps whenever they change, so everything listens on `element`, a map keeps its view in
+// itself, and one whose `viewBox` is not what was set here last is new.
 const WORLD_WIDTH = 360, WORLD_HEIGHT = 180, CLOSEST = 0.5;
 const clamp = (value, low, high) => Math.min(Math.max(value, low), high);
 const mapOf = (target) => target.closest && target.closest('.geo-map')?.querySelector('svg');
@@ -12,7 +13,8 @@ function show(svg, x, y, height) {
   x = x - WORLD_WIDTH * Math.round(x / WORLD_WIDTH);
   y = clamp(y, height / 2 - 90, 90 - height / 2);
   svg.view = { x, y, height, width };
-  svg.setAttribute('viewBox', `${x - width / 2} ${y - height / 2} ${width} ${height}`);
+  svg.shown = `${x - width / 2} ${y - height / 2} ${width} ${height}`;
+  svg.setAttribute('viewBox', svg.shown);
   svg.style.setProperty('--unit', box.height ? height / box.height : 1);
   svg.classList.toggle('geo-zoomed', height < tallest * 0.98);
 }
@@ -26,7 +28,7 @@ const showFocus = (svg) =>
   show(svg, Number(svg.dataset.longitude), -Number(svg.dataset.latitude), Number(svg.dataset.extent));
 
 function start(svg) {
-  if (svg.view || !svg.getBoundingClientRect().width) return;
+  if (svg.shown === svg.getAttribute('viewBox') || !svg.getBoundingClientRect().width) return;
   showWorld(svg);
 }
 function placeOf(svg, clientX, clientY) {
@@ -107,7 +109,7 @@ element.addEventListener('keydown', (event) => {
   act();
 });
 const startAll = () => element.querySelectorAll('.geo-map svg').forEach(start);
-new MutationObserver(startAll).observe(element, { childList: true, subtree: true });
+new MutationObserver(startAll).observe(element, { childList: true, subtree: true, attributeFilter: ['viewBox'] });
 new ResizeObserver(() => element.querySelectorAll('.geo-map svg').forEach((svg) => {
   if (svg.view) show(svg, svg.view.x, svg.view.y, svg.classList.contains('geo-zoomed') ? svg.view.height : WORLD_HEIGHT);
   else start(svg);

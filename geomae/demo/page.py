@@ -29,6 +29,8 @@ logger = logging.getLogger(__name__)
 
 HERE = Path(__file__).parent
 ONE_AT_A_TIME: dict[str, Any] = {"concurrency_limit": 1, "concurrency_id": "model"}  # photos wait, cores do not fight
+_EVENT: dict[str, Any] = {"api_visibility": "private"}
+_PHOTO: dict[str, Any] = {**_EVENT, **ONE_AT_A_TIME, "trigger_mode": "always_last"}  # one dropped meanwhile comes next
 MAX_WAITING = 64  # visitors in the queue; a later one is told to come back
 FORGOTTEN_AFTER_S = 1800  # what a visitor's session holds, where the page stays open and untouched
 FAILED = "Something went wrong with this photo on our side. The page still works: try another one."
@@ -80,9 +82,9 @@ def build_page(
         with gr.Tabs():
             with gr.Tab("Ask the model"):
                 add_answer_tab(geolocator)
-            with gr.Tab("What the model sees"):
+            with gr.Tab("What it sees"):
                 add_patches_tab(reconstructor)
-            with gr.Tab("You against the model"):
+            with gr.Tab("Beat the model"):
                 add_game_tab(geolocator, game_photos)
     page.queue(max_size=MAX_WAITING, api_open=False)
     return page
@@ -174,12 +176,9 @@ def add_answer_tab(geolocator: Geolocator) -> None:
         truth, line = _find_truth(place_text, None, found)
         return texts.answer_map(found, truth), line
 
-    drop.photo(answer, [place, reads_exif], [shown, world, truth_line, card, answered], **_EVENT, **ONE_AT_A_TIME)
+    drop.photo(answer, [place, reads_exif], [shown, world, truth_line, card, answered], **_PHOTO)
     for happens in (place.submit, place.blur):
         happens(judge, [place, answered], [world, truth_line], show_progress="hidden", **_EVENT)
-
-
-_EVENT: dict[str, Any] = {"api_visibility": "private"}
 
 
 def _find_truth(place_text: str, photo: bytes | None, found: PhotoAnswer) -> tuple[tuple[float, float] | None, str]:
@@ -236,10 +235,10 @@ def add_patches_tab(reconstructor: Reconstructor | None) -> None:
             return gr.skip()
         return _or_refusal(lambda: restore(pixels, hidden_percent, mask_number), lambda sentence: sentence)
 
-    drop.photo(take, [share, seed], [pictures, crop], **_EVENT, **ONE_AT_A_TIME)
+    drop.photo(take, [share, seed], [pictures, crop], **_PHOTO)
     another.click(lambda: secrets.randbelow(100), None, seed, show_progress="hidden", **_EVENT)
     for slider in (share, seed):
-        slider.change(again, [crop, share, seed], pictures, show_progress="hidden", **_EVENT, **ONE_AT_A_TIME)
+        slider.change(again, [crop, share, seed], pictures, show_progress="hidden", **_PHOTO)
 
 
 def add_game_tab(geolocator: Geolocator, photos: GamePhotos | None) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 import yaml
 from huggingface_hub.utils import HFValidationError, validate_repo_id
 
+from geomae.checkpoints import models_folder
 from geomae.errors import ConfigError
 from geomae.files import write_whole
 
@@ -78,8 +79,9 @@ def write_space(model: str, output_dir: str | Path) -> list[Path]:
     write_whole(folder / "requirements.txt", "\n".join(_requirements()) + "\n")
     write_whole(folder / "app.py", APP.format(model=model))
     shutil.copytree(PACKAGE, folder / "geomae", ignore=NOT_FOR_THE_SPACE)
-    if not (PACKAGE / "modeling").is_dir():  # in a checkout it stands beside the package, in a wheel within
-        shutil.copytree(PACKAGE.parent / "modeling", folder / "modeling", ignore=NOT_FOR_THE_SPACE)
+    models = models_folder()
+    if not models.is_relative_to(PACKAGE):  # in a checkout they stand beside the package, in a wheel within
+        shutil.copytree(models, folder / models.name, ignore=NOT_FOR_THE_SPACE)
     return sorted(path for path in folder.rglob("*") if path.is_file())
 
 

@@ -86,7 +86,7 @@ def draw_map(
     buttons = (*_BUTTONS, ("focus", "Answer", "Zoom to the answer")) if marks else _BUTTONS
     return (
         f'<figure class="geo-map{" geo-guessing" if takes_guess else ""}">'
-        f'<svg viewBox="-180 -90 360 180" preserveAspectRatio="xMidYMid slice" tabindex="0" role="application" '
+        f'<svg viewBox="-180.0 -90.0 360.0 180.0" preserveAspectRatio="xMidYMid slice" tabindex="0" role="application" '
         f'aria-roledescription="map" aria-label="{html.escape(description)} {keys}"{focus}>'
         f'<rect class="geo-sea" x="-720" y="-90" width="1440" height="180"/>'
         f'<g id="{name}-content"><use href="#{LAND_ID}"/>{content}</g>{copies}'
