@@ -17,7 +17,14 @@ from scipy.spatial import cKDTree
 from geomae.columns import UNKNOWN
 from geomae.geography import EARTH_RADIUS_KM, great_circle_km, unit_vectors
 
-__all__ = ["NearestPlace", "PopulatedPlaces", "nearest_countries", "nearest_places", "read_populated_places", "write_places"]
+__all__ = [
+    "NearestPlace",
+    "PopulatedPlaces",
+    "nearest_countries",
+    "nearest_places",
+    "read_populated_places",
+    "write_places",
+]
 
 # Judged by Natural Earth's boundaries at 1:10 million, on the 24,142 photos of YFCC25600 that lie on its land, the
 # nearest place has the right country for 98.5 % (of places of 15,000), 99.2 % (5,000), 99.4 % (1,000), 99.4 % (500);

@@ -2,14 +2,15 @@
 
 import copy
 import csv
+import http.client
 import io
+import urllib.request
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import httpx
 import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError
@@ -18,6 +19,7 @@ from transformers import Pipeline
 from transformers.pipelines.pt_utils import KeyDataset
 from transformers.utils import cached_file
 
+from .configuration_geolocation_head import DECODINGS
 from .geodesy import EARTH_RADIUS_KM
 from .image_processing_geomae import GeoMAEImageProcessor
 
@@ -117,6 +119,8 @@ class ImageToCoordinatesPipeline(Pipeline):
             raise ValueError(f"{', '.join(unknown)}: unknown; the options are top_k, decoding, timeout, batch_size.")
         if top_k is not None and top_k < 1:
             raise ValueError(f"top_k={top_k}: expected at least 1 place.")
+        if decoding is not None and decoding not in DECODINGS:
+            raise ValueError(f"decoding={decoding!r}: expected one of {', '.join(DECODINGS)}.")
         if decoding is not None and not self.model.head.has_posterior:
             raise ValueError(f"decoding={decoding!r}: the model's head answers a point, which is not decoded.")
         forward = {"top_k": top_k, "decoding": decoding}
@@ -133,13 +137,13 @@ class ImageToCoordinatesPipeline(Pipeline):
                 with open_photo(photo, self.image_processor.size["shortest_edge"], timeout) as image:
                     return dict(self.image_processor(image, return_tensors="pt"))
             return dict(self.image_processor(photo, return_tensors="pt"))
-        except (ValueError, OSError, httpx.HTTPError, httpx.InvalidURL, Image.DecompressionBombError) as error:
+        except (ValueError, OSError, http.client.HTTPException, Image.DecompressionBombError) as error:
             raise ValueError(f"{describe(photo)} cannot be located: {error}") from error
 
     def _forward(
         self, model_inputs: Mapping[str, Tensor], top_k: int = 5, decoding: str | None = None
     ) -> dict[str, Tensor]:
-        """`coordinates_deg` `(B, 2)`; of a posterior `radii_km` `(B, 2)`, `masses` `(B, k)` and `tops` `(B, k, 2)` too."""
+        """`coordinates_deg` `(B, 2)`; of a posterior `radii_km` `(B, 2)`, `masses` `(B, k)`, `tops` `(B, k, 2)`."""
         answer, head = self.model(model_inputs["pixel_values"]), self.model.head
         if not head.has_posterior:
             return {"coordinates_deg": answer.coordinates_deg}
@@ -245,14 +249,14 @@ def open_photo(source: str | Path, short_side: int, timeout: float) -> Image.Ima
 
 def download(address: str, timeout: float) -> bytes:
     """What stands at an address, if that is not more than `MAX_DOWNLOAD_BYTES`."""
-    content = bytearray()
-    with httpx.stream("GET", address, timeout=timeout, follow_redirects=True) as response:
-        response.raise_for_status()
-        for part in response.iter_bytes():
-            content += part
-            if len(content) > MAX_DOWNLOAD_BYTES:
-                raise ValueError(f"it has more than {MAX_DOWNLOAD_BYTES:,} bytes.")
-    return bytes(content)
+    request = urllib.request.Request(address, headers={"User-Agent": "image-to-coordinates"})  # some refuse Python's
+    with urllib.request.urlopen(
+        request, timeout=timeout
+    ) as response:  # not httpx: which one comes varies with the Hub's
+        content: bytes = response.read(MAX_DOWNLOAD_BYTES + 1)
+    if len(content) > MAX_DOWNLOAD_BYTES:
+        raise ValueError(f"it has more than {MAX_DOWNLOAD_BYTES:,} bytes.")
+    return content
 
 
 def describe(photo: Any) -> str:

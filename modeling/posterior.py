@@ -141,11 +141,13 @@ def descend_to_median(mass: Tensor, places: Tensor, start: Tensor) -> Tensor:
 
 
 def take(places: Tensor, indices: Tensor) -> Tensor:
-    """The places `(B, ..., 3)` of indices `(B, ...)`, from `(K, 3)` or, for each photo its own, `(B, K, 3)`."""
+    """The places `(B, 3)` or `(B, k, 3)` of indices `(B,)` or `(B, k)`, from `(K, 3)` or, each its own, `(B, K, 3)`."""
     if places.dim() == 2:
         return places[indices]
-    flat = indices.reshape(len(indices), -1, 1).expand(-1, -1, 3)
-    return places.gather(1, flat).reshape(*indices.shape, 3)
+    # no len(indices), no reshape: torch.export would fix the number of photos
+    several = indices[:, None] if indices.dim() == 1 else indices
+    taken = places.gather(1, several[..., None].expand(-1, -1, 3))
+    return taken[:, 0] if indices.dim() == 1 else taken
 
 
 def mean_place(mass: Tensor, places: Tensor) -> Tensor:

@@ -1,5 +1,7 @@
 """A saved folder is all that anyone needs: it loads in a fresh process without this repository, bitwise the same."""
 
+import functools
+import importlib.metadata
 import json
 import os
 import subprocess
@@ -11,8 +13,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from geocell_models import save_cell_model
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+from PIL import Image
 from safetensors.torch import load_file, save_file
+from transformers import pipeline
 
+from geomae.populated_places import write_places
 from modeling import (
     GeoBaselineConfig,
     GeoBaselineForGeolocation,
@@ -24,16 +32,30 @@ from modeling import (
 
 FORGET_THIS_REPOSITORY = """
 import sys
-sys.meta_path[:] = [finder for finder in sys.meta_path if "__editable__" not in getattr(finder, "__module__", "")]
+finders = [finder for finder in sys.meta_path if "__editable__" not in getattr(finder, "__module__", "")]
 sys.path[:] = [folder for folder in sys.path if folder and folder != {root!r}]
+
+class OnlyWhatTheModelsNeed:
+    '''As in an environment with torch, transformers and timm, and what these require.'''
+
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in {missing!r}:
+            return None
+        return next((spec for finder in finders if (spec := finder.find_spec(name, path, target))), None)
+
+    def find_distributions(self, context):
+        return [found for finder in finders if hasattr(finder, "find_distributions")
+                for found in finder.find_distributions(context)]
+
+sys.meta_path[:] = [OnlyWhatTheModelsNeed()]
 """
 
 STRANGER = """
 import importlib.util, sys, torch, transformers
 from safetensors.torch import load_file, save_file
 
-for ours in ("modeling", "geomae"):
-    assert importlib.util.find_spec(ours) is None, f"{ours} can be imported, so this proves nothing"
+for absent in ("modeling", "geomae", "cv2", "datasets", "accelerate"):
+    assert importlib.util.find_spec(absent) is None, f"{absent} can be imported, so this proves nothing"
 auto_class, folder, photos, answers = sys.argv[1:]
 model = getattr(transformers, auto_class).from_pretrained(folder, trust_remote_code=True).eval()
 inputs = load_file(photos)
@@ -46,31 +68,58 @@ model.save_pretrained(answers + "-again")
 """
 
 
-def ask_a_stranger(auto_class: str, folder: Path, inputs: dict[str, torch.Tensor], tmp_path: Path) -> dict[str, Any]:
-    """Load `folder` in a process that knows nothing of this repository, and return what the model answers there."""
-    elsewhere = tmp_path / "elsewhere"
-    elsewhere.mkdir()
-    save_file(inputs, elsewhere / "photos.safetensors")
+PIPELINE_STRANGER = """
+import importlib.util, json, sys, transformers
+
+for absent in ("modeling", "geomae", "cv2", "datasets", "accelerate"):
+    assert importlib.util.find_spec(absent) is None, f"{absent} can be imported, so this proves nothing"
+folder, photo = sys.argv[1:]
+locate = transformers.pipeline("image-to-coordinates", model=folder, trust_remote_code=True, device="cpu")
+processor = transformers.AutoImageProcessor.from_pretrained(folder, trust_remote_code=True)
+pixels = processor(transformers.image_utils.load_image(photo))["pixel_values"]
+print(json.dumps([locate(photo), locate([photo, photo], batch_size=2), pixels.flatten().tolist()]))
+"""
+
+
+@functools.cache
+def modules_not_required() -> set[str]:
+    """What can be imported here and could not with torch, transformers, timm and what these require alone."""
+    required, waiting = set(), ["torch", "transformers", "timm"]
+    while waiting:
+        name = canonicalize_name(waiting.pop())
+        if name in required:
+            continue
+        required.add(name)
+        requirements = [Requirement(text) for text in importlib.metadata.requires(name) or []]
+        waiting += [each.name for each in requirements if each.marker is None or each.marker.evaluate({"extra": ""})]
+    owners = importlib.metadata.packages_distributions()
+    return {module for module, names in owners.items() if not {canonicalize_name(name) for name in names} & required}
+
+
+def run_as_a_stranger(script: str, arguments: list[str], elsewhere: Path) -> str:
+    """Standard output of a script in a process that can import neither this repository nor what it needs besides."""
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    script = FORGET_THIS_REPOSITORY.format(root=str(Path(__file__).parent.parent)) + STRANGER
-    answers = elsewhere / "answers.safetensors"
-    command = [
-        sys.executable,
-        "-c",
-        script,
-        auto_class,
-        str(folder),
-        str(elsewhere / "photos.safetensors"),
-        str(answers),
-    ]
+    root, missing = str(Path(__file__).parent.parent), modules_not_required()
     done = subprocess.run(
-        command,
+        [sys.executable, "-c", FORGET_THIS_REPOSITORY.format(root=root, missing=missing) + script, *arguments],
         cwd=elsewhere,
         env=environment | {"HF_MODULES_CACHE": str(elsewhere / "modules")},
         capture_output=True,
         text=True,
     )
     assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+def ask_a_stranger(auto_class: str, folder: Path, inputs: dict[str, torch.Tensor], tmp_path: Path) -> dict[str, Any]:
+    """Load `folder` in a process that knows nothing of this repository, and return what the model answers there."""
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    save_file(inputs, elsewhere / "photos.safetensors")
+    answers = elsewhere / "answers.safetensors"
+    run_as_a_stranger(
+        STRANGER, [auto_class, str(folder), str(elsewhere / "photos.safetensors"), str(answers)], elsewhere
+    )
     return load_file(answers)
 
 
@@ -142,6 +191,22 @@ def test_checkpoint_with_the_cells_of_mp16_loads_without_this_repository(
     for name, tensor in model.head.state_dict().items():
         assert torch.equal(tensor, again.head.state_dict()[name]), name
     assert again.head.temperature == 1.5
+
+
+def test_pipeline_of_a_checkpoint_needs_neither_this_repository_nor_its_requirements(
+    tiny_sizes: dict, tmp_path: Path
+) -> None:
+    folder = save_cell_model(tmp_path / "model", tiny_sizes)
+    write_places(folder)
+    noise = np.random.default_rng(0).integers(0, 256, (40, 50, 3), np.uint8)
+    Image.fromarray(noise).save(tmp_path / "photo.png")
+    photo = str(tmp_path / "photo.png")
+    one, two, pixels = json.loads(run_as_a_stranger(PIPELINE_STRANGER, [str(folder), photo], tmp_path))
+    here = pipeline("image-to-coordinates", model=GeoMAEForGeolocation.from_pretrained(folder), device="cpu")
+    assert one == here(photo)
+    assert one["nearest_place"]["name"]
+    assert two == here([photo, photo], batch_size=2)
+    assert pixels == here.image_processor(Image.fromarray(noise))["pixel_values"].flatten().tolist()
 
 
 @pytest.mark.parametrize("saved", [GeoMAEForPreTraining, GeoMAEModel, GeoMAEForGeolocation])

@@ -1,0 +1,237 @@
+"""The pipeline in a checkpoint folder: any kind of photo in, places with names out."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import pytest
+import torch
+from geocell_models import save_cell_model
+from local_server import FolderHandler, serve
+from PIL import Image
+from transformers import pipeline
+from transformers.pipelines.pt_utils import KeyDataset
+
+from geomae.geography import great_circle_km
+from geomae.populated_places import write_places
+from modeling import GeoMAEConfig, GeoMAEForGeolocation
+
+TINY = {
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 64,
+    "image_size": 32,
+    "patch_size": 8,
+    "head_hidden_sizes": [16, 8],
+}
+KEYS = ["latitude", "longitude", "radius_50_km", "radius_90_km", "top_places", "nearest_place"]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def own_modules_cache(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """Code of checkpoints is copied into a folder of this test's own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path_factory.mktemp("modules")))
+        yield
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A classifier of cells, with the names of places."""
+    folder = save_cell_model(tmp_path_factory.mktemp("classifier"), TINY)
+    write_places(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def locate(folder: Path) -> Any:
+    return pipeline("image-to-coordinates", model=str(folder), trust_remote_code=True, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Three photos of different sizes and contents, without losses."""
+    rng, folder = np.random.default_rng(0), tmp_path_factory.mktemp("photos")
+    paths = [folder / f"{number} a&b.png" for number in range(3)]
+    for path, size in zip(paths, ((40, 60), (37, 37), (90, 50)), strict=True):
+        coarse = Image.fromarray(rng.integers(0, 256, (3, 3, 3), np.uint8))
+        coarse.resize(size).save(path)
+    return paths
+
+
+def same(answer: dict[str, Any], other: dict[str, Any]) -> bool:
+    """Equal as far as float32 sums over batches of another size are."""
+    return list(answer) == list(other) and all(answer[key] == pytest.approx(other[key], rel=1e-4) for key in KEYS[:4])
+
+
+def test_the_answer_is_the_models_own(folder: Path, locate: Any, photos: list[Path]) -> None:
+    model = GeoMAEForGeolocation.from_pretrained(folder).eval()
+    with Image.open(photos[0]) as image, torch.no_grad():
+        output = model(locate.image_processor(image)["pixel_values"])
+    answer = locate(str(photos[0]), top_k=3)
+    assert list(answer) == KEYS
+    assert [answer["latitude"], answer["longitude"]] == output.coordinates_deg[0].tolist()
+    spread = model.head.spread_around(output.logits, output.coordinates_deg)
+    assert answer["radius_50_km"] == pytest.approx(float(spread.radius_50_km))
+    assert answer["radius_90_km"] == pytest.approx(float(spread.radius_90_km))
+    log_mass, places = model.head.place_log_probabilities(output.logits)
+    order = log_mass[0].argsort(descending=True)[:3]
+    assert [top["probability"] for top in answer["top_places"]] == pytest.approx(log_mass[0, order].exp().tolist())
+    assert [top["latitude"] for top in answer["top_places"]] == pytest.approx(places[0, order, 0].tolist())
+
+
+def test_every_kind_of_input_gets_the_same_answer(locate: Any, photos: list[Path]) -> None:
+    expected = [locate(str(path)) for path in photos]
+    assert expected[0] != expected[1]
+    images = [Image.open(path) for path in photos]
+    with serve(FolderHandler, root=photos[0].parent) as (server, _):
+        address = f"{server}/{photos[0].name.replace(' ', '%20')}"
+        assert same(locate(address), expected[0])
+    assert same(locate(photos[1]), expected[1])
+    assert same(locate(images[0]), expected[0])
+    arrays = [np.asarray(image) for image in images]
+    assert isinstance(locate(images), list)
+    for several in (photos, images, tuple(images)):
+        answers = locate(several, batch_size=2)
+        assert all(same(*pair) for pair in zip(answers, expected, strict=True))
+    answers = locate([arrays[1], torch.from_numpy(arrays[1].transpose(2, 0, 1).copy())])
+    assert all(same(answer, expected[1]) for answer in answers)
+    assert locate([]) == []
+
+
+def test_streams_are_answered_one_by_one(locate: Any, photos: list[Path]) -> None:
+    expected = [locate(str(path)) for path in photos]
+    rows = datasets.Dataset.from_dict({"image": [str(path) for path in photos], "name": list("abc")})
+    pictures = rows.cast_column("image", datasets.Image())
+    for stream in (
+        (str(path) for path in photos),
+        KeyDataset(rows, "image"),
+        rows,
+        pictures,
+        pictures.to_iterable_dataset(),
+    ):
+        answers = locate(stream, batch_size=2)
+        assert not isinstance(answers, list)
+        assert all(same(*pair) for pair in zip(answers, expected, strict=True))
+    with pytest.raises(ValueError, match="has the columns name; wrap the photos' in KeyDataset"):
+        locate(rows.remove_columns("image"))
+
+
+def test_the_nearest_place_is_named(folder: Path, locate: Any, photos: list[Path]) -> None:
+    answer = locate(str(photos[0]))
+    lines = (folder / "populated_places.csv").read_text(encoding="utf-8").splitlines()
+    places = np.array([line.rsplit(",", 2)[1:] for line in lines[1:]], dtype=np.float64)
+    for point in (answer, *answer["top_places"]):
+        distances_km = great_circle_km(np.array([[point["latitude"], point["longitude"]]]), places)
+        near = point["nearest_place"]
+        assert near["distance_km"] == pytest.approx(distances_km.min(), rel=1e-4)
+        name = lines[1 + int(distances_km.argmin())]
+        assert near["name"] in name
+        assert near["country"] in name
+
+
+def test_a_place_at_the_point_itself_is_0_km_away(locate: Any) -> None:
+    paris, _ = locate.nearest_places(np.array([[48.85341, 2.3488], [0.0, 180.0]]))
+    assert paris["name"] == "Paris"
+    assert paris["country"] == "France"
+    assert paris["distance_km"] < 0.1
+
+
+def test_without_the_file_of_places_none_is_named(tmp_path: Path, photos: list[Path]) -> None:
+    save_cell_model(tmp_path, TINY)
+    answer = pipeline("image-to-coordinates", model=str(tmp_path), trust_remote_code=True)(str(photos[0]))
+    assert answer["nearest_place"] is None
+    assert {top["nearest_place"] for top in answer["top_places"]} == {None}
+
+
+def test_a_file_of_places_that_is_none_is_named(tmp_path: Path, photos: list[Path]) -> None:
+    save_cell_model(tmp_path, TINY)
+    (tmp_path / "populated_places.csv").write_text("name,latitude\nParis,48.9\n")
+    locate = pipeline("image-to-coordinates", model=str(tmp_path), trust_remote_code=True)
+    with pytest.raises(ValueError, match="expected the columns name, country, latitude and longitude"):
+        locate(str(photos[0]))
+
+
+def test_another_decoding_can_be_asked_for(folder: Path, locate: Any, photos: list[Path]) -> None:
+    model = GeoMAEForGeolocation.from_pretrained(folder).eval()
+    with Image.open(photos[0]) as image, torch.no_grad():
+        logits = model(locate.image_processor(image)["pixel_values"]).logits
+    for decoding in ("argmax", "kernel", "expected_km", "mean_in_top_k"):
+        answer = locate(str(photos[0]), decoding=decoding)
+        expected = model.head.decode(logits, [decoding])[decoding][0].tolist()
+        assert [answer["latitude"], answer["longitude"]] == pytest.approx(expected, abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        {"head_type": "sphere"},
+        {"head_type": "tanh"},
+        {"head_type": "hybrid", "num_geocells": [3, 9]},
+        {"head_type": "vmf_mixture", "num_geocells": [9]},
+        {"head_type": "vmf_mixture", "num_mixture_components": 5},
+    ],
+    ids=["sphere", "tanh", "hybrid", "vmf of cells", "free vmf"],
+)
+def test_every_head_answers_in_the_same_form(head: dict[str, Any], photos: list[Path]) -> None:
+    model = GeoMAEForGeolocation(GeoMAEConfig(**TINY, **head))  # registered by importing modeling; never saved
+    answers = pipeline("image-to-coordinates", model=model)(photos, batch_size=3, top_k=4)
+    for answer in answers:
+        assert list(answer) == KEYS
+        assert json.loads(json.dumps(answer)) == answer
+        assert abs(answer["latitude"]) <= 90
+        assert abs(answer["longitude"]) <= 180
+        if model.head.has_posterior:
+            assert answer["radius_50_km"] < answer["radius_90_km"]
+            masses = [top["probability"] for top in answer["top_places"]]
+            assert len(masses) == 4
+            assert masses == sorted(masses, reverse=True)
+        else:
+            assert (answer["radius_50_km"], answer["radius_90_km"], answer["top_places"]) == (None, None, [])
+
+
+def test_half_precision_keeps_the_head_in_float32(folder: Path, locate: Any, photos: list[Path]) -> None:
+    half = pipeline("image-to-coordinates", model=str(folder), trust_remote_code=True, dtype=torch.bfloat16)
+    assert {p.dtype for p in half.model.head.parameters()} == {torch.float32}
+    assert {p.dtype for p in half.model.backbone.parameters()} == {torch.bfloat16}
+    masses = [each(str(photos[0]))["top_places"][0]["probability"] for each in (half, locate)]
+    assert masses[0] == pytest.approx(masses[1], abs=0.1)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert locate(str(photos[0]))["top_places"][0]["probability"] == pytest.approx(masses[1], abs=0.1)
+
+
+def test_a_bad_photo_is_named(locate: Any, photos: list[Path], tmp_path: Path) -> None:
+    (tmp_path / "letter.jpg").write_text("Dear model,")
+    with pytest.raises(ValueError, match=r"letter\.jpg' cannot be located: it is no photo"):
+        locate([str(photos[0]), str(tmp_path / "letter.jpg")])
+    with pytest.raises(ValueError, match=r"missing\.jpg' cannot be located: there is no such file"):
+        locate("missing.jpg")
+    with pytest.raises(ValueError, match=r"ndarray of shape \(5, 5, 7\) cannot be located"):
+        locate(np.zeros((5, 5, 7), np.uint8))
+    with (
+        serve(FolderHandler, root=tmp_path) as (server, _),
+        pytest.raises(ValueError, match=r"nothing\.jpg' cannot be located: .*404"),
+    ):
+        locate(f"{server}/nothing.jpg")
+
+
+def test_options_that_cannot_work_are_refused(locate: Any, photos: list[Path]) -> None:
+    with pytest.raises(ValueError, match="top_k=0: expected at least 1"):
+        locate(photos, top_k=0)
+    with pytest.raises(ValueError, match="topk: unknown; the options are top_k"):
+        locate(photos, topk=3)
+    with pytest.raises(ValueError, match=r"decoding='best'.*argmax, kernel, expected_km"):
+        locate(photos, decoding="best")
+    point = pipeline("image-to-coordinates", model=GeoMAEForGeolocation(GeoMAEConfig(**TINY)))
+    with pytest.raises(ValueError, match="answers a point, which is not decoded"):
+        point(photos, decoding="kernel")
+
+
+def test_a_pipeline_saves_what_it_was_loaded_from(locate: Any, photos: list[Path], tmp_path: Path) -> None:
+    locate.save_pretrained(tmp_path)
+    assert "image-to-coordinates" in json.loads((tmp_path / "config.json").read_text())["custom_pipelines"]
+    again = pipeline("image-to-coordinates", model=str(tmp_path), trust_remote_code=True)
+    assert again(str(photos[0]))["latitude"] == locate(str(photos[0]))["latitude"]
