@@ -8,7 +8,7 @@ SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
-.PHONY: help setup quick demo earth photos thesis heads test lint bench clean
+.PHONY: help setup quick demo earth photos thesis heads test lint bench docs clean
 
 PYTHON ?= python3
 VENV ?= $(or $(VIRTUAL_ENV),.venv)
@@ -51,6 +51,10 @@ bench: $(INSTALLED) ## Run every benchmark
 	@files=($$(grep -l '^if __name__' benchmarks/*.py)); \
 	if [ $${#files[@]} -eq 0 ]; then echo "There are no benchmarks in benchmarks/ yet."; fi; \
 	for file in "$${files[@]}"; do echo "== $$file"; $(BIN)/python "$$file"; done
+
+docs: $(INSTALLED) ## Build the documentation, a site without outside addresses
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build
+	@echo "To read it: $(BIN)/python -m http.server --bind 127.0.0.1 --directory outputs/site"
 
 # The demo: every step leaves a file that the next one reads, so an interrupted `make demo` goes on where it stopped, in the
 # middle of a training too. A step whose result exists but is older than its input starts afresh.

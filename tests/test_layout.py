@@ -22,9 +22,11 @@ OTHER_NAMES = {
     "cv2": "opencv-python-headless",
     "faiss": "faiss-cpu",
     "huggingface_hub": "huggingface-hub",
+    "wandb_workspaces": "wandb-workspaces",
     "yaml": "pyyaml",
 }
-IMPORTED_BY_OTHERS = {"torchvision", "wandb"}  # timm; transformers, when a configuration says `report_to: wandb`
+# timm; transformers, when a configuration says `report_to: wandb`; torch, for `report_to: tensorboard` and for ONNX
+IMPORTED_BY_OTHERS = {"torchvision", "wandb", "tensorboard", "onnxscript"}
 
 # What the documents name and a run writes, or a reader brings.
 NOT_IN_THE_CHECKOUT = ("outputs/", "data/my", "my_photos", ".venv/")
@@ -138,7 +140,7 @@ def test_what_is_imported_is_declared_and_what_is_declared_is_imported() -> None
     with (ROOT / "pyproject.toml").open("rb") as file:
         project = tomllib.load(file)["project"]
     requirements = project["dependencies"] + project["optional-dependencies"]["report"]
-    for extra in ("ray", "retrieval", "geocells", "demo"):
+    for extra in ("ray", "retrieval", "geocells", "demo", "dashboards", "onnx"):
         requirements += project["optional-dependencies"][extra]
     declared = {re.split(r"[<>=!~\[; ]", requirement)[0] for requirement in requirements}
     assert distributions <= declared
