@@ -65,9 +65,9 @@ RESUME = $(if $(wildcard $@),--overwrite_output_dir true,--resume_from_checkpoin
 # The first result: a classifier of cells from scratch, without pretraining, on the demo's crops.
 QUICK := outputs/quick
 
-quick: $(QUICK)/evaluate/metrics.json ## A first model and its answers within two minutes, without a download
+quick: $(QUICK)/answers.txt ## A first model and its answers within two minutes, without a download
 	@echo; $(BIN)/python -m geomae.evaluation show $(QUICK)/evaluate
-	@echo; $(BIN)/python -m geomae.predict $(DEMO)/data --split test --limit 8 --model $(QUICK)/finetune
+	@echo; head -n 8 $<; echo "... ($<)"
 	@echo; echo "The model: $(QUICK)/finetune. A page to ask it, and to play against it:"; \
 	  echo "$(BIN)/python app.py --model $(QUICK)/finetune --photos $(DEMO)/data"
 
@@ -80,6 +80,9 @@ $(QUICK)/finetune/model.safetensors: configs/finetune/quick.yaml $(QUICK)/geocel
 $(QUICK)/evaluate/metrics.json: $(QUICK)/finetune/model.safetensors
 	$(BIN)/python run_evaluate_geo.py --checkpoint $(QUICK)/finetune --test_set $(DEMO)/data --split test \
 	  --train_coordinates $(DEMO)/data --output_dir $(@D)
+
+$(QUICK)/answers.txt: $(QUICK)/evaluate/metrics.json
+	$(BIN)/python -m geomae.predict $(DEMO)/data --split test --model $(QUICK)/finetune --format table --output_file $@
 
 demo: $(DEMO)/report/report.md ## Photos, pretraining, fine-tuning, evaluation and report in a few minutes, without a download
 	@echo; $(BIN)/python -m geomae.evaluation show $(DEMO)/evaluate
