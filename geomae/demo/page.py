@@ -63,6 +63,10 @@ INTRODUCTION = (
     "memory, and forgotten. Do not use this to find people who have not asked to be found."
 )
 GPS_LABEL = "Read the photo's own GPS position as the true place"
+NO_PRETRAINED = (
+    "This page has no pretrained model to ask. Start it with --pretrained PATH, the folder of a run of "
+    "run_pretrain_mae.py, and a photo appears here masked, and as the model restores it."
+)
 GAME_LABEL = "Five photos whose places are known. Guess where each was taken, and see if you beat the model."
 GUESS_LABEL = "Your guess: latitude, longitude"
 PLACE_LABEL = "True place, if you know it: latitude, longitude"
@@ -211,12 +215,7 @@ def _find_truth(place_text: str, photo: bytes | None, found: PhotoAnswer) -> tup
 def add_patches_tab(reconstructor: Reconstructor | None) -> None:
     """What a pretraining sees of a photo."""
     if reconstructor is None:
-        gr.HTML(
-            texts.notice(
-                "This page has no pretrained model to ask. Start it with --pretrained PATH, the folder of a run of "
-                "run_pretrain_mae.py, and a photo appears here masked, and as the model restores it."
-            )
-        )
+        gr.HTML(texts.notice(NO_PRETRAINED))
         return
     crop = gr.State(None, time_to_live=FORGOTTEN_AFTER_S)  # the square that the model takes, without the rest
     gr.Markdown(
