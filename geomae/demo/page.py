@@ -30,7 +30,8 @@ logger = logging.getLogger(__name__)
 HERE = Path(__file__).parent
 ONE_AT_A_TIME: dict[str, Any] = {"concurrency_limit": 1, "concurrency_id": "model"}  # photos wait, cores do not fight
 _EVENT: dict[str, Any] = {"api_visibility": "private"}
-_PHOTO: dict[str, Any] = {**_EVENT, **ONE_AT_A_TIME, "trigger_mode": "always_last"}  # one dropped meanwhile comes next
+_PHOTO: dict[str, Any] = {**_EVENT, **ONE_AT_A_TIME, "trigger_mode": "multiple"}  # one dropped meanwhile comes next
+_SLIDER: dict[str, Any] = {**_EVENT, **ONE_AT_A_TIME, "trigger_mode": "always_last"}
 MAX_WAITING = 64  # visitors in the queue; a later one is told to come back
 FORGOTTEN_AFTER_S = 1800  # what a visitor's session holds, where the page stays open and untouched
 FAILED = "Something went wrong with this photo on our side. The page still works: try another one."
@@ -249,7 +250,7 @@ def add_patches_tab(reconstructor: Reconstructor | None) -> None:
     drop.photo(take, [share, seed], [pictures, crop], **_PHOTO)
     another.click(lambda: secrets.randbelow(100), None, seed, show_progress="hidden", **_EVENT)
     for slider in (share, seed):
-        slider.change(again, [crop, share, seed], pictures, show_progress="hidden", **_PHOTO)
+        slider.change(again, [crop, share, seed], pictures, show_progress="hidden", **_SLIDER)
 
 
 def add_game_tab(geolocator: Geolocator, photos: GamePhotos | None) -> None:
