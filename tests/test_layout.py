@@ -83,8 +83,9 @@ def paths_named_in(document: Path) -> Iterator[str]:
 
 @pytest.mark.parametrize("path", MODELING, ids=lambda path: path.name)
 def test_modeling_imports_nothing_that_a_checkpoint_folder_lacks(path: Path) -> None:
-    with_transformers = {"huggingface_hub", "numpy", "safetensors"}  # transformers cannot be installed without them
-    allowed = {"torch", "transformers", "timm", *with_transformers, *sys.stdlib_module_names}
+    # transformers cannot be installed without the first three, nor timm without torchvision, which brings Pillow
+    with_these = {"huggingface_hub", "numpy", "safetensors", "PIL"}
+    allowed = {"torch", "transformers", "timm", *with_these, *sys.stdlib_module_names}
     assert top_level(path) <= allowed, f"{path.name} imports {sorted(top_level(path) - allowed)}"
 
 
