@@ -61,10 +61,13 @@ class SelectiveBlock(Block):
     that is done for these alone. The answers are the same.
     """
 
-    def forward(self, tokens: Tensor, wanted: slice | None = None) -> Tensor:  # type: ignore[override]
-        """`(B, T, D)` -> `(B, T, D)`, or `(B, K, D)`: only the tokens that are `wanted`."""
+    def forward(
+        self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False, wanted: slice | None = None
+    ) -> Tensor:
+        """`(B, T, D)` -> `(B, T, D)` as in timm, or `(B, K, D)`: only the tokens that are `wanted`, without a mask."""
         if wanted is None:
-            return super().forward(tokens)
-        attended = self.attn.attend_from(self.norm1(tokens), wanted)
-        tokens = tokens[:, wanted] + self.drop_path1(self.ls1(attended))
+            masks = {"is_causal": True} if is_causal else {}  # older versions of timm do not know it
+            return super().forward(x, attn_mask=attn_mask, **masks)
+        attended = self.attn.attend_from(self.norm1(x), wanted)
+        tokens = x[:, wanted] + self.drop_path1(self.ls1(attended))
         return tokens + self.drop_path2(self.ls2(self.mlp(self.norm2(tokens))))

@@ -172,12 +172,12 @@ class CheckpointedBlocks(nn.Module):
     def forward(self, tokens: Tensor, blocks: Sequence[SelectiveBlock], wanted: slice) -> Tensor:
         """`(B, T, D)` -> `(B, K, D)` through every block in turn: the tokens that are `wanted` of the last one."""
         for block in blocks:
-            selected = (wanted,) if block is blocks[-1] and wanted != slice(None) else ()
+            selected = {"wanted": wanted} if block is blocks[-1] and wanted != slice(None) else {}
             if self.gradient_checkpointing and self.training:
-                tokens = self._gradient_checkpointing_func(block, tokens, *selected)
+                tokens = self._gradient_checkpointing_func(block, tokens, **selected)
             else:
-                tokens = block(tokens, *selected)
-        return tokens
+                tokens = block(tokens, **selected)
+        return tokens if len(blocks) else tokens[:, wanted]
 
 
 class GeoMAEModel(GeoMAEPreTrainedModel):

@@ -108,8 +108,12 @@ class PixelNormalizer(nn.Module):
         """Normalise photos `(B, C, H, W)` or patches `(B, N, C * p * p)`; the shape stays."""
         if pixels.is_floating_point():
             return pixels
-        scaled = self._by_channel(pixels) * (1 / (255 * self.std))  # one pass over the pixels, and one more
-        return scaled.sub_(self.mean / self.std).view(pixels.shape)
+        mean, std = (
+            self.mean.float(),
+            self.std.float(),
+        )  # in bfloat16 the difference below would lose most of its digits
+        scaled = self._by_channel(pixels) * (1 / (255 * std))  # one pass over the pixels, and one more
+        return scaled.sub_(mean / std).view(pixels.shape)
 
     def to_uint8(self, pixels: Tensor) -> Tensor:
         """Undo `forward`: normalised floats of the same shapes to uint8, clipped to 0..255."""

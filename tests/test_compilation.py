@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from accelerate.utils import is_compiled_module
 from launching import run_twice_beside_itself
 from many_processes import KINDS, train_and_save
 from packed_photos import TINY, geolocation_trainer, mae_trainer, pack, training_arguments
@@ -136,6 +137,7 @@ def test_evaluations_before_and_after_training_share_their_graph(photos: Path, t
     for run in (trainer.evaluate, trainer.evaluate, trainer.train, trainer.evaluate):
         run()
         graphs.append(num_graphs() - before)
+        assert is_compiled_module(trainer.model_wrapped)
     assert graphs == [1, 1, 2, 2]
 
 

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from modeling import GeoMAEConfig, GeoMAEForGeolocation, GeoMAEForPreTraining, GeoMAEModel
+from modeling.attention import DeviceAwareAttention
 from modeling.patches import patchify, unpatchify
 
 
@@ -238,10 +239,16 @@ def whole_then_cut(self: Any, tokens: Tensor, blocks: Any, wanted: slice) -> Ten
     return tokens[:, wanted]
 
 
+@pytest.mark.parametrize("is_fused", [False, True], ids=["plain", "fused"])
 @pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize("options", [{}, {"pooling": "mean"}, {"drop_path_rate": 0.9, "qkv_bias": False}])
 def test_geolocation_leaves_out_only_what_nobody_reads(
-    tiny_sizes: dict, photos: Tensor, options: dict, checkpointing: bool, monkeypatch: pytest.MonkeyPatch
+    tiny_sizes: dict,
+    photos: Tensor,
+    options: dict,
+    checkpointing: bool,
+    is_fused: bool,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     model = GeoMAEForGeolocation(GeoMAEConfig(**tiny_sizes | options)).double().train()
     if checkpointing:
@@ -249,6 +256,7 @@ def test_geolocation_leaves_out_only_what_nobody_reads(
     coordinates, answers = torch.tensor([[10.0, 20.0], [-30.0, 150.0], [89.0, -70.0]]), []
     for forward in (type(model.geomae.run_blocks).forward, whole_then_cut):
         monkeypatch.setattr(type(model.geomae.run_blocks), "forward", forward)
+        monkeypatch.setattr(DeviceAwareAttention, "fused_attn", is_fused and forward is not whole_then_cut)
         model.zero_grad()
         torch.manual_seed(0)  # of stochastic depth
         answer = model(photos, coordinates)
@@ -258,6 +266,25 @@ def test_geolocation_leaves_out_only_what_nobody_reads(
     assert answers[0][1].keys() == answers[1][1].keys()
     for name, gradient in answers[0][1].items():
         assert torch.allclose(gradient, answers[1][1][name], rtol=1e-4, atol=1e-5), name
+
+
+def test_a_block_takes_the_masks_that_those_of_timm_take(tiny_sizes: dict, photos: Tensor) -> None:
+    encoder = GeoMAEModel(GeoMAEConfig(**tiny_sizes)).eval().backbone
+    block, tokens = encoder.blocks[0], torch.randn(2, 5, encoder.embed_dim)
+    only_itself = torch.zeros(5, 5).masked_fill(~torch.eye(5, dtype=torch.bool), -torch.inf)
+    alone = torch.cat([block(tokens[:, i : i + 1]) for i in range(5)], dim=1)
+    assert torch.allclose(block(tokens, attn_mask=only_itself), alone, atol=1e-5)
+
+
+def test_a_decoder_without_blocks_predicts_the_patches_and_not_the_class_token(
+    tiny_sizes: dict, photos: Tensor
+) -> None:
+    settings = {"decoder_num_hidden_layers": 0, "norm_pix_loss": False}
+    model = GeoMAEForPreTraining(GeoMAEConfig(**tiny_sizes | settings)).eval()
+    output = model(photos)
+    target = model.geomae.pixel_normalizer(patchify(photos, model.config.patch_size))
+    error = (output.logits - target).square().mean(dim=-1)
+    assert output.loss.item() == pytest.approx(error[output.mask].mean().item(), rel=1e-5)
 
 
 def test_last_block_of_a_geolocator_works_for_the_class_token_alone(tiny_sizes: dict, photos: Tensor) -> None:

@@ -52,6 +52,16 @@ def test_normalizer_matches_its_definition_on_photos_and_patches() -> None:
     assert torch.allclose(normalizer(patchify(photos, 8)), patchify(expected, 8), atol=1e-6)
 
 
+def test_normalizer_of_a_model_in_bfloat16_keeps_the_photos_digits() -> None:
+    photos = torch.arange(256, dtype=torch.uint8).repeat(3).reshape(1, 3, 16, 16)
+    normalizer = PixelNormalizer([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]).to(torch.bfloat16)
+    floats = normalizer(photos)
+    assert floats.dtype == torch.float32
+    mean, std = (buffer.double().view(1, 3, 1, 1) for buffer in (normalizer.mean, normalizer.std))
+    assert torch.allclose(floats.double(), (photos.double() / 255 - mean) / std, atol=1e-5)
+    assert torch.equal(normalizer.to_uint8(floats), photos)
+
+
 def test_normalizer_takes_floats_as_they_are_and_can_be_undone() -> None:
     photos = torch.randint(0, 256, (2, 3, 16, 16), dtype=torch.uint8)
     normalizer = PixelNormalizer([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])

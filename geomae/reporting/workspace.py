@@ -109,7 +109,7 @@ def build_workspace(
 def _draw(panel: PanelSpec, test_set: str) -> Any:
     import wandb_workspaces.reports.v2 as wr
 
-    names: Sequence[Any] = [name.replace(TEST_SET, test_set) for name in panel.logged]
+    names: list[Any] = [name.replace(TEST_SET, test_set) for name in panel.logged]
     if panel.kind == "media":
         return wr.MediaBrowser(title=panel.title, media_keys=names, num_columns=2)
     if panel.kind == "bar":
