@@ -10,6 +10,7 @@ from geomae.evaluation.summary import with_other_answers
 __all__ = ["list_eval_results"]
 
 UNITS = {"mean_km": "mean error, km", "median_km": "median error, km", "geoscore": "GeoScore, 0 to 5000"}
+GROUPS = ("scene", "continent")  # few enough to be read; metrics/ has the countries
 OF_POSTERIORS = {
     "nll": "negative log-likelihood, nats per steradian",
     "mean_expected_km": "mean error that the posterior expects, km",
@@ -48,16 +49,21 @@ def list_eval_results(evaluations: Sequence[Mapping[str, Any]], *, task: str) ->
 def _list_numbers(metrics: dict[str, Any]) -> Iterator[tuple[str, str, str, float, dict[str, Any]]]:
     """Answer, key, name, value and arguments of every number."""
     for answer, row in with_other_answers({"answer": metrics}).items():
-        groups = {f"{answer}, {kind} {group}": numbers for kind, of in row.get("by", {}).items() for group, numbers in of.items()}
+        groups = {
+            f"{answer}, {kind} {group}": numbers
+            for kind in GROUPS
+            for group, numbers in row.get("by", {}).get(kind, {}).items()
+        }
         for label, numbers in {answer: row, **groups}.items():
             for key, name, value, interval in _numbers_of(numbers):
-                arguments = {"num_photos": numbers["num_photos"]}
-                yield label, key, name, value, arguments | ({} if interval is None else {"interval_95": list(interval)})
-        if "posterior" in row:
-            posterior = row["posterior"]
-            for key, name, value, interval in _numbers_of_posterior(posterior):
-                arguments = {"num_photos": posterior.get("num_photos", row["num_photos"])}
-                yield answer, key, name, value, arguments | ({} if interval is None else {"interval_95": list(interval)})
+                yield label, key, name, value, _arguments(numbers["num_photos"], interval)
+        posterior = row.get("posterior", {})
+        for key, name, value, interval in _numbers_of_posterior(posterior):
+            yield answer, key, name, value, _arguments(posterior.get("num_photos", row["num_photos"]), interval)
+
+
+def _arguments(num_photos: int, interval: Sequence[float] | None) -> dict[str, Any]:
+    return {"num_photos": num_photos} | ({} if interval is None else {"interval_95": list(interval)})
 
 
 def _numbers_of(row: Mapping[str, Any]) -> Iterator[tuple[str, str, float, Sequence[float] | None]]:
