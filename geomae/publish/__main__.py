@@ -33,7 +33,9 @@ def main(argv: Sequence[str] | None = None) -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m geomae.publish", description=__doc__.splitlines()[0])
     parser.add_argument("run", metavar="RUN", help="folder of a finished training; or the word cards")
-    parser.add_argument("--repo_id", metavar="OWNER/NAME", help="repository of the Hub to upload to; made where missing")
+    parser.add_argument(
+        "--repo_id", metavar="OWNER/NAME", help="repository of the Hub to upload to; made where missing"
+    )
     parser.add_argument("--dry_run", action="store_true", help="list the files, with sizes and sha256; leave nothing")
     parser.add_argument("--private", action="store_true", help="a new repository is seen by its owner alone")
     parser.add_argument("--output_dir", metavar="FOLDER", help="where the folder is built (default: RUN/hub)")

@@ -62,7 +62,9 @@ class CardFacts:
         """What it is; the Hub's task and the class that loads it."""
         found = [kind for end, kind in KINDS.items() if self.architecture.endswith(end)]
         if not found:
-            raise ConfigError(f"the model is a {self.architecture}; a card is about one that ends in {', '.join(KINDS)}")
+            raise ConfigError(
+                f"the model is a {self.architecture}; a card is about one that ends in {', '.join(KINDS)}"
+            )
         return found[0]
 
 
@@ -73,7 +75,9 @@ def render_card(facts: CardFacts) -> ModelCard:
         ConfigError: there is no template, as where the wheel is installed without the checkout; or no such model.
     """
     if not TEMPLATE.is_file():
-        raise ConfigError("there is no model_cards/template.md beside this package: run it in a clone of the repository")
+        raise ConfigError(
+            "there is no model_cards/template.md beside this package: run it in a clone of the repository"
+        )
     results, bias = _describe_results(facts)
     data = _card_data(facts)
     return ModelCard.from_template(

@@ -102,9 +102,11 @@ def _fill(folder: Path, run: Path, compared: ComparedRun, repo_id: str | None) -
     assert training is not None  # a run with trainer_state.json is a training
     architecture = _save_model(run, folder)
     record = public_record(training.run)
-    evaluations = [each for each in compared.evaluations if is_of(each.metrics, run) and "retrieval" not in each.metrics]
+    evaluations = [
+        each for each in compared.evaluations if is_of(each.metrics, run) and "retrieval" not in each.metrics
+    ]
     shown = [
-        EvaluationRecord(each.folder, public_record(each.metrics), each.predictions, each.baseline_errors)
+        EvaluationRecord(each.folder, _public_metrics(each.metrics), each.predictions, each.baseline_errors)
         for each in evaluations
     ]
     write_whole(folder / "run.json", _as_json(record))
@@ -114,7 +116,9 @@ def _fill(folder: Path, run: Path, compared: ComparedRun, repo_id: str | None) -
         if not (ROOT / name).is_file():
             raise ConfigError(f"there is no {name} beside this package: run it in a clone of the repository")
         shutil.copyfile(ROOT / name, folder / name)
-    title = repo_id.rpartition("/")[2] if repo_id else str(record.get("config", {}).get("run_name") or run.resolve().name)
+    title = (
+        repo_id.rpartition("/")[2] if repo_id else str(record.get("config", {}).get("run_name") or run.resolve().name)
+    )
     pictures = _draw(folder, title, training, shown)
     facts = CardFacts(title, architecture, record.get("config", {}), record, shown, pictures, repo_id)
     write_whole(folder / "README.md", str(render_card(facts)))
@@ -138,6 +142,14 @@ def public_record(record: Mapping[str, Any]) -> dict[str, Any]:
     return shown
 
 
+def _public_metrics(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """Without the photographers by name, who are people."""
+    shown = public_record(metrics)
+    if "by" in shown:
+        shown["by"] = {kind: groups for kind, groups in shown["by"].items() if kind != "author"}
+    return shown
+
+
 def training_config(record: Mapping[str, Any]) -> str:
     """YAML that repeats a run: every setting that is not its default, of what `run.json` recorded.
 
@@ -150,7 +162,9 @@ def training_config(record: Mapping[str, Any]) -> str:
     kept = {
         key: value
         for key, value in config.items()
-        if value is not None and not NOT_THE_EXPERIMENT.fullmatch(key) and (key not in defaults or value != defaults[key])
+        if value is not None
+        and not NOT_THE_EXPERIMENT.fullmatch(key)
+        and (key not in defaults or value != defaults[key])
     }
     script = shlex.split(str(record.get("command") or "run"))[0]
     header = f"# Repeats the run: accelerate launch {script} {TRAINING_CONFIG}\n"
@@ -167,9 +181,7 @@ def _write_metrics(folder: Path, evaluations: Sequence[EvaluationRecord]) -> Non
         (folder / "metrics").rmdir()
 
 
-def _draw(
-    folder: Path, title: str, training: TrainingRecord, evaluations: Sequence[EvaluationRecord]
-) -> list[Picture]:
+def _draw(folder: Path, title: str, training: TrainingRecord, evaluations: Sequence[EvaluationRecord]) -> list[Picture]:
     """What the model restores, where it answers, how far off it is, and whether its radii hold what they say."""
     pictures = folder / "pictures"
     pictures.mkdir()

@@ -1,15 +1,18 @@
 """A folder -> a repository of the Hub, in one commit."""
 
+import re
 from pathlib import Path
 from urllib.parse import quote
 
-from huggingface_hub import HfApi
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import get_token, validate_repo_id
 
 from geomae.errors import ConfigError, PublishError
 
 __all__ = ["refuse_bad_target", "upload_hub_folder"]
+
+REPLACED = re.compile(r"(pictures|metrics)/.+|model.*\.safetensors(\.index\.json)?")
 
 
 def refuse_bad_target(repo_id: str, token: str | None = None) -> None:
@@ -31,7 +34,9 @@ def refuse_bad_target(repo_id: str, token: str | None = None) -> None:
 def upload_hub_folder(
     folder: str | Path, repo_id: str, *, repeat: str, private: bool | None = None, token: str | None = None
 ) -> str:
-    """Make the repository where it is missing and make it equal to the folder, in one commit.
+    """Make the repository where it is missing, and put the folder into it in one commit.
+
+    Weights, pictures and metrics of an earlier upload that the folder has no more are removed; other files stay.
 
     Args:
         folder: of `build_hub_folder`.
@@ -52,15 +57,20 @@ def upload_hub_folder(
     api = HfApi(token=token)
     try:
         api.create_repo(repo_id, private=private, exist_ok=True)
-        api.upload_folder(
-            repo_id=repo_id,
-            folder_path=folder,
-            commit_message="Publish with GeoMAE",
-            delete_patterns="*",  # what an earlier upload left and this folder has not
-        )
+        api.create_commit(repo_id, _operations(api, Path(folder), repo_id), commit_message="Publish with GeoMAE")
     except Exception as problem:  # whatever a network can do; the run must not be lost by it
         raise PublishError(
             f"{repo_id} was not uploaded: {type(problem).__name__}: {problem}\n"
             f"  The folder {folder} is complete and nothing is half-written. To repeat: {repeat}"
         ) from problem
     return f"{api.endpoint}/{quote(repo_id)}"
+
+
+def _operations(api: HfApi, folder: Path, repo_id: str) -> list[CommitOperationAdd | CommitOperationDelete]:
+    """Not `upload_folder`: where hf_xet is installed, that makes several commits of one folder."""
+    names = [path.relative_to(folder).as_posix() for path in sorted(folder.rglob("*")) if path.is_file()]
+    stale = [name for name in api.list_repo_files(repo_id) if REPLACED.fullmatch(name) and name not in names]
+    return [
+        *(CommitOperationAdd(path_in_repo=name, path_or_fileobj=folder / name) for name in names),
+        *(CommitOperationDelete(path_in_repo=name) for name in stale),
+    ]
