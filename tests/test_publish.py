@@ -127,7 +127,8 @@ def test_card_speaks_of_dual_use_of_data_and_of_bias(hub_folder):
     for word in ("stalking", "military", "CC BY 4.0", "YFCC100M", "AutoModelForImageClassification", "@mastersthesis"):
         assert word in text
     bias = text[text.index("## Bias") : text.index("## Training data")]
-    assert "By continent" in bias and "| continent | photos |" in bias
+    assert "By continent" in bias
+    assert "| continent | photos |" in bias
     assert "<b>" not in text.partition("\n---\n")[2].replace("\\<b\\>", "")
     assert EVIL_ID not in text
 
@@ -136,7 +137,8 @@ def test_card_passes_the_hubs_own_checks(hub_folder, hub):
     card = ModelCard.load(hub_folder / "README.md")
     card.validate()
     name, again = model_index_to_eval_results(card.data.to_dict()["model-index"])
-    assert name == "a <b>run</b>" and len(again) == len(card.data.eval_results) > 20
+    assert name == "a <b>run</b>"
+    assert len(again) == len(card.data.eval_results) > 20
     assert card.data.datasets == ["owner/photos"]
 
 
@@ -145,14 +147,17 @@ def test_unevaluated_pretraining_says_that_nothing_was_measured(tmp_path):
     GeoMAEForPreTraining(GeoMAEConfig(**TINY)).save_pretrained(run)
     build_hub_folder(run, tmp_path / "hub")
     text = (tmp_path / "hub" / "README.md").read_text()
-    assert "Nothing was measured" in text and "model-index" not in text and "AutoModelForPreTraining" in text
+    assert "Nothing was measured" in text
+    assert "model-index" not in text
+    assert "AutoModelForPreTraining" in text
     last = (run / "pictures" / "reconstruction_step_000010.png").read_bytes()
     assert (tmp_path / "hub" / "pictures" / "reconstruction.png").read_bytes() == last
 
 
 def test_training_configuration_keeps_of_two_keys_the_given_one(hub_folder):
     config = yaml.safe_load((hub_folder / "training_config.yaml").read_text())
-    assert config["base_learning_rate"] == 2e-3 and "learning_rate" not in config
+    assert config["base_learning_rate"] == 2e-3
+    assert "learning_rate" not in config
     assert config["output_dir"] == "run"
 
 
@@ -188,7 +193,8 @@ def test_dry_run_lists_the_files_and_leaves_nothing(run, hub_folder, capsys, mon
 def test_without_a_repository_the_folder_is_built_and_the_next_command_is_said(run, tmp_path, capsys):
     main([str(run), "--output_dir", str(tmp_path / "hub")])
     out = capsys.readouterr().out
-    assert "Nothing was uploaded. To upload it: python -m geomae.publish" in out and "--repo_id OWNER/NAME" in out
+    assert "Nothing was uploaded. To upload it: python -m geomae.publish" in out
+    assert "--repo_id OWNER/NAME" in out
     assert (tmp_path / "hub" / "README.md").is_file()
 
 
@@ -197,7 +203,8 @@ def test_uploaded_repository_equals_the_folder_byte_for_byte_in_one_commit(run, 
     files = {file.relative_to(run / "hub").as_posix(): file.read_bytes() for file in list_files(run / "hub")}
     stored = dict(hub.repositories["someone/model"])
     stored.pop(".gitattributes")
-    assert stored == files and len(hub.commits) == 1
+    assert stored == files
+    assert len(hub.commits) == 1
     assert hub.asked[0][1].get("visibility", hub.asked[0][1].get("private")) in ("private", True)
     assert f"uploaded to {constants.ENDPOINT}/someone/model" in capsys.readouterr().out
     assert "hf download someone/model" in (run / "hub" / "README.md").read_text()
@@ -209,7 +216,8 @@ def test_repeated_upload_sends_no_content_again_and_removes_stale_pictures(hub_f
     hub.put.clear(), hub.commits.clear()
     hub.repositories["someone/model"] |= {"pictures/old.png": b"old", "notes.md": b"mine"}
     upload_hub_folder(folder, "someone/model", repeat="again")
-    assert not hub.put and "file" not in [key for commit in hub.commits for key in commit]
+    assert not hub.put
+    assert "file" not in [key for commit in hub.commits for key in commit]
     assert "pictures/old.png" not in hub.repositories["someone/model"]
     assert hub.repositories["someone/model"]["notes.md"] == b"mine"
 
@@ -218,7 +226,7 @@ def test_repeated_upload_sends_no_content_again_and_removes_stale_pictures(hub_f
 @pytest.mark.parametrize("where", ["/api/repos/create", "/preupload/", "/lfs/", "/commit/"])
 def test_broken_server_leaves_the_folder_whole_and_the_command_to_repeat(hub_folder, hub, where, how):
     hub.breaks_at, hub.how = where, how
-    with pytest.raises(PublishError, match="is complete and nothing is half-written. To repeat: try this"):
+    with pytest.raises(PublishError, match=r"is complete and nothing is half-written. To repeat: try this"):
         upload_hub_folder(hub_folder, "someone/model", repeat="try this")
     assert set(hub.repositories.get("someone/model", {})) <= {".gitattributes"}
 

@@ -34,8 +34,8 @@ KINDS = {  # end of the architecture's name -> what it is; the Hub's task; the c
 DATA = {  # a word in the names of the training data -> what is known of them
     "mp16": "MP-16 (Larson et al., 2017, MediaEval Placing Task): 4.7 million geotagged photos of Flickr, a part of "
     "YFCC100M (Thomee et al., 2016). Each photo has a Creative Commons licence of its own.",
-    "earth": "A stand-in for photos: patches of NASA's Blue Marble (public domain), cut at coordinates of MP-16. Numbers "
-    "of it say nothing about photos.",
+    "earth": "A stand-in for photos: patches of NASA's Blue Marble (public domain), cut at coordinates of MP-16. "
+    "Numbers of it say nothing about photos.",
     "demo": "Synthetic patches of a drawn Earth, to try the software. Numbers of it say nothing about photos.",
 }
 PROCEDURE = (  # settings worth a line in the card; training_config.yaml has them all
@@ -98,11 +98,12 @@ def render_card(facts: CardFacts) -> ModelCard:
 def _card_data(facts: CardFacts) -> ModelCardData:
     task = facts.kind[1][0]
     results = list_eval_results([record.metrics for record in facts.evaluations], task=task)
+    own_tags = ["masked-autoencoder"] if facts.architecture.startswith("GeoMAE") else []
     return ModelCardData(
         license="apache-2.0",
         library_name="transformers",
         pipeline_tag=task,
-        tags=["geolocation", "image-geolocation", "masked-autoencoder", "vision"],
+        tags=["geolocation", "image-geolocation", *own_tags, "vision"],
         datasets=_hub_datasets(facts.config) or None,
         metrics=["accuracy", "mean_km", "median_km", "geoscore"] if results else None,
         model_name=facts.title if results else None,
@@ -135,7 +136,7 @@ def _describe_results(facts: CardFacts) -> tuple[str, str]:
 
 def _describe_data(config: Mapping[str, Any]) -> list[Block]:
     names = [str(name) for name in config.get("data_dirs") or ()]
-    known = [text for word, text in DATA.items() if any(word in name.lower() for name in names)]
+    known = [text for word, text in DATA.items() if any(re.search(rf"\b{word}\b", name.lower()) for name in names)]
     listed = ", ".join(names) or "unknown"
     unknown = "Its owner has to say what these photos are, and under which licence they were used."
     return [Paragraph(f"Trained on: {listed}."), *(Paragraph(text) for text in known or [unknown])]

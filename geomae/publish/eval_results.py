@@ -25,8 +25,8 @@ def list_eval_results(evaluations: Sequence[Mapping[str, Any]], *, task: str) ->
         task: the card's `pipeline_tag`.
 
     Returns:
-        One entry for a number: `metric_config` names the answer and the group; `metric_args` has `num_photos` and, where
-        there is one, `interval_95`.
+        One entry for a number: `metric_config` names the answer and the group; `metric_args` has `num_photos` and,
+        where there is one, `interval_95`.
     """
     return [
         EvalResult(

@@ -25,7 +25,7 @@ from geomae.reporting.records import EvaluationRecord, TrainingRecord, unique_na
 from geomae.reporting.results_section import describe_posteriors, draw_error_cdf, draw_prediction_map, group_by_test_set
 from geomae.training import GeoMAETrainingArguments
 
-__all__ = ["TRAINING_CONFIG", "build_hub_folder", "list_files", "public_record", "training_config"]
+__all__ = ["TRAINING_CONFIG", "build_hub_folder", "list_files", "public_metrics", "public_record", "training_config"]
 
 TRAINING_CONFIG = "training_config.yaml"
 NEEDED = {  # of a finished run -> who writes it
@@ -106,7 +106,7 @@ def _fill(folder: Path, run: Path, compared: ComparedRun, repo_id: str | None) -
         each for each in compared.evaluations if is_of(each.metrics, run) and "retrieval" not in each.metrics
     ]
     shown = [
-        EvaluationRecord(each.folder, _public_metrics(each.metrics), each.predictions, each.baseline_errors)
+        EvaluationRecord(each.folder, public_metrics(each.metrics), each.predictions, each.baseline_errors)
         for each in evaluations
     ]
     write_whole(folder / "run.json", _as_json(record))
@@ -142,7 +142,7 @@ def public_record(record: Mapping[str, Any]) -> dict[str, Any]:
     return shown
 
 
-def _public_metrics(metrics: Mapping[str, Any]) -> dict[str, Any]:
+def public_metrics(metrics: Mapping[str, Any]) -> dict[str, Any]:
     """Without the photographers by name, who are people."""
     shown = public_record(metrics)
     if "by" in shown:
