@@ -56,6 +56,7 @@ class CardFacts:
     evaluations: Sequence[EvaluationRecord] = ()
     pictures: Sequence[Picture] = ()
     repo_id: str | None = None
+    measured_in: str | None = None  # a page with numbers of several runs, where there is none of this one alone
 
     @property
     def kind(self) -> tuple[str, tuple[str, str]]:
@@ -119,6 +120,9 @@ def _hub_datasets(config: Mapping[str, Any]) -> list[str]:
 
 def _describe_results(facts: CardFacts) -> tuple[str, str]:
     """The tables of results, and those by continent."""
+    if not facts.evaluations and facts.measured_in:
+        where = Paragraph(f"Runs of this configuration were compared over several seeds: {facts.measured_in}.")
+        return render_markdown([where]).strip(), "Nothing was measured by region."
     if not facts.evaluations:
         return render_markdown([Paragraph(UNMEASURED, is_warning=True)]).strip(), "Nothing was measured by region."
     names = unique_names([record.folder for record in facts.evaluations])
@@ -146,7 +150,7 @@ def _describe_procedure(facts: CardFacts) -> list[Block]:
     settings = [[key, str(facts.config[key])] for key in PROCEDURE if facts.config.get(key) is not None]
     blocks: list[Block] = [Table(["setting", "value"], settings)]
     if not facts.run:
-        return [*blocks, Paragraph("This configuration was not trained by us, or its record was not kept: unmeasured.")]
+        return [*blocks, Paragraph("No record of a training was found: unmeasured.")]
     versions = ", ".join(f"{name} {number}" for name, number in facts.run.get("versions", {}).items() if number)
     hardware = facts.run.get("hardware") or {}
     devices = ", ".join(hardware.get("gpus") or []) or f"{hardware.get('num_cpus', 'unknown number of')} CPU cores"

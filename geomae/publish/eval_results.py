@@ -75,7 +75,8 @@ def _numbers_of(row: Mapping[str, Any]) -> Iterator[tuple[str, str, float, Seque
         interval = intervals.get("accuracy_within_km", {}).get(radius)
         yield f"accuracy_within_{radius}_km", f"share of photos within {radius} km", share, interval
     for quantile, error_km in row.get("quantiles_km", {}).items():
-        yield f"quantile_{quantile}_km", f"{float(quantile):.0%} of errors are at most, km", error_km, None
+        interval = intervals.get("quantiles_km", {}).get(quantile)
+        yield f"quantile_{quantile}_km", f"{float(quantile):.0%} of errors are at most, km", error_km, interval
 
 
 def _numbers_of_posterior(posterior: Mapping[str, Any]) -> Iterator[tuple[str, str, float, Sequence[float] | None]]:

@@ -1,5 +1,6 @@
-"""A card for each configuration that this repository ships, with what `results/` has measured of it, or "unmeasured"."""
+"""A card for each shipped configuration, with what `results/` has measured of it, or "unmeasured"."""
 
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ from geomae.reporting.records import EvaluationRecord, read_run_record
 __all__ = ["card_name", "list_configurations", "render_cards", "write_cards"]
 
 CARDS = ROOT / "model_cards"
+THESIS = ROOT / "results" / "thesis" / "earth"
+MEASURED_IN = {"heads_earth": "results/heads/heads.md"}  # tables over seeds, without evaluations of one model
 NO_MODELS = ("demo", "quick", "smoke")  # these try the software
 
 
@@ -47,7 +50,14 @@ def _facts(configuration: Path) -> CardFacts:
     task = "ForPreTraining" if configuration.parent.name == "pretrain" else "ForGeolocation"
     title = f"{configuration.stem} ({configuration.parent.name})"
     run = _find_run(config["output_dir"])
-    return CardFacts(title, family + task, config, run, _find_evaluations(config["output_dir"]))
+    return CardFacts(
+        title,
+        family + task,
+        config,
+        run,
+        _find_evaluations(config["output_dir"]),
+        measured_in=MEASURED_IN.get(configuration.stem),
+    )
 
 
 def _find_run(output_dir: str) -> dict[str, Any]:
@@ -56,14 +66,31 @@ def _find_run(output_dir: str) -> dict[str, Any]:
         record = read_run_record(file.parent)
         if record.get("config", {}).get("output_dir") == output_dir:
             return public_record(record)
+    for runs in _thesis().get("trainings", {}).values():
+        for record in runs.values():
+            if _option(record, "--output_dir") == output_dir:
+                return public_record(record)
     return {}
 
 
 def _find_evaluations(output_dir: str) -> list[EvaluationRecord]:
     """The evaluations in `results/` of the model of this folder; predictions are not kept there."""
     measured = [(file.parent, read_metrics(file)) for file in sorted((ROOT / "results").glob("**/metrics.json"))]
-    return [
-        EvaluationRecord(folder, public_metrics(metrics), pa.table({}), None)
-        for folder, metrics in measured
-        if metrics.get("checkpoint") == output_dir and "retrieval" not in metrics
-    ]
+    found = [each for each in measured if each[1].get("checkpoint") == output_dir and "retrieval" not in each[1]]
+    for model, sets in _thesis().get("models", {}).items():
+        for test_set, metrics in sets.items():
+            if _option(metrics, "--checkpoint") == output_dir:
+                about = {"name": test_set, "split": None, "num_photos": metrics["num_photos"], "ids_sha256": test_set}
+                found.append((THESIS / model / test_set, {**metrics, "test_set": about}))
+    return [EvaluationRecord(folder, public_metrics(metrics), pa.table({}), None) for folder, metrics in found]
+
+
+def _thesis() -> dict[str, Any]:
+    """All runs of `make thesis` in one file, each under the command that made it."""
+    return read_metrics(THESIS)
+
+
+def _option(record: dict[str, Any], name: str) -> str | None:
+    """What follows an option in a recorded command."""
+    words = shlex.split(str(record.get("command", "")))
+    return words[words.index(name) + 1] if name in words[:-1] else None
