@@ -13,12 +13,15 @@ from packed_photos import TINY
 from report_folders import EVIL_ID, make_evaluation, make_run
 from writable_hub import serve_writable_hub
 
+import run_finetune_geo
 from geomae.errors import ConfigError, PublishError, SourceError
 from geomae.publish.__main__ import main
-from geomae.publish.folder import build_hub_folder, list_files
+from geomae.publish.folder import build_hub_folder, list_files, training_config
 from geomae.publish.upload import upload_hub_folder
+from geomae.training import DataArguments, FinetuneArguments, GeoMAETrainingArguments, parse_config
 from modeling import GeoMAEConfig, GeoMAEForPreTraining
 
+ROOT = Path(__file__).resolve().parent.parent
 SECRETS = ("hf_SECRET", "/elsewhere", "alice", "PASSWORD", "somebody@N00")
 CONFIG = {
     "data_dirs": ["/elsewhere/alice/mp16", "s3://key:PASSWORD@bucket/x", "hf://datasets/owner/photos"],
@@ -243,3 +246,18 @@ def test_bad_repository_is_refused(run, repo_id, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "hf_of_the_test")
     with pytest.raises(ConfigError, match=f"repo_id {repo_id}"):
         main([str(run), "--repo_id", repo_id])
+
+
+def test_training_configuration_of_a_recorded_run_is_one_that_the_script_takes(tmp_path):
+    record = json.loads((ROOT / "results" / "earth" / "finetune_mae" / "run.json").read_text())
+    file = tmp_path / "training_config.yaml"
+    file.write_text(training_config(record))
+    classes = (DataArguments, FinetuneArguments, run_finetune_geo.ARCHITECTURES, GeoMAETrainingArguments)
+    parsed = {key: value for part in parse_config(classes, [str(file)]) for key, value in vars(part).items()}
+    given = yaml.safe_load((ROOT / "configs" / "finetune" / "earth_mae.yaml").read_text())
+    assert {key: parsed[key] for key in given} == {key: _number(value) for key, value in given.items()}
+
+
+def _number(value):
+    """YAML reads 2e-3 as text."""
+    return float(value) if isinstance(value, str) and value.replace("e-", "").isdigit() else value
