@@ -8,7 +8,7 @@ SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
-.PHONY: help setup quick demo earth photos thesis heads test lint bench clean
+.PHONY: help setup quick demo earth photos thesis heads test lint bench docs clean
 
 PYTHON ?= python3
 VENV ?= $(or $(VIRTUAL_ENV),.venv)
@@ -52,6 +52,10 @@ bench: $(INSTALLED) ## Run every benchmark
 	if [ $${#files[@]} -eq 0 ]; then echo "There are no benchmarks in benchmarks/ yet."; fi; \
 	for file in "$${files[@]}"; do echo "== $$file"; $(BIN)/python "$$file"; done
 
+docs: $(INSTALLED) ## Build the documentation, a site without outside addresses
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build
+	@echo "To read it: $(BIN)/python -m http.server --bind 127.0.0.1 --directory outputs/site"
+
 # The demo: every step leaves a file that the next one reads, so an interrupted `make demo` goes on where it stopped, in the
 # middle of a training too. A step whose result exists but is older than its input starts afresh.
 DEMO := outputs/demo
@@ -61,9 +65,9 @@ RESUME = $(if $(wildcard $@),--overwrite_output_dir true,--resume_from_checkpoin
 # The first result: a classifier of cells from scratch, without pretraining, on the demo's crops.
 QUICK := outputs/quick
 
-quick: $(QUICK)/evaluate/metrics.json ## A first model and its answers within two minutes, without a download
+quick: $(QUICK)/answers.txt ## A first model and its answers within two minutes, without a download
 	@echo; $(BIN)/python -m geomae.evaluation show $(QUICK)/evaluate
-	@echo; $(BIN)/python -m geomae.predict $(DEMO)/data --split test --limit 8 --model $(QUICK)/finetune
+	@echo; head -n 8 $<; echo "... ($<)"
 	@echo; echo "The model: $(QUICK)/finetune. A page to ask it, and to play against it:"; \
 	  echo "$(BIN)/python app.py --model $(QUICK)/finetune --photos $(DEMO)/data"
 
@@ -76,6 +80,9 @@ $(QUICK)/finetune/model.safetensors: configs/finetune/quick.yaml $(QUICK)/geocel
 $(QUICK)/evaluate/metrics.json: $(QUICK)/finetune/model.safetensors
 	$(BIN)/python run_evaluate_geo.py --checkpoint $(QUICK)/finetune --test_set $(DEMO)/data --split test \
 	  --train_coordinates $(DEMO)/data --output_dir $(@D)
+
+$(QUICK)/answers.txt: $(QUICK)/evaluate/metrics.json
+	$(BIN)/python -m geomae.predict $(DEMO)/data --split test --model $(QUICK)/finetune --format table --output_file $@
 
 demo: $(DEMO)/report/report.md ## Photos, pretraining, fine-tuning, evaluation and report in a few minutes, without a download
 	@echo; $(BIN)/python -m geomae.evaluation show $(DEMO)/evaluate

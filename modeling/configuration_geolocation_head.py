@@ -9,7 +9,10 @@ from transformers import PretrainedConfig
 __all__ = ["DECODINGS", "HEAD_TYPES", "GeolocationHeadConfig"]
 
 HEAD_TYPES = ("tanh", "sphere", "geocells", "hybrid", "vmf_mixture")
+"""What `head_type` may be: two heads that answer a point, three that answer a posterior."""
+
 DECODINGS = ("argmax", "kernel", "expected_km", "mean_in_top_k")
+"""What `decoding` may be: the ways to read one answer off a posterior."""
 
 
 class GeolocationHeadConfig(PretrainedConfig):

@@ -66,10 +66,8 @@ class ImageToCoordinatesPipeline(Pipeline):
     Args:
         model: a geolocator of GeoMAE or of its baselines.
         image_processor: made for the model's image size where none is given or found.
-        top_k: as in a call, for every call.
-        decoding: as in a call, for every call.
-        timeout: as in a call, for every call.
-        kwargs: `device`, `batch_size`, `num_workers` and others of `transformers.Pipeline`.
+        kwargs: `top_k`, `decoding` and `timeout` of every call; `device`, `batch_size`, `num_workers` and others of
+            `transformers.Pipeline`.
     """
 
     _load_image_processor = None

@@ -29,6 +29,7 @@ WRITTEN_BY_RUNS = (
     "comparison.json",
     "metrics.json",
     "run.json",
+    "runs/",
     "wandb/",
     *NOT_IN_THE_CHECKOUT,
 )

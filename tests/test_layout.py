@@ -22,9 +22,11 @@ OTHER_NAMES = {
     "cv2": "opencv-python-headless",
     "faiss": "faiss-cpu",
     "huggingface_hub": "huggingface-hub",
+    "wandb_workspaces": "wandb-workspaces",
     "yaml": "pyyaml",
 }
-IMPORTED_BY_OTHERS = {"torchvision", "wandb"}  # timm; transformers, when a configuration says `report_to: wandb`
+# timm; transformers, when a configuration says `report_to: wandb`; torch, for `report_to: tensorboard` and for ONNX
+IMPORTED_BY_OTHERS = {"torchvision", "wandb", "tensorboard", "onnxscript"}
 
 # What the documents name and a run writes, or a reader brings.
 NOT_IN_THE_CHECKOUT = ("outputs/", "data/my", "my_photos", ".venv/")
@@ -81,8 +83,9 @@ def paths_named_in(document: Path) -> Iterator[str]:
 
 @pytest.mark.parametrize("path", MODELING, ids=lambda path: path.name)
 def test_modeling_imports_nothing_that_a_checkpoint_folder_lacks(path: Path) -> None:
-    with_transformers = {"huggingface_hub", "numpy", "safetensors"}  # transformers cannot be installed without them
-    allowed = {"torch", "transformers", "timm", *with_transformers, *sys.stdlib_module_names}
+    # transformers cannot be installed without the first three, nor timm without torchvision, which brings Pillow
+    with_these = {"huggingface_hub", "numpy", "safetensors", "PIL"}
+    allowed = {"torch", "transformers", "timm", *with_these, *sys.stdlib_module_names}
     assert top_level(path) <= allowed, f"{path.name} imports {sorted(top_level(path) - allowed)}"
 
 
@@ -138,7 +141,7 @@ def test_what_is_imported_is_declared_and_what_is_declared_is_imported() -> None
     with (ROOT / "pyproject.toml").open("rb") as file:
         project = tomllib.load(file)["project"]
     requirements = project["dependencies"] + project["optional-dependencies"]["report"]
-    for extra in ("ray", "retrieval", "geocells", "demo"):
+    for extra in ("ray", "retrieval", "geocells", "demo", "dashboards", "onnx"):
         requirements += project["optional-dependencies"][extra]
     declared = {re.split(r"[<>=!~\[; ]", requirement)[0] for requirement in requirements}
     assert distributions <= declared

@@ -30,7 +30,8 @@ logger = logging.getLogger(__name__)
 HERE = Path(__file__).parent
 ONE_AT_A_TIME: dict[str, Any] = {"concurrency_limit": 1, "concurrency_id": "model"}  # photos wait, cores do not fight
 _EVENT: dict[str, Any] = {"api_visibility": "private"}
-_PHOTO: dict[str, Any] = {**_EVENT, **ONE_AT_A_TIME, "trigger_mode": "always_last"}  # one dropped meanwhile comes next
+_PHOTO: dict[str, Any] = {**_EVENT, **ONE_AT_A_TIME, "trigger_mode": "multiple"}  # one dropped meanwhile comes next
+_SLIDER: dict[str, Any] = {**_EVENT, **ONE_AT_A_TIME, "trigger_mode": "always_last"}
 MAX_WAITING = 64  # visitors in the queue; a later one is told to come back
 FORGOTTEN_AFTER_S = 1800  # what a visitor's session holds, where the page stays open and untouched
 FAILED = "Something went wrong with this photo on our side. The page still works: try another one."
@@ -63,6 +64,10 @@ INTRODUCTION = (
     "memory, and forgotten. Do not use this to find people who have not asked to be found."
 )
 GPS_LABEL = "Read the photo's own GPS position as the true place"
+NO_PRETRAINED = (
+    "This page has no pretrained model to ask. Start it with --pretrained PATH, the folder of a run of "
+    "run_pretrain_mae.py, and a photo appears here masked, and as the model restores it."
+)
 GAME_LABEL = "Five photos whose places are known. Guess where each was taken, and see if you beat the model."
 GUESS_LABEL = "Your guess: latitude, longitude"
 PLACE_LABEL = "True place, if you know it: latitude, longitude"
@@ -211,12 +216,7 @@ def _find_truth(place_text: str, photo: bytes | None, found: PhotoAnswer) -> tup
 def add_patches_tab(reconstructor: Reconstructor | None) -> None:
     """What a pretraining sees of a photo."""
     if reconstructor is None:
-        gr.HTML(
-            texts.notice(
-                "This page has no pretrained model to ask. Start it with --pretrained PATH, the folder of a run of "
-                "run_pretrain_mae.py, and a photo appears here masked, and as the model restores it."
-            )
-        )
+        gr.HTML(texts.notice(NO_PRETRAINED))
         return
     crop = gr.State(None, time_to_live=FORGOTTEN_AFTER_S)  # the square that the model takes, without the rest
     gr.Markdown(
@@ -250,7 +250,7 @@ def add_patches_tab(reconstructor: Reconstructor | None) -> None:
     drop.photo(take, [share, seed], [pictures, crop], **_PHOTO)
     another.click(lambda: secrets.randbelow(100), None, seed, show_progress="hidden", **_EVENT)
     for slider in (share, seed):
-        slider.change(again, [crop, share, seed], pictures, show_progress="hidden", **_PHOTO)
+        slider.change(again, [crop, share, seed], pictures, show_progress="hidden", **_SLIDER)
 
 
 def add_game_tab(geolocator: Geolocator, photos: GamePhotos | None) -> None:

@@ -61,6 +61,7 @@ KNOWN_TEST_SETS = {
         "withdrew its code in 2026); the other photos count as misses.",
     ),
 }
+"""The field's test sets by name: how many photos, the SHA-256 of their sorted ids, where the photos are to be had."""
 
 SHARED_PHOTOS = {
     frozenset(("im2gps", "im2gps3k")): (170747608, 508033358, 513453328, 534657711, 872841181, 1356370638),

@@ -21,7 +21,9 @@ __all__ = [
     "threshold_key",
 ]
 
-THRESHOLDS_KM = (1.0, 25.0, 200.0, 750.0, 2500.0)  # street, city, region, country, continent (Vo et al., 2017)
+THRESHOLDS_KM = (1.0, 25.0, 200.0, 750.0, 2500.0)
+"""Street, city, region, country, continent (Vo et al., 2017)."""
+
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 LARGEST_ERROR_KM = float(np.pi * EARTH_RADIUS_KM)  # from a point to its antipode
 GEOSCORE_MAXIMUM = 5000.0

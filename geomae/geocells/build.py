@@ -13,7 +13,8 @@ from geomae.geography import great_circle_km, spherical_means, to_degrees, unit_
 
 __all__ = ["LEAST_SPREAD_KM", "BuiltGeocells", "build_geocells"]
 
-LEAST_SPREAD_KM = 1.0  # of a cell whose photos all stand at one place: geotags are hardly more exact (street level)
+LEAST_SPREAD_KM = 1.0
+"""Spread of a cell whose photos all stand at one place: geotags are hardly more exact than a street."""
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from geomae.geography import great_circle_km
 __all__ = ["CEILING_KM", "judge_ceiling"]
 
 CEILING_KM = (25.0, 200.0, 750.0)
+"""Radii within which the best answer of the cells is counted: city, region, country."""
 
 
 def judge_ceiling(

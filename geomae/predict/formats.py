@@ -19,6 +19,8 @@ from geomae.predict.printing import printable, shorten_left, text_width
 __all__ = ["FORMATS", "format_of", "to_csv", "to_table", "write_answers"]
 
 FORMATS = ("table", "csv", "geojson", "kml", "parquet")
+"""What `--format` may be."""
+
 _SUFFIXES = {".csv": "csv", ".geojson": "geojson", ".json": "geojson", ".kml": "kml", ".parquet": "parquet"}
 _PAGE = 1000  # answers that decide how wide the columns of a table are
 _NARROWEST_NAME = 12  # columns of a terminal that a photo's name is never shortened below

@@ -1,4 +1,4 @@
-"""`python -m geomae.reporting report | compare | thesis | heads | posteriors | profile | fill | track`: about runs.
+"""`python -m geomae.reporting report | compare | thesis | heads | posteriors | profile | fill | track | workspace`.
 
 python -m geomae.reporting report --pretrain_run outputs/pretrain --finetune_run outputs/finetune \
     --evaluation outputs/evaluate --output_dir report
@@ -33,6 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         _add_profile,
         _add_fill,
         _add_track,
+        _add_workspace,
     ):
         add(commands)
     arguments = parser.parse_args(argv)
@@ -214,6 +215,27 @@ def _profile(arguments: argparse.Namespace) -> int:
     from geomae.reporting.step_profile import read_profile
 
     return _say_written([save_figure(profile_bars(read_profile(arguments.profile)), arguments.output_file)])
+
+
+def _add_workspace(commands: Any) -> None:
+    workspace = commands.add_parser("workspace", help="save the panels of docs/wandb.md as a view of a W&B project")
+    workspace.add_argument("--entity", required=True, help="user or team of W&B")
+    workspace.add_argument("--project", default="geomae", help="default: %(default)s")
+    workspace.add_argument("--test_set", default="im2gps3k", help="whose numbers are shown (default: %(default)s)")
+    workspace.add_argument("--name", default="GeoMAE", help="of the view (default: %(default)s)")
+    workspace.add_argument("--dry_run", action="store_true", help="print the view as JSON; W&B is not asked")
+    workspace.set_defaults(run=_workspace)
+
+
+def _workspace(arguments: argparse.Namespace) -> int:
+    from geomae.reporting.workspace import build_workspace, describe_workspace, save_workspace
+
+    view = build_workspace(arguments.entity, arguments.project, test_set=arguments.test_set, name=arguments.name)
+    if arguments.dry_run:
+        print(describe_workspace(view))
+    else:
+        print(f"the view is at {save_workspace(view)}")
+    return 0
 
 
 def _say_written(written: Sequence[Path]) -> int:
