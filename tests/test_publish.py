@@ -1,5 +1,6 @@
 """A run becomes a folder of the Hub, and that a repository: tiny models, a local Hub."""
 
+import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -57,6 +58,16 @@ def run(tmp_path_factory):
 def hub_folder(run):
     build_hub_folder(run, run / "hub")
     return run / "hub"
+
+
+@pytest.fixture(scope="module")
+def small_run(tmp_path_factory):
+    """A pretraining that nobody has evaluated: a folder that is built at once."""
+    run = make_run(
+        tmp_path_factory.mktemp("small") / "pretrain", [1.0], pictures=[0, 10], config={"data_dirs": ["data/my"]}
+    )
+    GeoMAEForPreTraining(GeoMAEConfig(**TINY)).save_pretrained(run)
+    return run
 
 
 @pytest.fixture
@@ -145,15 +156,13 @@ def test_card_passes_the_hubs_own_checks(hub_folder, hub):
     assert card.data.datasets == ["owner/photos"]
 
 
-def test_unevaluated_pretraining_says_that_nothing_was_measured(tmp_path):
-    run = make_run(tmp_path / "pretrain", [1.0], pictures=[0, 10], config={"data_dirs": ["data/my"]})
-    GeoMAEForPreTraining(GeoMAEConfig(**TINY)).save_pretrained(run)
-    build_hub_folder(run, tmp_path / "hub")
+def test_unevaluated_pretraining_says_that_nothing_was_measured(small_run, tmp_path):
+    build_hub_folder(small_run, tmp_path / "hub")
     text = (tmp_path / "hub" / "README.md").read_text()
     assert "Nothing was measured" in text
     assert "model-index" not in text
     assert "AutoModelForPreTraining" in text
-    last = (run / "pictures" / "reconstruction_step_000010.png").read_bytes()
+    last = (small_run / "pictures" / "reconstruction_step_000010.png").read_bytes()
     assert (tmp_path / "hub" / "pictures" / "reconstruction.png").read_bytes() == last
 
 
@@ -181,36 +190,41 @@ def test_folder_of_somebody_else_is_not_replaced(run, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.docx"]
 
 
-def test_dry_run_lists_the_files_and_leaves_nothing(run, hub_folder, capsys, monkeypatch, tmp_path):
-    before = {path: path.stat().st_mtime_ns for path in run.rglob("*")}
+def test_dry_run_lists_the_files_and_leaves_nothing(small_run, capsys, monkeypatch, tmp_path):
+    before = {path: path.stat().st_mtime_ns for path in small_run.rglob("*")}
     monkeypatch.chdir(tmp_path)
-    main([str(run), "--dry_run", "--repo_id", "someone/model"])
+    main([str(small_run), "--dry_run", "--repo_id", "someone/model"])
     lines = capsys.readouterr().out.splitlines()
     assert lines[-1].endswith("would be uploaded to someone/model. Nothing was written.")
     listed = {line.split()[2]: (line.split()[0], line.split()[1]) for line in lines if len(line.split()) == 3}
-    assert set(listed) == {file.relative_to(hub_folder).as_posix() for file in list_files(hub_folder)}
-    assert {path: path.stat().st_mtime_ns for path in run.rglob("*")} == before
+    weights = hashlib.sha256((small_run / "model.safetensors").read_bytes()).hexdigest()
+    assert listed["model.safetensors"] == (f"{(small_run / 'model.safetensors').stat().st_size:,}", weights)
+    assert {path: path.stat().st_mtime_ns for path in small_run.rglob("*")} == before
     assert not list(tmp_path.iterdir())
+    build_hub_folder(small_run, tmp_path / "hub", repo_id="someone/model")
+    assert set(listed) == {file.relative_to(tmp_path / "hub").as_posix() for file in list_files(tmp_path / "hub")}
 
 
-def test_without_a_repository_the_folder_is_built_and_the_next_command_is_said(run, tmp_path, capsys):
-    main([str(run), "--output_dir", str(tmp_path / "hub")])
+def test_without_a_repository_the_folder_is_built_and_the_next_command_is_said(small_run, tmp_path, capsys):
+    main([str(small_run), "--output_dir", str(tmp_path / "hub")])
     out = capsys.readouterr().out
     assert "Nothing was uploaded. To upload it: python -m geomae.publish" in out
     assert "--repo_id OWNER/NAME" in out
     assert (tmp_path / "hub" / "README.md").is_file()
 
 
-def test_uploaded_repository_equals_the_folder_byte_for_byte_in_one_commit(run, hub, capsys):
-    main([str(run), "--repo_id", "someone/model", "--private"])
-    files = {file.relative_to(run / "hub").as_posix(): file.read_bytes() for file in list_files(run / "hub")}
+def test_uploaded_repository_equals_the_folder_byte_for_byte_in_one_commit(small_run, hub, capsys):
+    main([str(small_run), "--repo_id", "someone/model", "--private"])
+    files = {
+        file.relative_to(small_run / "hub").as_posix(): file.read_bytes() for file in list_files(small_run / "hub")
+    }
     stored = dict(hub.repositories["someone/model"])
     stored.pop(".gitattributes")
     assert stored == files
     assert len(hub.commits) == 1
     assert hub.asked[0][1].get("visibility", hub.asked[0][1].get("private")) in ("private", True)
     assert f"uploaded to {constants.ENDPOINT}/someone/model" in capsys.readouterr().out
-    assert "hf download someone/model" in (run / "hub" / "README.md").read_text()
+    assert 'from_pretrained("someone/model", trust_remote_code=True)' in (small_run / "hub" / "README.md").read_text()
 
 
 def test_repeated_upload_sends_no_content_again_and_removes_stale_pictures(hub_folder, hub, tmp_path):
