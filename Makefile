@@ -135,6 +135,7 @@ results/earth/predictions_im2gps3k.png: $(RUNS:%=$(EARTH)/finetune_%/model.safet
 	cp $(EARTH)/report/reconstruction_1_step_002344.png results/earth/reconstruction.png
 	cp $(EARTH)/report/prediction_map_1_1.png $@
 	$(BIN)/python -m geomae.reporting fill README.md docs/results.md model_cards/*.md
+	$(BIN)/python -m geomae.publish cards
 
 # The thesis's whole experiment: pretraining on the full set and on its first half, three regressors on the full set and on its
 # last half, all judged on both test sets. On the stand-in: three seeds took 8 minutes on one H200 with 16 cores (make -j12 thesis)
@@ -297,6 +298,7 @@ results/photos/reconstruction_step_000600.png: $(PHOTOS)/pretrain/model.safetens
 	cp $(PHOTOS)/pretrain/run.json $(PHOTOS)/pretrain/trainer_state.json results/photos/pretrain/
 	cp $(PHOTOS)/pretrain/pictures/reconstruction_step_000000.png $(PHOTOS)/pretrain/pictures/reconstruction_step_000600.png results/photos/
 	$(BIN)/python -m geomae.reporting fill README.md docs/results.md model_cards/*.md
+	$(BIN)/python -m geomae.publish cards
 
 clean: ## Remove builds, caches and the demo; keep the environment and other outputs
 	rm -rf build dist *.egg-info $(DEMO) .pytest_cache .ruff_cache .mypy_cache .hypothesis

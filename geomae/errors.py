@@ -7,6 +7,7 @@ __all__ = [
     "GeoMAEError",
     "NonFiniteLossError",
     "PredictionError",
+    "PublishError",
     "SourceError",
     "TooManyDamagedPhotosError",
 ]
@@ -38,6 +39,10 @@ class TooManyDamagedPhotosError(GeoMAEError):
 
 class PredictionError(GeoMAEError):
     """Predictions do not fit their test set: missing, unknown, duplicate, not finite or not on Earth."""
+
+
+class PublishError(GeoMAEError):
+    """A folder for the Hub was not uploaded. It is complete, and the message has the command to repeat."""
 
 
 class NonFiniteLossError(GeoMAEError):

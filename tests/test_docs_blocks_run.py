@@ -21,7 +21,19 @@ from source_files import msgpack_bytes, tar_bytes, write_csv, write_file
 
 from geomae.data.photos import encode_jpeg
 
-COPIED = ["Makefile", "app.py", "benchmarks", "configs", "docs", "geomae", "modeling", "model_cards", "pyproject.toml"]
+COPIED = [
+    "CITATION.cff",
+    "LICENSE",
+    "Makefile",
+    "app.py",
+    "benchmarks",
+    "configs",
+    "docs",
+    "geomae",
+    "modeling",
+    "model_cards",
+    "pyproject.toml",
+]
 SHORT = {"max_steps": 8, "warmup_steps": 1, "per_device_train_batch_size": 16, "per_device_eval_batch_size": 16}
 SHORT |= {"eval_steps": 4, "save_steps": 4, "logging_steps": 2, "reconstruction_steps": 4}
 DEMO = """

@@ -21,7 +21,7 @@ from geomae.reporting.records import EvaluationRecord, TrainingRecord, read_eval
 from geomae.reporting.report import describe_provenance, draw_curves, write_pages
 from geomae.reporting.results_section import common_radii, draw_error_cdf, group_by_test_set, introduce_test_set
 
-__all__ = ["ComparedRun", "read_runs", "write_comparison"]
+__all__ = ["ComparedRun", "is_of", "read_runs", "write_comparison"]
 
 logger = logging.getLogger(__name__)
 
@@ -83,13 +83,13 @@ def _read_beside(training: Path) -> Iterator[EvaluationRecord]:
     """Evaluations of a training in its parent folder, where others keep theirs too: what is broken is left out."""
     for file in sorted(training.resolve().parent.glob("*/metrics.json")):
         try:
-            if _is_of(read_metrics(file), training):
+            if is_of(read_metrics(file), training):
                 yield read_evaluation(file.parent)
         except SourceError as problem:
             logger.warning("%s is left out, which lies beside %s: %s", file.parent, training, problem)
 
 
-def _is_of(metrics: dict[str, Any], training: Path) -> bool:
+def is_of(metrics: dict[str, Any], training: Path) -> bool:
     """Whether the recorded checkpoint, a path from wherever the evaluation ran, is the end of the training's."""
     judged = metrics.get("checkpoint")
     parts = tuple(part for part in Path(judged).parts if part != "..") if isinstance(judged, str) else ()

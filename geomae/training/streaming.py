@@ -16,7 +16,7 @@ from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from torch.utils.data import DataLoader, Dataset, Subset
-from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerState
+from transformers import PreTrainedModel, TrainerCallback, TrainerState
 from transformers.trainer_utils import EvalLoopOutput, IntervalStrategy, TrainOutput
 
 from geomae.compilation import compiled_if_full
@@ -29,6 +29,7 @@ from geomae.training.averaging import WeightAverage, load_trained_weights, save_
 from geomae.training.evaluation_rows import EvaluationRows, join_rows
 from geomae.training.optimization import build_parameter_groups, build_schedule, set_hyperparameters
 from geomae.training.progress import StreamProgress
+from geomae.training.publishing import PublishingTrainer
 from geomae.training.run_folder import STATE_FILE, find_checkpoint
 from geomae.training.safeguards import DamageCounter
 from geomae.training.sharding import own_class, refuse_other_sharding, set_up_sharding
@@ -42,7 +43,7 @@ Batch = dict[str, Any]
 Collator = Callable[[Sequence[Mapping[str, Any]]], Batch]
 
 
-class StreamingTrainer(Trainer):
+class StreamingTrainer(PublishingTrainer):
     """Trains on a `PhotoStream` that shards itself, and evaluates every photo of a map-style data set exactly once.
 
     Resuming jumps: the stream is told the place that it had come to, and reads nothing of what lies before.

@@ -1,0 +1,93 @@
+"""What `--push_to_hub` does: the folder of `geomae.publish` goes to the Hub once, when the run has ended."""
+
+import logging
+import shlex
+from typing import Any
+
+from transformers import Trainer
+
+from geomae.errors import ConfigError, PublishError
+
+__all__ = ["PublishingTrainer"]
+
+logger = logging.getLogger(__name__)
+
+
+class PublishingTrainer(Trainer):
+    """A trainer whose pushes are those of `python -m geomae.publish`, with its card.
+
+    Nothing is pushed while it trains, whatever `hub_strategy` says: transformers would send `training_args.bin` along,
+    in which `hub_token` is.
+    """
+
+    def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
+        """Make the repository before the first step, so that a wrong name or token is told at once.
+
+        Raises:
+            ConfigError: the Hub refused, or was not reached.
+        """
+        try:
+            super().init_hf_repo(token=token, private=private)
+        except Exception as problem:  # whatever a network can do
+            raise ConfigError(
+                f"push_to_hub: no repository {self.args.hub_model_id or ''} could be made: {type(problem).__name__}: "
+                f"{problem}. Log in with `hf auth login`, or train without --push_to_hub and publish afterwards"
+            ) from problem
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Save; transformers would push here, before the run's records are written."""
+        super().save_model(output_dir, _internal_call=True)
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """None: the card is that of `geomae.publish`, and stands in its folder."""
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        """None is pushed while it trains."""
+
+    def push_to_hub(  # type: ignore[override]  # there is no commit to wait for
+        self,
+        commit_message: str | None = None,
+        blocking: bool = True,
+        token: str | None = None,
+        revision: str | None = None,
+        private: bool | None = None,
+        **kwargs: Any,
+    ) -> str | None:
+        """Build `output_dir`/hub and upload it, from the main process; the run must be saved, with its state.
+
+        Args:
+            commit_message: not used: the commits of `geomae.publish` have their own.
+            blocking: not used: it waits.
+            token: with the right to write; by default `hub_token`, or who is logged in.
+            revision: not used.
+            private: of a new repository; by default `hub_private_repo`.
+            kwargs: not used: for transformers' own card.
+
+        Returns:
+            The address of the repository; None in other processes.
+
+        Raises:
+            PublishError: it failed; the run is there, and the message has the command to repeat.
+        """
+        if self.hub_model_id is None:
+            self.init_hf_repo(token=token, private=private)
+        if not self.is_world_process_zero():
+            return None
+        token, run, repo_id = token or self.args.hub_token, str(self.args.output_dir), str(self.hub_model_id)
+        again = shlex.join(["python", "-m", "geomae.publish", run, "--repo_id", repo_id])
+        try:
+            from geomae.publish.folder import build_hub_folder  # matplotlib and cartopy; it imports this package
+            from geomae.publish.upload import upload_hub_folder
+
+            folder = f"{run}/hub"
+            build_hub_folder(run, folder, repo_id=repo_id)
+            address = upload_hub_folder(folder, repo_id, repeat=again, token=token)
+        except PublishError:
+            raise
+        except (ImportError, OSError, ValueError) as problem:
+            raise PublishError(
+                f"{repo_id} was not uploaded: {type(problem).__name__}: {problem}\n"
+                f"  The run in {run} is complete. To repeat: {again}"
+            ) from problem
+        logger.info("published at %s", address)
+        return address

@@ -1,0 +1,279 @@
+"""A run becomes a folder of the Hub, and that a repository: tiny models, a local Hub."""
+
+import hashlib
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import yaml
+from geocell_models import save_cell_model
+from huggingface_hub import ModelCard, constants
+from huggingface_hub.repocard_data import model_index_to_eval_results
+from packed_photos import TINY
+from report_folders import EVIL_ID, make_evaluation, make_run
+from writable_hub import serve_writable_hub
+
+import run_finetune_geo
+from geomae.errors import ConfigError, PublishError, SourceError
+from geomae.publish.__main__ import main
+from geomae.publish.folder import build_hub_folder, list_files, training_config
+from geomae.publish.upload import upload_hub_folder
+from geomae.training import DataArguments, FinetuneArguments, GeoMAETrainingArguments, parse_config
+from modeling import GeoMAEConfig, GeoMAEForPreTraining
+
+ROOT = Path(__file__).resolve().parent.parent
+SECRETS = ("hf_SECRET", "/elsewhere", "alice", "PASSWORD", "somebody@N00")
+CONFIG = {
+    "data_dirs": ["/elsewhere/alice/mp16", "s3://key:PASSWORD@bucket/x", "hf://datasets/owner/photos"],
+    "hub_token": "hf_SECRET",
+    "output_dir": "/elsewhere/alice/outputs/run",
+    "learning_rate": 1e-3,
+    "base_learning_rate": 2e-3,
+    "run_name": "a <b>run</b>",
+}
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A fine-tuning with an evaluation inside it, one beside it, and all that must not leave the house."""
+    folder = tmp_path_factory.mktemp("outputs") / "run"
+    make_run(folder, [3.0, 2.0], config=CONFIG)
+    record = json.loads((folder / "run.json").read_text())
+    record["command"] = "python run_finetune_geo.py /elsewhere/alice/x.yaml --hub_token hf_SECRET"
+    (folder / "run.json").write_text(json.dumps(record))
+    save_cell_model(folder, TINY)
+    metrics = make_evaluation(folder / "im2gps", checkpoint="run", posterior=True)
+    metrics["by"]["author"] = {"largest": {"somebody@N00": 3}}
+    (folder / "im2gps" / "metrics.json").write_text(json.dumps(metrics))
+    make_evaluation(folder.parent / "beside", checkpoint="run", test_seed=5)
+    make_evaluation(folder.parent / "of_another", checkpoint="outputs/other", test_seed=6)
+    (folder / "checkpoint-10").mkdir()
+    for name in ("checkpoint-10/optimizer.pt", "training_args.bin", "log.txt", ".env", "optimizer.pt"):
+        (folder / name).write_text("hf_SECRET")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def hub_folder(run):
+    build_hub_folder(run, run / "hub")
+    return run / "hub"
+
+
+@pytest.fixture(scope="module")
+def small_run(tmp_path_factory):
+    """A pretraining that nobody has evaluated: a folder that is built at once."""
+    run = make_run(
+        tmp_path_factory.mktemp("small") / "pretrain", [1.0], pictures=[0, 10], config={"data_dirs": ["data/my"]}
+    )
+    GeoMAEForPreTraining(GeoMAEConfig(**TINY)).save_pretrained(run)
+    return run
+
+
+@pytest.fixture
+def hub(monkeypatch):
+    """A local Hub that the library talks to without pauses between its attempts; and who is logged in."""
+    with serve_writable_hub() as (address, handler):
+        monkeypatch.setattr(constants, "ENDPOINT", address)
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+        monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda seconds: None)
+        monkeypatch.setenv("HF_TOKEN", "hf_of_the_test")
+        yield handler
+
+
+def numbers_of(folder):
+    return ModelCard.load(folder / "README.md").data.eval_results
+
+
+def test_folder_holds_what_a_stranger_needs_and_nothing_else(hub_folder):
+    names = {file.relative_to(hub_folder).as_posix() for file in list_files(hub_folder)}
+    assert names >= {
+        *(
+            "README.md",
+            "LICENSE",
+            "CITATION.cff",
+            "run.json",
+            "training_config.yaml",
+            "config.json",
+            "model.safetensors",
+        ),
+        *("modeling_geomae.py", "preprocessor_config.json", "image_to_coordinates.py", "populated_places.csv"),
+        *("metrics/im2gps.json", "metrics/beside.json", "pictures/prediction_map_1_1.png", "pictures/error_cdf_1.png"),
+    }
+    assert any(name.startswith("pictures/calibration") for name in names)
+    assert {Path(name).suffix for name in names} <= {
+        "",
+        ".md",
+        ".cff",
+        ".json",
+        ".yaml",
+        ".safetensors",
+        ".py",
+        ".csv",
+        ".png",
+    }
+    assert not [name for name in names if "of_another" in name or "checkpoint" in name or "optimizer" in name]
+
+
+def test_no_secret_path_or_name_of_a_person_is_in_any_file(hub_folder):
+    for file in list_files(hub_folder):
+        content = file.read_bytes()
+        assert not [secret for secret in SECRETS if secret.encode() in content], file.name
+
+
+def test_card_has_every_number_with_n_and_interval(run, hub_folder):
+    results = numbers_of(hub_folder)
+    metrics = json.loads((run / "im2gps" / "metrics.json").read_text())
+    found = {(r.metric_config, r.metric_type): r for r in results if r.metric_args["num_photos"] == 40}
+    mean = next(r for (_, key), r in found.items() if key == "mean_km" and r.metric_value == metrics["mean_km"])
+    assert mean.metric_args == {"num_photos": 40, "interval_95": metrics["intervals_95"]["mean_km"]}
+    values = [r.metric_value for r in results]
+    for row in (metrics, metrics["decodings"]["argmax"]):
+        assert {row["mean_km"], row["median_km"], row["geoscore"], *row["accuracy_within_km"].values()} <= set(values)
+    assert any("argmax" in config for config, _ in found)
+    assert metrics["posterior"]["nll"] in values
+    assert metrics["by"]["scene"]["urban"]["mean_km"] in values
+
+
+def test_card_speaks_of_dual_use_of_data_and_of_bias(hub_folder):
+    text = (hub_folder / "README.md").read_text()
+    for word in ("stalking", "military", "CC BY 4.0", "YFCC100M", "AutoModelForImageClassification", "@mastersthesis"):
+        assert word in text
+    bias = text[text.index("## Bias") : text.index("## Training data")]
+    assert "By continent" in bias
+    assert "| continent | photos |" in bias
+    assert "<b>" not in text.partition("\n---\n")[2].replace("\\<b\\>", "")
+    assert EVIL_ID not in text
+
+
+def test_card_passes_the_hubs_own_checks(hub_folder, hub):
+    card = ModelCard.load(hub_folder / "README.md")
+    card.validate()
+    name, again = model_index_to_eval_results(card.data.to_dict()["model-index"])
+    assert name == "a <b>run</b>"
+    assert len(again) == len(card.data.eval_results) > 20
+    assert card.data.datasets == ["owner/photos"]
+
+
+def test_unevaluated_pretraining_says_that_nothing_was_measured(small_run, tmp_path):
+    build_hub_folder(small_run, tmp_path / "hub")
+    text = (tmp_path / "hub" / "README.md").read_text()
+    assert "Nothing was measured" in text
+    assert "model-index" not in text
+    assert "AutoModelForPreTraining" in text
+    last = (small_run / "pictures" / "reconstruction_step_000010.png").read_bytes()
+    assert (tmp_path / "hub" / "pictures" / "reconstruction.png").read_bytes() == last
+
+
+def test_training_configuration_keeps_of_two_keys_the_given_one(hub_folder):
+    config = yaml.safe_load((hub_folder / "training_config.yaml").read_text())
+    assert config["base_learning_rate"] == 2e-3
+    assert "learning_rate" not in config
+    assert config["output_dir"] == "run"
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "run.json", "trainer_state.json", "config.json"])
+def test_unfinished_run_is_refused_with_what_it_lacks(run, tmp_path, name):
+    for file in ("model.safetensors", "run.json", "trainer_state.json", "config.json"):
+        if file != name:
+            shutil.copy(run / file, tmp_path)
+    with pytest.raises(SourceError, match=rf"is no finished run, it lacks {name}"):
+        build_hub_folder(tmp_path, tmp_path / "hub")
+    assert not (tmp_path / "hub").exists()
+
+
+def test_folder_of_somebody_else_is_not_replaced(run, tmp_path):
+    (tmp_path / "thesis.docx").write_text("precious")
+    with pytest.raises(ConfigError, match="holds something else"):
+        build_hub_folder(run, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.docx"]
+
+
+def test_dry_run_lists_the_files_and_leaves_nothing(small_run, capsys, monkeypatch, tmp_path):
+    before = {path: path.stat().st_mtime_ns for path in small_run.rglob("*")}
+    monkeypatch.chdir(tmp_path)
+    main([str(small_run), "--dry_run", "--repo_id", "someone/model"])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-1].endswith("would be uploaded to someone/model. Nothing was written.")
+    listed = {line.split()[2]: (line.split()[0], line.split()[1]) for line in lines if len(line.split()) == 3}
+    weights = hashlib.sha256((small_run / "model.safetensors").read_bytes()).hexdigest()
+    assert listed["model.safetensors"] == (f"{(small_run / 'model.safetensors').stat().st_size:,}", weights)
+    assert {path: path.stat().st_mtime_ns for path in small_run.rglob("*")} == before
+    assert not list(tmp_path.iterdir())
+    build_hub_folder(small_run, tmp_path / "hub", repo_id="someone/model")
+    assert set(listed) == {file.relative_to(tmp_path / "hub").as_posix() for file in list_files(tmp_path / "hub")}
+
+
+def test_without_a_repository_the_folder_is_built_and_the_next_command_is_said(small_run, tmp_path, capsys):
+    main([str(small_run), "--output_dir", str(tmp_path / "hub")])
+    out = capsys.readouterr().out
+    assert "Nothing was uploaded. To upload it: python -m geomae.publish" in out
+    assert "--repo_id OWNER/NAME" in out
+    assert (tmp_path / "hub" / "README.md").is_file()
+
+
+def test_uploaded_repository_equals_the_folder_byte_for_byte_in_one_commit(small_run, hub, capsys):
+    main([str(small_run), "--repo_id", "someone/model", "--private"])
+    files = {
+        file.relative_to(small_run / "hub").as_posix(): file.read_bytes() for file in list_files(small_run / "hub")
+    }
+    stored = dict(hub.repositories["someone/model"])
+    stored.pop(".gitattributes")
+    assert stored == files
+    assert len(hub.commits) == 1
+    assert hub.asked[0][1].get("visibility", hub.asked[0][1].get("private")) in ("private", True)
+    assert f"uploaded to {constants.ENDPOINT}/someone/model" in capsys.readouterr().out
+    assert 'from_pretrained("someone/model", trust_remote_code=True)' in (small_run / "hub" / "README.md").read_text()
+
+
+def test_repeated_upload_sends_no_content_again_and_removes_stale_pictures(hub_folder, hub, tmp_path):
+    folder = shutil.copytree(hub_folder, tmp_path / "hub")
+    upload_hub_folder(folder, "someone/model", repeat="again")
+    hub.put.clear(), hub.commits.clear()
+    hub.repositories["someone/model"] |= {"pictures/old.png": b"old", "notes.md": b"mine"}
+    upload_hub_folder(folder, "someone/model", repeat="again")
+    assert not hub.put
+    assert "file" not in [key for commit in hub.commits for key in commit]
+    assert "pictures/old.png" not in hub.repositories["someone/model"]
+    assert hub.repositories["someone/model"]["notes.md"] == b"mine"
+
+
+@pytest.mark.parametrize("how", ["500", "disconnect"])
+@pytest.mark.parametrize("where", ["/api/repos/create", "/preupload/", "/lfs/", "/commit/"])
+def test_broken_server_leaves_the_folder_whole_and_the_command_to_repeat(hub_folder, hub, where, how):
+    hub.breaks_at, hub.how = where, how
+    with pytest.raises(PublishError, match=r"is complete and nothing is half-written. To repeat: try this"):
+        upload_hub_folder(hub_folder, "someone/model", repeat="try this")
+    assert set(hub.repositories.get("someone/model", {})) <= {".gitattributes"}
+
+
+def test_nobody_logged_in_is_refused_before_anything_is_built(run, tmp_path, monkeypatch):
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    with pytest.raises(ConfigError, match="no token to upload with: log in with `hf auth login`"):
+        main([str(run), "--repo_id", "someone/model", "--output_dir", str(tmp_path / "hub")])
+    assert not (tmp_path / "hub").exists()
+
+
+@pytest.mark.parametrize("repo_id", ["no_owner", "some one/model", "a/b/c"])
+def test_bad_repository_is_refused(run, repo_id, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "hf_of_the_test")
+    with pytest.raises(ConfigError, match=f"repo_id {repo_id}"):
+        main([str(run), "--repo_id", repo_id])
+
+
+def test_training_configuration_of_a_recorded_run_is_one_that_the_script_takes(tmp_path):
+    record = json.loads((ROOT / "results" / "earth" / "finetune_mae" / "run.json").read_text())
+    file = tmp_path / "training_config.yaml"
+    file.write_text(training_config(record))
+    classes = (DataArguments, FinetuneArguments, run_finetune_geo.ARCHITECTURES, GeoMAETrainingArguments)
+    parsed = {key: value for part in parse_config(classes, [str(file)]) for key, value in vars(part).items()}
+    given = yaml.safe_load((ROOT / "configs" / "finetune" / "earth_mae.yaml").read_text())
+    given = {key: value for key, value in given.items() if not key.endswith("_strategy")}  # epochs became steps
+    assert {key: parsed[key] for key in given} == {key: _number(value) for key, value in given.items()}
+    assert (parsed["eval_steps"], parsed["save_steps"]) == (234, 234)
+
+
+def _number(value):
+    """YAML reads 2e-3 as text."""
+    return float(value) if isinstance(value, str) and value.replace("e-", "").isdigit() else value
