@@ -2,12 +2,14 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
+from geomae.data.photos import encode_jpeg
 from geomae.errors import DamagedPhotoError, PredictionError
 
-__all__ = ["EvaluationRows", "join_rows"]
+__all__ = ["EvaluationRows", "black_photo", "join_rows"]
 
 
 @dataclass
@@ -47,3 +49,9 @@ def join_rows(parts: Sequence[EvaluationRows], num_photos: int) -> EvaluationRow
             first = rows.ids[int(np.flatnonzero(~np.isfinite(column).reshape(len(column), -1).all(axis=1))[0])]
             raise PredictionError(f"{name} is not a finite number for some photos; the first is {first}")
     return rows
+
+
+def black_photo() -> dict[str, Any]:
+    """A sample for a process that has no photo of its own to take part with; its row is dropped."""
+    image = {"bytes": encode_jpeg(np.zeros((32, 32, 3), np.uint8), 75), "path": None}
+    return {"id": "", "image": image, "latitude": 0.0, "longitude": 0.0}

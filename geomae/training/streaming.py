@@ -21,12 +21,11 @@ from transformers.trainer_utils import EvalLoopOutput, IntervalStrategy, TrainOu
 
 from geomae.compilation import compiled_if_full
 from geomae.data.collate import PhotoCollator, SkippingDamagedBatches
-from geomae.data.photos import encode_jpeg
 from geomae.data.stream import PhotoStream
 from geomae.errors import ConfigError, SourceError
 from geomae.training.arguments import GeoMAETrainingArguments
 from geomae.training.averaging import WeightAverage, load_trained_weights, save_trained_weights
-from geomae.training.evaluation_rows import EvaluationRows, join_rows
+from geomae.training.evaluation_rows import EvaluationRows, black_photo, join_rows
 from geomae.training.optimization import build_parameter_groups, build_schedule, set_hyperparameters
 from geomae.training.progress import StreamProgress
 from geomae.training.publishing import PublishingTrainer
@@ -401,7 +400,7 @@ class StreamingTrainer(PublishingTrainer):
                 num_yielded += 1
                 yield inputs, False
         if inputs is None:
-            blank = self.eval_collator([_black_photo()])
+            blank = self.eval_collator([black_photo()])
             inputs = self._prepare_inputs({name: value for name, value in blank.items() if isinstance(value, Tensor)})
         for _ in range(num_batches - num_yielded):
             yield inputs, True
@@ -413,11 +412,6 @@ class StreamingTrainer(PublishingTrainer):
     def evaluation_metrics(self, rows: EvaluationRows) -> dict[str, float]:
         """Metrics of all photos, by their names without prefix."""
         return {"loss": float(rows.columns["loss"].astype(np.float64).mean()), "num_bad_photos": rows.num_bad}
-
-
-def _black_photo() -> dict[str, Any]:
-    image = {"bytes": encode_jpeg(np.zeros((32, 32, 3), np.uint8), 75), "path": None}
-    return {"id": "", "image": image, "latitude": 0.0, "longitude": 0.0}
 
 
 def _num_photos(dataloader: "DataLoader[Any]") -> int:
