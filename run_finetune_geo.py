@@ -85,6 +85,8 @@ def main(argv: Sequence[str]) -> None:
         if geocells is not None:
             give_geocells(model, geocells)
         report = load_encoder_weights(model, start.init_from) if start.init_from else "Fresh weights."
+        if args.gradient_checkpointing:
+            model.gradient_checkpointing_enable()  # what cannot recompute says so before an earlier run is removed
 
     # trainer
     trainer = GeolocationTrainer(

@@ -242,5 +242,8 @@ def test_help_of_the_whole_run_can_be_printed(capsys: pytest.CaptureFixture[str]
 
 
 def test_unknown_backend_of_compilation_is_refused_with_those_that_are_known(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"torch_compile_backend is 'nosuch'; accelerate knows .*inductor"):
-        GeoMAETrainingArguments(output_dir=str(tmp_path), torch_compile_backend="nosuch")
+    for name in ("nosuch", "no", "tensorrt"):  # the last two are names of accelerate, and none of torch
+        with pytest.raises(ConfigError, match=rf"torch_compile_backend is '{name}'; here there are .*inductor"):
+            GeoMAETrainingArguments(output_dir=str(tmp_path), torch_compile_backend=name)
+    with pytest.raises(ConfigError, match=r"torch_compile_mode is 'fast'; torch knows .*max-autotune"):
+        GeoMAETrainingArguments(output_dir=str(tmp_path), torch_compile_mode="fast")

@@ -310,11 +310,17 @@ class GeoMAETrainingArguments(TrainingArguments):
                 )
 
     def _check_backend(self) -> None:
-        backends = [backend.value.lower() for backend in DynamoBackend]
+        if not (self.torch_compile or self.torch_compile_backend or self.torch_compile_mode):
+            return
+        known = {backend.value.lower() for backend in DynamoBackend}
+        backends = [name for name in torch._dynamo.list_backends(exclude_tags=()) if name in known]
         if self.torch_compile_backend and self.torch_compile_backend.lower() not in backends:
             raise ConfigError(
-                f"torch_compile_backend is {self.torch_compile_backend!r}; accelerate knows {', '.join(backends)}"
+                f"torch_compile_backend is {self.torch_compile_backend!r}; here there are {', '.join(backends)}"
             )
+        modes = list(torch._inductor.list_mode_options())
+        if self.torch_compile_mode and self.torch_compile_mode not in modes:
+            raise ConfigError(f"torch_compile_mode is {self.torch_compile_mode!r}; torch knows {', '.join(modes)}")
 
     def _check_ranges(self) -> None:
         if self.schedule not in SCHEDULES:

@@ -376,8 +376,7 @@ class StreamingTrainer(PublishingTrainer):
 
     def _prepare_for_evaluation(self) -> nn.Module:
         """The model as training uses it: with its autocast, its compilation and its wrapping."""
-        is_fresh = not self.accelerator._models and self.model_wrapped is self.model
-        if is_fresh:  # evaluated before any training, which then goes on with what is prepared here
+        if not self.accelerator._models and self.model_wrapped is self.model:  # training will go on with this
             self.model_wrapped = self.accelerator.prepare_model(self.model, evaluation_mode=self.is_fsdp_enabled)
         return self.model_wrapped.eval()
 
