@@ -27,7 +27,15 @@ RECORD_FILE = "run.json"
 # The copies of `modeling` beside a model stay: the next run writes them over.
 MADE_BY_A_RUN = (
     *(RECORD_FILE, STATE_FILE, "checkpoint-*", "model*.safetensors*", "pictures", "profile", "runs"),
-    *("config.json", "training_args.bin", "all_results.json", "eval_results.json", "train_results.json"),
+    *(
+        "config.json",
+        "preprocessor_config.json",
+        "populated_places.csv",
+        "training_args.bin",
+        "all_results.json",
+        "eval_results.json",
+        "train_results.json",
+    ),
 )
 PACKAGES = ("accelerate", "datasets", "numpy", "timm", "torch", "transformers")
 

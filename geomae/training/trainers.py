@@ -53,7 +53,8 @@ class GeolocationTrainer(StreamingTrainer):
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         """With the names of places, which the pipeline in the folder reads."""
         super()._save(output_dir, state_dict)
-        write_places(output_dir or self.args.output_dir)
+        if self.args.should_save:  # others come here too, for the parts of the weights that they hold
+            write_places(output_dir or self.args.output_dir)
 
     def evaluation_columns(self, inputs: Batch, loss: Tensor, outputs: Any) -> dict[str, Tensor]:
         """The loss; coordinates answered and true, degrees; a posterior's NLL; scenes where the model tells them."""
