@@ -162,7 +162,10 @@ def test_baseline_checkpoint_loads_without_this_repository(tmp_path: Path, confi
     assert torch.equal(model(inputs["pixel_values"]).coordinates_deg, there["coordinates_deg"])
 
 
-@pytest.mark.parametrize("head_type", ["geocells", "hybrid", "vmf_mixture"])
+ALSO_SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("hybrid", "vmf_mixture")]  # 11 s each
+
+
+@pytest.mark.parametrize("head_type", ["geocells", *ALSO_SLOW])
 def test_checkpoint_with_the_cells_of_mp16_loads_without_this_repository(
     tiny_sizes: dict, tmp_path: Path, head_type: str
 ) -> None:
