@@ -65,7 +65,7 @@ RESUME = $(if $(wildcard $@),--overwrite_output_dir true,--resume_from_checkpoin
 # The first result: a classifier of cells from scratch, without pretraining, on the demo's crops.
 QUICK := outputs/quick
 
-quick: $(QUICK)/answers.txt ## A first model and its answers within two minutes, without a download
+quick: $(QUICK)/answers.txt ## A first model and its answers in two to three minutes, without a download
 	@echo; $(BIN)/python -m geomae.evaluation show $(QUICK)/evaluate
 	@echo; head -n 8 $<; echo "... ($<)"
 	@echo; echo "The model: $(QUICK)/finetune. A page to ask it, and to play against it:"; \
