@@ -132,3 +132,8 @@ def test_without_the_package_its_extra_is_named(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr("geomae.reporting.workspace.find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"wandb-workspaces.*geomae\[dashboards\]"):
         build_workspace("me", "photos")
+
+
+def test_a_name_that_wandb_refuses_is_told() -> None:
+    with pytest.raises(ConfigError, match="is no name for a view"):
+        build_workspace("me", "photos", name="ours \N{FIRE}")

@@ -8,6 +8,7 @@ python -m geomae.reporting track outputs/evaluate --report_to wandb
 """
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -220,7 +221,7 @@ def _profile(arguments: argparse.Namespace) -> int:
 def _add_workspace(commands: Any) -> None:
     workspace = commands.add_parser("workspace", help="save the panels of docs/wandb.md as a view of a W&B project")
     workspace.add_argument("--entity", required=True, help="user or team of W&B")
-    workspace.add_argument("--project", default="geomae", help="default: %(default)s")
+    workspace.add_argument("--project", default=os.environ.get("WANDB_PROJECT", "geomae"), help="default: %(default)s")
     workspace.add_argument("--test_set", default="im2gps3k", help="whose numbers are shown (default: %(default)s)")
     workspace.add_argument("--name", default="GeoMAE", help="of the view (default: %(default)s)")
     workspace.add_argument("--dry_run", action="store_true", help="print the view as JSON; W&B is not asked")

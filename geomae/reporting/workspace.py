@@ -33,6 +33,7 @@ class PanelSpec:
 
 
 SWEPT = ("base_learning_rate", "layer_decay", "drop_path_rate", "pooling")
+PRETRAINING_SWEPT = ("base_learning_rate", "mask_ratio", "decoder_num_hidden_layers", "decoder_hidden_size")
 PANELS = (
     PanelSpec("Validation", "Mean error, km", "log_line", ("eval/mean_km",)),
     PanelSpec("Validation", "Median error, km", "log_line", ("eval/median_km",)),
@@ -53,6 +54,7 @@ PANELS = (
     PanelSpec("Settings against error", "On the test set", "parallel", (f"test/{TEST_SET}/mean_km",), SWEPT),
     PanelSpec("Settings against error", "In a sweep", "parallel", ("eval/mean_km",), SWEPT),
     PanelSpec("Settings against error", "What counts in a sweep", "importance", ("eval/mean_km",)),
+    PanelSpec("Settings against error", "In a sweep of pretraining", "parallel", ("eval/loss",), PRETRAINING_SWEPT),
     PanelSpec("Pictures", "Answers on the test set", "media", (f"test/{TEST_SET}/map",)),
     PanelSpec("Pictures", "Distribution of the errors", "media", (f"test/{TEST_SET}/error_cdf",)),
     PanelSpec("Pictures", "Calibration", "media", (f"test/{TEST_SET}/calibration",)),
@@ -81,7 +83,7 @@ def build_workspace(
         A `wandb_workspaces.workspaces.Workspace`.
 
     Raises:
-        ConfigError: wandb-workspaces is not installed.
+        ConfigError: wandb-workspaces is not installed, or W&B would not take the name.
     """
     if find_spec("wandb_workspaces") is None:
         raise ConfigError(
@@ -93,17 +95,21 @@ def build_workspace(
     sections: dict[str, list[Any]] = {}
     for panel in panels:
         sections.setdefault(panel.section, []).append(_draw(panel, test_set))
-    return ws.Workspace(
-        entity=entity,
-        project=project,
-        name=name,
-        sections=[ws.Section(name=title, panels=drawn, is_open=True) for title, drawn in sections.items()],
-        settings=ws.WorkspaceSettings(x_axis=STEP, max_runs=20),
-        runset_settings=ws.RunsetSettings(
+    described: dict[str, Any] = {
+        "entity": entity,
+        "project": project,
+        "name": name,
+        "sections": [ws.Section(name=title, panels=drawn, is_open=True) for title, drawn in sections.items()],
+        "settings": ws.WorkspaceSettings(x_axis=STEP, max_runs=20),
+        "runset_settings": ws.RunsetSettings(
             groupby=[expr.Metric("Group"), expr.Metric("JobType")],
             pinned_columns=["run:displayName", *(f"summary:test/{test_set}/{number}" for number in PINNED)],
         ),
-    )
+    }
+    try:
+        return ws.Workspace(**described)
+    except ValueError as problem:  # pydantic's
+        raise ConfigError(f"--name {name!r} is no name for a view of W&B: take letters and digits") from problem
 
 
 def _draw(panel: PanelSpec, test_set: str) -> Any:
