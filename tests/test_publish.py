@@ -44,7 +44,10 @@ def run(tmp_path_factory):
     (folder / "run.json").write_text(json.dumps(record))
     save_cell_model(folder, TINY)
     metrics = make_evaluation(folder / "im2gps", checkpoint="run", posterior=True)
-    metrics["by"]["author"] = {"largest": {"somebody@N00": 3}}
+    for row in (metrics, *metrics["decodings"].values()):
+        row["by"]["author"] = {"largest": {"somebody@N00": 3}}
+    metrics["missing"], metrics["num_missing"] = ["somebody@N00_1.jpg", "somebody@N00_2.jpg"], 2
+    metrics["test_set"] |= {"in_training": ["somebody@N00_3.jpg"], "shared_with": {"im2gps3k": ["somebody@N00_4.jpg"]}}
     (folder / "im2gps" / "metrics.json").write_text(json.dumps(metrics))
     make_evaluation(folder.parent / "beside", checkpoint="run", test_seed=5)
     make_evaluation(folder.parent / "of_another", checkpoint="outputs/other", test_seed=6)
@@ -164,6 +167,15 @@ def test_unevaluated_pretraining_says_that_nothing_was_measured(small_run, tmp_p
     assert "AutoModelForPreTraining" in text
     last = (small_run / "pictures" / "reconstruction_step_000010.png").read_bytes()
     assert (tmp_path / "hub" / "pictures" / "reconstruction.png").read_bytes() == last
+
+
+def test_training_configuration_keeps_steps_and_schedule_that_were_given():
+    defaults = {"num_train_epochs": 3.0, "lr_scheduler_type": "linear"}  # transformers', which nobody gave
+    given = {"max_steps": 700, "schedule": "step", "step_epochs": 3.0, "warmup_steps": 50}
+    config = yaml.safe_load(training_config({"config": {**defaults, **given}}))
+    assert config == given
+    config = yaml.safe_load(training_config({"config": {**defaults, "num_train_epochs": 5.0, "max_steps": 700}}))
+    assert config == {"num_train_epochs": 5.0}
 
 
 def test_training_configuration_keeps_of_two_keys_the_given_one(hub_folder):

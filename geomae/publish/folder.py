@@ -27,6 +27,7 @@ from geomae.training import GeoMAETrainingArguments
 
 __all__ = ["TRAINING_CONFIG", "build_hub_folder", "list_files", "public_metrics", "public_record", "training_config"]
 
+WITHHELD = "(withheld)"  # in the place of an id
 TRAINING_CONFIG = "training_config.yaml"
 NEEDED = {  # of a finished run -> who writes it
     "config.json": "the model's architecture",
@@ -143,22 +144,38 @@ def public_record(record: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def public_metrics(metrics: Mapping[str, Any]) -> dict[str, Any]:
-    """Without the photographers by name, who are people."""
-    shown = public_record(metrics)
-    if "by" in shown:
-        shown["by"] = {kind: groups for kind, groups in shown["by"].items() if kind != "author"}
+    """Without photographers by name, who are people, and without ids of photos, which may be names of files."""
+    shown: dict[str, Any] = _without_people(public_record(metrics))
     return shown
+
+
+def _without_people(value: Any) -> Any:
+    """At any depth: ten crops and other decodings have groups of their own. Lists of ids keep their lengths."""
+    if not isinstance(value, Mapping):
+        return value
+    kept = {}
+    for key, inner in value.items():
+        if key == "by":
+            inner = {kind: groups for kind, groups in inner.items() if kind != "author"}
+        elif key == "shared_with":
+            inner = {name: [WITHHELD] * len(ids) for name, ids in inner.items()}
+        elif key in ("missing", "in_training") and isinstance(inner, list):
+            inner = [WITHHELD] * len(inner)
+        kept[key] = _without_people(inner)
+    return kept
 
 
 def training_config(record: Mapping[str, Any]) -> str:
     """YAML that repeats a run: every setting that is not its default, of what `run.json` recorded.
 
-    Of two keys of which one follows from the other, the one that the run was given stays.
+    Of two keys of which one follows from the other, the one that the run was given stays; a key at its default was
+    not given.
     """
     config = dict(record.get("config", {}))
     defaults = {f.name: None if f.default is MISSING else f.default for f in fields(GeoMAETrainingArguments)}
     for derived, given in GeoMAETrainingArguments.exclusive_keys:
-        config.pop(derived if config.get(given) is not None else given, None)
+        is_given = config.get(given) is not None and config[given] != defaults.get(given)
+        config.pop(derived if is_given else given, None)
     kept = {
         key: value
         for key, value in config.items()
