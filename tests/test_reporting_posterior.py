@@ -13,7 +13,7 @@ from report_folders import make_evaluation
 
 from geomae.reporting.__main__ import main
 from geomae.reporting.plots import calibration_curve, save_figure
-from geomae.reporting.wandb_run import summarise_for_wandb
+from geomae.reporting.tracked_evaluation import summarise_evaluation
 
 AUTHORS = [f"author {number % 12}" for number in range(40)]
 
@@ -85,7 +85,7 @@ def test_a_report_without_a_posterior_says_nothing_of_one(tmp_path: Path) -> Non
 
 def test_wandb_gets_every_decoding_and_the_posterior_with_its_intervals(tmp_path: Path) -> None:
     metrics = make_evaluation(tmp_path / "set", authors=AUTHORS, posterior=True)
-    summary = summarise_for_wandb(metrics)
+    summary = summarise_evaluation(metrics)
     posterior = metrics["posterior"]
     assert summary["test/set/nll"] == posterior["nll"]
     assert summary["test/set/mean_expected_km"] == posterior["mean_expected_km"]
@@ -94,4 +94,4 @@ def test_wandb_gets_every_decoding_and_the_posterior_with_its_intervals(tmp_path
     assert summary["test/set/argmax/mean_km_low"] == metrics["decodings"]["argmax"]["intervals_95"]["mean_km"][0]
     assert json.loads((tmp_path / "set" / "metrics.json").read_text())["decodings"] == metrics["decodings"]
     few = make_evaluation(tmp_path / "few", authors=["ann"] * 40, posterior=True)
-    assert not [name for name in summarise_for_wandb(few) if name.endswith(("_low", "_high"))]
+    assert not [name for name in summarise_evaluation(few) if name.endswith(("_low", "_high"))]
