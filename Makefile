@@ -1,4 +1,4 @@
-# Two commands do everything: `make demo` and `make test`. Both make a virtual environment first.
+# Two commands for a start: `make quick` and `make test`. Both make a virtual environment first. `make` alone lists all.
 #
 #   make test PYTHON=python3.12      another interpreter for the new environment
 #   make test VENV=path/to/env       an environment that exists already; an activated one is used by itself
