@@ -34,6 +34,7 @@ def main(argv: Sequence[str]) -> None:
 
     if arguments.checkpoint:
         # Only this branch needs torch: a file of predictions is judged without it.
+        from geomae.compilation import refuse_missing_compiler
         from geomae.data import PhotoCollator
         from geomae.evaluation.photos_to_judge import load_photos_to_judge
         from geomae.evaluation.posterior_head import override_decoding
@@ -46,6 +47,7 @@ def main(argv: Sequence[str]) -> None:
             model = load_geolocator(arguments.checkpoint)
         override_decoding(model, **arguments.decoding_options)
         if arguments.torch_compile:
+            refuse_missing_compiler()
             model.compile()
         predictions = predict_coordinates(
             model,

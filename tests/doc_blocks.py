@@ -5,7 +5,6 @@ photos in `my_photos`: tests/test_docs_blocks_run.py runs it. The line above a b
 
     <!-- needs: data, gpu -->             it is parsed, not run; NEEDS has the words
     <!-- run by: test_retrieval_docs.py -->   that test runs it, with data of its own
-    <!-- awaits: geomae.publish -->   a program that is not written yet; once it is there, the mark has to go
 """
 
 import re
@@ -26,7 +25,7 @@ PAGES = [
     str(path.relative_to(ROOT))
     for path in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 ]
-BLOCK = re.compile(r"(?:^<!-- (needs|run by|awaits): ([^\n]*?) -->\n)?^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+BLOCK = re.compile(r"(?:^<!-- (needs|run by): ([^\n]*?) -->\n)?^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 SHELL_WORDS = {"do", "done", "then", "fi", "else", "export"}
 
 
@@ -40,12 +39,11 @@ class Block:
     code: str
     needs: tuple[str, ...] = ()
     run_by: str | None = None
-    awaits: str | None = None
 
     @property
     def runs(self) -> bool:
         """Whether it is run as it stands."""
-        return self.language in ("bash", "python") and not (self.needs or self.run_by or self.awaits)
+        return self.language in ("bash", "python") and not (self.needs or self.run_by)
 
     def __str__(self) -> str:
         return f"{self.page}:{self.line}"
@@ -65,7 +63,6 @@ def blocks_of(page: str) -> list[Block]:
                 code,
                 needs=tuple(mark.split(", ")) if kind == "needs" else (),
                 run_by=mark if kind == "run by" else None,
-                awaits=mark if kind == "awaits" else None,
             )
         )
     return found

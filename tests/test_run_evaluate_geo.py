@@ -221,14 +221,25 @@ def test_a_compiled_model_gives_the_same_answers(tmp_path, test_set, photos, che
     words = ["--checkpoint", checkpoint, "--test_set", test_set, "--photos", photos]
     words += ["--per_device_eval_batch_size", 2]
     _, eager = run(tmp_path / "eager", *words)
-    compiled = []
     compile_it = torch.nn.Module.compile
     monkeypatch.setattr(  # without inductor, which takes ten times as long as everything else here
-        torch.nn.Module, "compile", lambda self: (compiled.append(self), compile_it(self, backend="aot_eager"))
+        torch.nn.Module, "compile", lambda self: compile_it(self, backend="aot_eager")
     )
+    counters = torch._dynamo.utils.counters["stats"]
+    before = counters["unique_graphs"]
     _, table = run(tmp_path / "compiled", *words, "--torch_compile", "true")
-    assert len(compiled) == 1
+    assert counters["unique_graphs"] == before + 1
     assert table["latitude"].to_pylist() == pytest.approx(eager["latitude"].to_pylist(), abs=1e-3)
+
+
+def test_compilation_without_a_compiler_is_refused_in_a_sentence(tmp_path, test_set, photos, checkpoint):
+    without_a_compiler = torch._inductor.config.patch({"cpp.cxx": ("no-such-compiler",)})
+    words = ["--checkpoint", checkpoint, "--test_set", test_set, "--photos", photos, "--torch_compile", "true"]
+    with (
+        without_a_compiler,
+        pytest.raises(ConfigError, match=r"no C\+\+ compiler .* CXX, or write torch_compile: false"),
+    ):
+        run(tmp_path / "compiled", *words)
 
 
 def test_compilation_of_a_file_of_predictions_is_refused(tmp_path, test_set):

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from geomae.errors import ConfigError
 from geomae.training import (
@@ -247,3 +248,11 @@ def test_unknown_backend_of_compilation_is_refused_with_those_that_are_known(tmp
             GeoMAETrainingArguments(output_dir=str(tmp_path), torch_compile_backend=name)
     with pytest.raises(ConfigError, match=r"torch_compile_mode is 'fast'; torch knows .*max-autotune"):
         GeoMAETrainingArguments(output_dir=str(tmp_path), torch_compile_mode="fast")
+
+
+def test_compilation_without_a_compiler_is_refused_in_a_sentence(tmp_path: Path) -> None:
+    without_a_compiler = torch._inductor.config.patch({"cpp.cxx": ("no-such-compiler",)})
+    with without_a_compiler, pytest.raises(ConfigError, match=r"no C\+\+ compiler that works"):
+        GeoMAETrainingArguments(output_dir=str(tmp_path), torch_compile=True)
+    with without_a_compiler:
+        GeoMAETrainingArguments(output_dir=str(tmp_path), torch_compile=True, torch_compile_backend="aot_eager")

@@ -15,6 +15,7 @@ from accelerate.utils import DynamoBackend
 from transformers import TrainingArguments
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
+from geomae.compilation import refuse_missing_compiler
 from geomae.errors import ConfigError
 from geomae.provenance import shown_config
 from geomae.tracking import refuse_bad_tags, refuse_missing_trackers, run_group_of, run_name_of
@@ -321,6 +322,8 @@ class GeoMAETrainingArguments(TrainingArguments):
         modes = list(torch._inductor.list_mode_options())
         if self.torch_compile_mode and self.torch_compile_mode not in modes:
             raise ConfigError(f"torch_compile_mode is {self.torch_compile_mode!r}; torch knows {', '.join(modes)}")
+        if (self.torch_compile_backend or "inductor").lower() == "inductor":
+            refuse_missing_compiler()
 
     def _check_ranges(self) -> None:
         if self.schedule not in SCHEDULES:
