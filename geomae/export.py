@@ -6,7 +6,6 @@ Also `model.pt2`, which `torch.export.load(...).module()` reads back without thi
 `(B, k, 2)`. What was written is asked and compared with the model before the command ends well.
 """
 
-import argparse
 import contextlib
 import io
 import logging
@@ -22,6 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from geomae.checkpoints import load_geolocator
+from geomae.command_line import CommandParser
 from geomae.errors import ConfigError, GeoMAEError
 from geomae.geography import unit_vectors
 
@@ -183,7 +183,7 @@ def _quiet() -> Any:
 
 def main(argv: Sequence[str]) -> None:
     """Run the command."""
-    parser = argparse.ArgumentParser(prog="python -m geomae.export", description=(__doc__ or "").splitlines()[0])
+    parser = CommandParser(prog="python -m geomae.export", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("checkpoint", help="folder of a geolocator, GeoMAE or baseline")
     parser.add_argument("--output_file", required=True, help="what to write: a name that ends in .onnx or .pt2")
     args = parser.parse_args(argv)

@@ -203,9 +203,13 @@ def test_compiled_on_two_processes_trains_as_eager_on_one_with_the_doubled_batch
             assert int(num_parts) > 1
 
 
+INDUCTOR = pytest.param("inductor", marks=[pytest.mark.slow, pytest.mark.timeout(1800)])
+
+
+@pytest.mark.parametrize("backend", ["aot_eager", INDUCTOR])
 @pytest.mark.parametrize("build", [mae_trainer, geolocation_trainer])
 def test_compiled_run_repeats_the_eager_one_and_leaves_the_same_files(
-    photos: Path, tmp_path: Path, build: Callable[..., Any]
+    photos: Path, tmp_path: Path, build: Callable[..., Any], backend: str
 ) -> None:
     logs, names = [], []
     for compiled in (False, True):
@@ -217,7 +221,7 @@ def test_compiled_run_repeats_the_eager_one_and_leaves_the_same_files(
             save_strategy="steps",
             save_steps=4,
             torch_compile=compiled,
-            torch_compile_backend="aot_eager" if compiled else None,
+            torch_compile_backend=backend if compiled else None,
         )
         trainer = build(photos, args)
         trainer.train()

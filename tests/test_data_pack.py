@@ -92,6 +92,14 @@ def test_splits_share_no_author_and_lose_no_photo(records: list[Photo], tmp_path
     assert manifest["num_photos"] == 40
 
 
+def test_a_share_that_no_photo_falls_into_is_refused_before_anything_is_written(
+    records: list[Photo], tmp_path: Path
+) -> None:
+    with pytest.raises(SourceError, match=r"validation_fraction is 1e-09, but no author of the 40 .* --split_name val"):
+        pack(records, tmp_path / "out", validation_fraction=1e-9)
+    assert not list((tmp_path / "out").glob("*"))
+
+
 def test_finished_split_is_not_overwritten_by_other_options(records: list[Photo], tmp_path: Path) -> None:
     pack(records, tmp_path / "out", validation_fraction=0.3)
     with pytest.raises(SourceError, match=r"split 'train' made with validation_fraction=0\.3, .*=0\.0 would overwrite"):

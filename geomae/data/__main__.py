@@ -11,6 +11,7 @@ from typing import Any
 
 import pyarrow.compute as pc
 
+from geomae.command_line import CommandParser
 from geomae.data.earth import EarthCutter, EarthPicture, EarthSplit, default_extent_km, pack_earth
 from geomae.data.filesystems import public_name
 from geomae.data.hub import is_hub_id
@@ -33,9 +34,7 @@ _DEFAULT_NUM_TEST = 1_000
 
 
 def _build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m geomae.data", description="Make packed photos that training streams."
-    )
+    parser = CommandParser(prog="python -m geomae.data", description="Make packed photos that training streams.")
     commands = parser.add_subparsers(dest="command", required=True)
     _add_source_arguments(
         commands.add_parser("inspect", help="say what a source holds; nothing is written but its index")
@@ -164,8 +163,9 @@ def _refuse_idle_split(arguments: argparse.Namespace, photos: PhotoIndex) -> Non
 def run_inspect(arguments: argparse.Namespace) -> None:
     """Print what a source holds."""
     photos = _open(arguments)
-    print(f"{photos.description}: kind {photos.kind}, {len(photos):,} photos that can be tried")
-    place = ["latitude", "longitude"] if photos.table["latitude"].null_count < len(photos) else []
+    num_placed = len(photos) - photos.table["latitude"].null_count
+    print(f"{photos.description}: kind {photos.kind}, {len(photos):,} photos, {num_placed:,} of them with coordinates")
+    place = ["latitude", "longitude"] if num_placed else []
     known = [*place, *photos.known_columns()]
     print(f"known of them: {', '.join(known) or 'no more than their names'}; the first is {photos.table['id'][0]}")
     if place:
@@ -191,7 +191,7 @@ def run_pack(arguments: argparse.Namespace) -> dict[str, Any]:
     """Pack photos; returns the manifest."""
     _refuse_output_inside(arguments.source, arguments.output_dir)
     photos = _open(arguments)
-    print(f"{photos.description}: {len(photos):,} that can be tried, {len(photos.bad):,} left out")
+    print(f"{photos.description}: {len(photos):,} to pack, {len(photos.bad):,} that cannot be used")
     return pack_photos(
         photos,
         arguments.output_dir,

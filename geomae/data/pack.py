@@ -211,11 +211,24 @@ def _split_rows(photos: PhotoIndex, options: dict[str, Any]) -> dict[str, np.nda
         validation_fraction=options["validation_fraction"],
         test_fraction=options["test_fraction"],
     )[stored]
+    _refuse_empty_splits(chosen, options, "author" if "author" in photos.known_columns() else "photo")
     named = {options["split_name"]: stored[chosen == 0], "validation": stored[chosen == 1], "test": stored[chosen == 2]}
     if options["split_name"] in ("validation", "test"):  # one of the names is taken twice: join them in the same order
         number = ("validation", "test").index(options["split_name"]) + 1
         named[options["split_name"]] = stored[(chosen == 0) | (chosen == number)]
     return {name: rows for name, rows in sorted(named.items()) if len(rows)}
+
+
+def _refuse_empty_splits(chosen: np.ndarray, options: dict[str, Any], unit: str) -> None:
+    """A split that was asked for and is not there would be missed by the next command, or by the one after."""
+    for number, name in enumerate(("validation", "test"), start=1):
+        share = options[f"{name}_fraction"]
+        if share > 0 and not (chosen == number).any():
+            raise SourceError(
+                f"{name}_fraction is {share:g}, but no {unit} of the {len(chosen)} photos falls into it: each is "
+                f"drawn by a hash of its name. Ask for a larger one, leave it out, or pack folders of your choice with "
+                f"--split_name {name}."
+            )
 
 
 def _by_place(photos: PhotoIndex) -> np.ndarray:

@@ -1,9 +1,9 @@
 """`python -m geomae.demo space --model OWNER/NAME --output_dir FOLDER`: the page as a Hub Space."""
 
-import argparse
 import sys
 from collections.abc import Sequence
 
+from geomae.command_line import CommandParser
 from geomae.demo.space import write_space
 from geomae.errors import GeoMAEError
 
@@ -12,7 +12,7 @@ __all__ = ["main"]
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m geomae.demo", description=__doc__.splitlines()[0])
+    parser = CommandParser(prog="python -m geomae.demo", description=__doc__.splitlines()[0])
     space = parser.add_subparsers(required=True).add_parser("space", help="write the folder of a Space")
     space.add_argument("--model", required=True, help="OWNER/NAME of a geolocator on the Hub")
     space.add_argument("--output_dir", required=True, help="folder of the Space; it is created")

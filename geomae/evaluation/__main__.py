@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from geomae.command_line import CommandParser
 from geomae.errors import ConfigError, GeoMAEError, SourceError
 from geomae.evaluation import (
     KNOWN_TEST_SETS,
@@ -43,7 +44,7 @@ from geomae.files import write_whole
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run one of the commands."""
-    parser = argparse.ArgumentParser(prog="python -m geomae.evaluation", description=__doc__.splitlines()[0])
+    parser = CommandParser(prog="python -m geomae.evaluation", description=__doc__.splitlines()[0])
     commands = parser.add_subparsers(dest="command", required=True)
     _add_options(commands.add_parser("baselines", help="judge constants and random guesses on a test set"))
     show = commands.add_parser("show", help="print the table of an evaluation that was made before")

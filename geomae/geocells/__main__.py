@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from geomae.command_line import CommandParser
 from geomae.errors import ConfigError, GeoMAEError
 from geomae.evaluation import (
     KNOWN_TEST_SETS,
@@ -43,7 +44,7 @@ PACKAGES = ("numpy", "scipy", "pyarrow", "s2geometry")
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command."""
-    parser = argparse.ArgumentParser(prog="python -m geomae.geocells", description=(__doc__ or "").splitlines()[0])
+    parser = CommandParser(prog="python -m geomae.geocells", description=(__doc__ or "").splitlines()[0])
     commands = parser.add_subparsers(dest="command", required=True)
     _add_options(commands.add_parser("build", help="make cells, and say what they cover and allow"))
     _build(parser.parse_args(argv), list(sys.argv[1:] if argv is None else argv))

@@ -4,6 +4,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from geomae.command_line import CommandParser
 from geomae.errors import ConfigError
 from geomae.evaluation.arguments import check_loading
 from geomae.evaluation.posterior import DECODINGS
@@ -16,7 +17,7 @@ EXAMPLE = "python -m geomae.predict photo.jpg folder/ --model outputs/demo/geolo
 
 def build_parser() -> argparse.ArgumentParser:
     """Every option, with what `--help` says of it."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="python -m geomae.predict",
         description="Say where photos were taken: one or millions.",
         epilog=f"Example: {EXAMPLE} --output_file outputs/places.geojson. docs/predict.md has more.",

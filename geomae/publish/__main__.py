@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from geomae.command_line import CommandParser
 from geomae.errors import GeoMAEError
 
 __all__ = ["main"]
@@ -31,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m geomae.publish", description=__doc__.splitlines()[0])
+    parser = CommandParser(prog="python -m geomae.publish", description=__doc__.splitlines()[0])
     parser.add_argument("run", metavar="RUN", help="folder of a finished training; or the word cards")
     parser.add_argument(
         "--repo_id", metavar="OWNER/NAME", help="repository of the Hub to upload to; made where missing"

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from geomae.command_line import CommandParser
 from geomae.errors import GeoMAEError
 from geomae.provenance import shown_path
 from geomae.tracking import TRACKERS, refuse_missing_trackers
@@ -23,7 +24,7 @@ __all__ = ["main"]
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one of the commands; returns the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m geomae.reporting", description=__doc__.splitlines()[0])
+    parser = CommandParser(prog="python -m geomae.reporting", description=__doc__.splitlines()[0])
     commands = parser.add_subparsers(required=True)
     for add in (
         _add_report,
