@@ -66,10 +66,12 @@ RESUME = $(if $(wildcard $@),--overwrite_output_dir true,--resume_from_checkpoin
 QUICK := outputs/quick
 
 quick: $(QUICK)/answers.txt ## A first model and its answers in two to three minutes, without a download
-	@echo; $(BIN)/python -m geomae.evaluation show $(QUICK)/evaluate
-	@echo; head -n 8 $<; echo "... ($<)"
-	@echo; echo "The model: $(QUICK)/finetune. A page to ask it, and to play against it:"; \
-	  echo "$(BIN)/python app.py --model $(QUICK)/finetune --photos $(DEMO)/data"
+	@echo; $(BIN)/python -m geomae.evaluation show $(QUICK)/evaluate --brief
+	@echo; echo "All numbers:    $(BIN)/python -m geomae.evaluation show $(QUICK)/evaluate"; \
+	  echo "All answers:    $<"; \
+	  echo "The model:      $(QUICK)/finetune"; \
+	  echo "A page to ask it, and to play against it:"; \
+	  echo "                $(BIN)/python app.py --model $(QUICK)/finetune --photos $(DEMO)/data"
 
 $(QUICK)/geocells/geocells.parquet: $(DEMO)/data/manifest.json
 	$(BIN)/python -m geomae.geocells build --train_coordinates $(DEMO)/data --kind kmeans --num_cells 50 200 --output_dir $(@D)
@@ -79,7 +81,7 @@ $(QUICK)/finetune/model.safetensors: configs/finetune/quick.yaml $(QUICK)/geocel
 
 $(QUICK)/evaluate/metrics.json: $(QUICK)/finetune/model.safetensors
 	$(BIN)/python run_evaluate_geo.py --checkpoint $(QUICK)/finetune --test_set $(DEMO)/data --split test \
-	  --train_coordinates $(DEMO)/data --output_dir $(@D)
+	  --train_coordinates $(DEMO)/data --output_dir $(@D) > $(@D)_printed.txt
 
 $(QUICK)/answers.txt: $(QUICK)/evaluate/metrics.json
 	$(BIN)/python -m geomae.predict $(DEMO)/data --split test --model $(QUICK)/finetune --format table --output_file $@

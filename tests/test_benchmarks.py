@@ -124,6 +124,7 @@ def test_share_outside_the_model_is_taken_within_each_round(monkeypatch: pytest.
     assert summary["bare_photos_per_s"] == pytest.approx(100 / 3)
 
 
+@pytest.mark.slow
 def test_judging_compares_ours_with_a_loop_over_resamples_that_gives_the_same(tmp_path: Path) -> None:
     command = [sys.executable, "benchmarks/judging.py", "--shared_data", str(tmp_path), "--rounds", "1"]
     command += ["--num_resamples", "100", "--naive_resamples", "100", "--output", str(tmp_path / "result.json")]

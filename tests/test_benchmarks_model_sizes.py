@@ -153,6 +153,7 @@ def benchmark(sizing: Any) -> Iterator[Any]:
     torch.set_num_threads(num_threads)
 
 
+@pytest.mark.slow
 def test_benchmark_counts_measures_and_checks(
     benchmark: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -257,6 +257,7 @@ def test_the_constant_at_56_n_4_w_has_the_mean_of_independent_runs(shared_data):
         assert metrics["mean_km"] == pytest.approx(known_km, abs=0.5), name
 
 
+@pytest.mark.slow
 def test_baselines_on_im2gps3k_are_those_of_independent_runs(shared_data):
     geotags = shared_data / "geotags"
     training = read_training_coordinates(geotags / "mp16_coordinates_100k.csv")

@@ -41,6 +41,7 @@ def test_interval_covers_the_truth_as_often_as_it_says():
     assert 0.88 <= covered["median_km"] / 200 <= 0.99
 
 
+@pytest.mark.slow
 def test_clustered_interval_covers_the_truth_where_the_independent_one_does_not():
     rng = np.random.default_rng(4)
     covered = {"clustered": 0, "independent": 0}

@@ -152,6 +152,7 @@ def test_the_temperature_is_written_into_the_checkpoint_and_used_from_there(tmp_
     assert "about right" in format_calibration(again)
 
 
+@pytest.mark.slow
 def test_a_process_of_its_own_calibrates_as_this_one_does(validation, checkpoint):
     command = [sys.executable, "-m", "geomae.evaluation", "calibrate", "--checkpoint", str(checkpoint), *validation]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240)

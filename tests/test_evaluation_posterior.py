@@ -270,6 +270,7 @@ Path(f"rank_{os.environ['RANK']}.txt").write_text(describe_thirteen_posteriors()
 """
 
 
+@pytest.mark.slow
 def test_two_processes_give_the_digits_of_one(tmp_path):
     run_twice_beside_itself(ONE_OF_TWO, tmp_path, num_threads=torch.get_num_threads())
     assert {path.read_text() for path in tmp_path.glob("rank_*.txt")} == {describe_thirteen_posteriors()}

@@ -92,7 +92,7 @@ def test_loss_and_gradients_are_the_same_and_less_is_kept(name: str) -> None:
     assert saved_again < 0.8 * saved
 
 
-@pytest.mark.parametrize("name", ["pretraining", "fine-tuning", "vit"])
+@pytest.mark.parametrize("name", ["pretraining", "fine-tuning", pytest.param("vit", marks=pytest.mark.slow)])
 def test_compiled_models_take_it_too(name: str) -> None:
     torch.compiler.reset()
     model = built(name)

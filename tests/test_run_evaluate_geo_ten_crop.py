@@ -113,6 +113,7 @@ def test_ten_crops_of_a_file_of_predictions_are_refused() -> None:
         EvaluationArguments(test_set="set.csv", output_dir="out", predictions="p.csv", ten_crop=True)
 
 
+@pytest.mark.slow
 def test_two_processes_write_the_bytes_of_one(tmp_path: Path, words: list[str]) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

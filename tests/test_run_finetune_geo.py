@@ -106,7 +106,10 @@ def test_key_of_the_other_architecture_is_refused(photos: Path, tmp_path: Path) 
         run_finetune_geo.main(words(photos, tmp_path, "--backbone", "resnet152"))
 
 
-@pytest.mark.parametrize("average", [[], ["--ema_decay", "0.9"]], ids=["trained", "averaged"])
+AVERAGED = pytest.param(["--ema_decay", "0.9"], marks=pytest.mark.slow, id="averaged")
+
+
+@pytest.mark.parametrize("average", [pytest.param([], id="trained"), AVERAGED])
 def test_two_processes_judge_as_one_does(photos: Path, tmp_path: Path, average: list[str]) -> None:
     argv = words(photos, tmp_path / "run", "--num_train_epochs", "1", "--per_device_train_batch_size", "4", *average)
     first, second = launch_on_two_processes("run_finetune_geo", tmp_path, *argv, "--per_device_eval_batch_size", "3")

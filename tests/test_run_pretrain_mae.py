@@ -104,6 +104,7 @@ def test_refusal_of_the_model_is_one_of_the_configuration(
         run_pretrain_mae.main([SMOKE, "--data_dirs", str(photos), "--output_dir", str(tmp_path), *words])
 
 
+@pytest.mark.slow
 def test_two_processes_in_bf16_show_every_photo_once(photos: Path, tmp_path: Path) -> None:
     argv = [SMOKE, "--data_dirs", str(photos), "--output_dir", str(tmp_path / "run"), "--bf16", "--disable_tqdm"]
     argv += ["--num_train_epochs", "1", "--per_device_train_batch_size", "4", "--dataloader_num_workers", "1"]

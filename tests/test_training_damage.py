@@ -179,6 +179,7 @@ def test_steps_of_another_size_make_as_many_epochs_as_were_asked_for(
     assert "a step has 4 photos where it had 8" in caplog.text
 
 
+@pytest.mark.slow
 def test_two_processes_with_damage_on_one_of_them_resume_each_at_its_place(tmp_path: Path) -> None:
     """The lanes advance unevenly: every number of the checkpoint must be that of its own process."""
     folder = tmp_path / "photos"
@@ -212,6 +213,7 @@ def test_two_processes_with_damage_on_one_of_them_resume_each_at_its_place(tmp_p
     assert saved_state(tmp_path / "run/checkpoint-9")["num_bad_photos"] == final
 
 
+@pytest.mark.slow
 def test_process_whose_validation_photos_are_all_damaged_lets_the_others_finish(tmp_path: Path) -> None:
     folder = pack(tmp_path / "photos", train=40)
     for shard, num_damaged in enumerate((6, 0)):  # the first process evaluates the first shard

@@ -38,6 +38,7 @@ from geomae.evaluation import (
     write_evaluation,
 )
 from geomae.evaluation.baselines import NUM_CLUSTERS
+from geomae.evaluation.brief import format_brief
 from geomae.evaluation.summary import describe_shared_photos
 from geomae.files import write_whole
 
@@ -49,6 +50,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     _add_options(commands.add_parser("baselines", help="judge constants and random guesses on a test set"))
     show = commands.add_parser("show", help="print the table of an evaluation that was made before")
     show.add_argument("evaluation", nargs="+", help="folders of run_evaluate_geo.py, or their metrics.json")
+    show.add_argument("--brief", action="store_true", help="the model, the best constant, a guess, and some answers")
     _add_compare(commands)
     _add_calibrate(commands)
     arguments = parser.parse_args(argv)
@@ -61,16 +63,18 @@ def main(argv: Sequence[str] | None = None) -> None:
         _calibrate(arguments, words)
     elif arguments.command == "show":
         for folder in arguments.evaluation:
-            _show(folder)
+            _show(folder, brief=arguments.brief)
     else:
         _judge_baselines(arguments, words)
 
 
-def _show(folder: str) -> None:
+def _show(folder: str, *, brief: bool) -> None:
     """Print the tables of an evaluation, or that of `baselines`, in which there is no model."""
     metrics = read_metrics(folder)
     if {"mean_km", "test_set", "bootstrap", "baselines"} <= metrics.keys():
-        print(format_summary(metrics, label=metrics.get("checkpoint") or metrics.get("predictions") or "model"))
+        label = metrics.get("checkpoint") or metrics.get("predictions") or "model"
+        predictions_file = (Path(folder) if Path(folder).is_dir() else Path(folder).parent) / "predictions.parquet"
+        print(format_brief(metrics, label, predictions_file) if brief else format_summary(metrics, label))
     elif metrics.get("baselines") and "mean_km" not in metrics:
         print(format_table(metrics["baselines"]))
     else:
