@@ -39,6 +39,8 @@ PLACES_FILE = "populated_places.csv"
 """Beside the model: columns name, country, latitude and longitude; where it is missing, no place is named."""
 
 MAX_DOWNLOAD_BYTES = 100_000_000
+PHOTO_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "PPM", "AVIF", "JPEG2000", "MPO", "HEIF")
+"""What is opened of a path or an address. Pillow knows more, and hands what strangers send to Ghostscript (EPS)."""
 
 
 @dataclass(frozen=True)
@@ -240,10 +242,12 @@ def open_photo(source: str | Path, short_side: int, timeout: float) -> Image.Ima
     is_address = str(source).startswith(("http://", "https://"))
     if not is_address and not Path(source).is_file():
         raise ValueError("there is no such file. Give a path, an http(s) address, an image, an array or a tensor.")
+    Image.init()
+    known = [name for name in PHOTO_FORMATS if name in Image.OPEN]
     try:
-        image = Image.open(io.BytesIO(download(str(source), timeout)) if is_address else source)
+        image = Image.open(io.BytesIO(download(str(source), timeout)) if is_address else source, formats=known)
     except UnidentifiedImageError as error:
-        raise ValueError("it is no photo in a format that Pillow knows.") from error
+        raise ValueError(f"it is no photo in a format that is read here: {', '.join(known)}.") from error
     if image.format == "JPEG":
         image.draft(None, (short_side, short_side))
     return image

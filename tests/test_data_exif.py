@@ -84,3 +84,12 @@ def test_only_the_head_of_an_open_file_is_read(tmp_path: Path) -> None:
 def test_broken_heads_are_refused_and_never_crash(data: bytes) -> None:
     with pytest.raises(CoordinateError):
         read_gps(data)
+
+
+@pytest.mark.parametrize("reference", [5, (1, 2), 2.5])
+def test_hemisphere_that_is_no_text_is_refused(reference: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = photo_with_gps(SOUTH_WEST)
+    read = Image.Exif.get_ifd
+    monkeypatch.setattr(Image.Exif, "get_ifd", lambda exif, tag: {**read(exif, tag), 1: reference})
+    with pytest.raises(CoordinateError, match="names no hemisphere"):
+        read_gps(data)

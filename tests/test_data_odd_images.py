@@ -11,7 +11,7 @@ from geomae.data.reading import PhotoReader
 from geomae.data.sources import SourceOptions, open_source
 from geomae.errors import DamagedPhotoError
 
-NOT_A_PHOTO = "it is no photo in a format that Pillow knows"
+NOT_A_PHOTO = "it is no photo in a format that is read here"
 TRUNCATED = "image file is truncated"
 BROKEN = "broken data stream"
 
@@ -50,7 +50,7 @@ EXPECTED: dict[str, tuple[int, int] | str] = {
 NO_POSITION = {
     "Issue 308.jpg": "its GPS position is (0, 0), which cameras write when they have none",
     "Nikon D5000.jpg": "its GPS position is not finite: nan, nan",
-    "beach.jpg": "no GPS position: it is no photo in a format that Pillow knows",
+    "beach.jpg": "no GPS position: it is no photo in a format that is read here",
     "Multiple ICC segments.jpg": "no GPS position in its EXIF block",
     "orientation/Landscape_1.jpg": "no GPS position in its EXIF block",
 }

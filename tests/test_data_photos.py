@@ -1,4 +1,6 @@
+import contextlib
 import io
+import os
 import random
 import zlib
 from pathlib import Path
@@ -8,6 +10,7 @@ import pytest
 from PIL import Image
 
 from geomae.data.photos import (
+    PHOTO_FORMATS,
     can_keep_jpeg,
     center_crop,
     decode_photo,
@@ -20,9 +23,14 @@ from geomae.data.photos import (
     ten_crops,
 )
 from geomae.errors import DamagedPhotoError
+from modeling import image_to_coordinates
+from modeling.image_to_coordinates import open_photo
 
 # The quadrants of the upright picture, as they lie; their colours are far enough apart to survive JPEG.
 QUADRANTS = np.array([[[230, 30, 30], [30, 230, 30]], [[30, 30, 230], [230, 230, 30]]], dtype=np.uint8)
+
+
+POSTSCRIPT = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n0 0 9 9 rectfill\nshowpage\n%%EOF\n"
 
 
 def quadrant_photo(height: int = 64, width: int = 96) -> np.ndarray:
@@ -166,6 +174,31 @@ def test_first_frame_of_an_animation_is_taken(file_format: str) -> None:
     first, second = Image.fromarray(quadrant_photo()), Image.new("RGB", (96, 64), "black")
     data = encoded(first, file_format, save_all=True, append_images=[second])
     assert_shows_quadrants(decode_photo(data, min_short_side=0))
+
+
+def test_postscript_is_refused_without_a_program_that_would_run_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Pillow hands EPS to Ghostscript, wherever one is installed."""
+    called = tmp_path / "called"
+    ghostscript = tmp_path / "gs"
+    ghostscript.write_text(f"#!/bin/sh\necho $@ >> {called}\n")
+    ghostscript.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setattr("PIL.EpsImagePlugin.gs_binary", None)  # it is looked for once
+    with pytest.raises(DamagedPhotoError, match="no photo in a format that is read here"):
+        decode_photo(POSTSCRIPT, min_short_side=0)
+    (tmp_path / "a.jpg").write_bytes(POSTSCRIPT)
+    with pytest.raises(ValueError, match="no photo in a format that is read here"):
+        open_photo(tmp_path / "a.jpg", 64, 1.0)
+    assert not called.exists()
+    with contextlib.suppress(OSError), Image.open(io.BytesIO(POSTSCRIPT)) as image:
+        image.load()
+    assert called.exists(), "Pillow by itself does not run it any more: this test shows nothing"
+
+
+def test_the_pipeline_opens_the_same_formats() -> None:
+    assert image_to_coordinates.PHOTO_FORMATS == PHOTO_FORMATS
 
 
 def test_empty_file_is_refused() -> None:

@@ -251,7 +251,7 @@ def test_folder_without_a_table_takes_positions_from_exif(tmp_path: Path) -> Non
     assert places(read_source(tmp_path)) == {"a.jpg": (48.5, -10.5)}
     assert left_out(tmp_path) == {
         "b.jpg": "no GPS position in its EXIF block",
-        "c.jpg": "no GPS position: it is no photo in a format that Pillow knows",
+        "c.jpg": "no GPS position: it is no photo in a format that is read here",
     }
 
 

@@ -5,7 +5,7 @@ import math
 import random
 import re
 import warnings
-from typing import cast
+from typing import BinaryIO, cast
 
 import cv2
 import numpy as np
@@ -17,12 +17,14 @@ from geomae.errors import DamagedPhotoError
 __all__ = [
     "MAX_PHOTO_BYTES",
     "MAX_PIXELS",
+    "PHOTO_FORMATS",
     "can_keep_jpeg",
     "center_crop",
     "decode_photo",
     "encode_jpeg",
     "evaluation_short_side",
     "explain_format",
+    "open_image",
     "random_resized_crop",
     "read_orientation",
     "resize_short_side",
@@ -32,6 +34,9 @@ __all__ = [
 
 MAX_PIXELS = 100_000_000  # a decompression bomb of more is refused from its header, before any memory is taken
 MAX_PHOTO_BYTES = 2**28  # a file of more is refused before it is read
+
+PHOTO_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "PPM", "AVIF", "JPEG2000", "MPO", "HEIF")
+"""What is opened: formats of photos. Pillow knows more, and hands what strangers send to Ghostscript (EPS)."""
 
 _HEIC_BRANDS = (b"heic", b"heix", b"hevc", b"hevx", b"mif1", b"msf1")
 _MAX_JPEG_SIDE = 65_500  # libjpeg's own limit
@@ -50,7 +55,7 @@ def decode_photo(data: bytes, *, min_short_side: int) -> np.ndarray:
     JPEGs are decoded at 1/2, 1/4 or 1/8 of their size where that still leaves `min_short_side` pixels.
 
     Args:
-        data: an encoded photo in any format that Pillow reads.
+        data: an encoded photo in one of `PHOTO_FORMATS`.
         min_short_side: pixels that the short side keeps, where the photo has them; 0 decodes at full size.
 
     Returns:
@@ -105,7 +110,7 @@ def _decode_other(data: bytes) -> np.ndarray:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow warns of odd EXIF and of bombs; bombs are refused below
-            with Image.open(io.BytesIO(data)) as image:
+            with open_image(io.BytesIO(data)) as image:
                 _refuse_bomb(image.height, image.width)
                 image.load()
                 ImageOps.exif_transpose(image, in_place=True)
@@ -120,11 +125,21 @@ def _decode_other(data: bytes) -> np.ndarray:
         raise DamagedPhotoError(f"cannot be decoded: {error}" if str(error) else "cannot be decoded") from error
 
 
+def open_image(file: BinaryIO) -> Image.Image:
+    """`Image.open` of a file in one of `PHOTO_FORMATS`; Pillow's errors are not wrapped.
+
+    Raises:
+        UnidentifiedImageError: it is in none of them.
+    """
+    Image.init()
+    return Image.open(file, formats=[name for name in PHOTO_FORMATS if name in Image.OPEN])
+
+
 def explain_format(head: bytes) -> str:
     """What to say of a file that Pillow does not know, by its first bytes."""
     if head[4:8] == b"ftyp" and head[8:12] in _HEIC_BRANDS:
         return "it is HEIC, which Pillow does not read: save it as JPEG first"
-    return "it is no photo in a format that Pillow knows"
+    return "it is no photo in a format that is read here"
 
 
 def _refuse_bomb(height: int, width: int) -> None:
@@ -166,7 +181,7 @@ def read_orientation(data: bytes) -> int:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            with Image.open(io.BytesIO(data)) as image:
+            with open_image(io.BytesIO(data)) as image:
                 orientation = image.getexif().get(_ORIENTATION_TAG, 1)
     except Exception:  # the pixels are good even where the EXIF block is not: the photo is kept as it lies
         return 1
