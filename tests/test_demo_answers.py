@@ -1,6 +1,7 @@
 import base64
 import io
 import math
+import socket
 
 import numpy as np
 import pytest
@@ -10,11 +11,11 @@ from packed_photos import TINY, pack
 from PIL import Image
 
 from geomae.data import PhotoCollator, load_photos
-from geomae.demo import DemoArguments, GamePhotos, Geolocator, Reconstructor
+from geomae.demo import DemoArguments, GamePhotos, Geolocator, Reconstructor, find_port
 from geomae.demo.answers import WORLD, window_around
 from geomae.demo.circles import circle_line, circle_outlines
 from geomae.demo.game import Game, score_turn
-from geomae.demo.photo_gate import MAX_UPLOAD_BYTES, parse_place, preview_uri
+from geomae.demo.photo_gate import MAX_UPLOAD_BYTES, parse_place, preview_uri, refuse_oversized
 from geomae.demo.posterior_grid import HeatWindow, draw_heat, posterior_grid
 from geomae.demo.texts import answer_card, answer_map
 from geomae.demo.world_map import Mark, draw_map
@@ -37,6 +38,12 @@ def cell_model(tmp_path_factory):
 @pytest.fixture(scope="module")
 def geolocator(cell_model):
     return Geolocator(cell_model)
+
+
+def jpeg() -> bytes:
+    buffer = io.BytesIO()
+    Image.linear_gradient("L").convert("RGB").save(buffer, "JPEG")
+    return buffer.getvalue()
 
 
 def is_within(outlines, points_deg):
@@ -256,3 +263,35 @@ def test_round_passes_over_damaged_photos(tmp_path):
 def test_page_cannot_start_without_a_model_or_on_no_port(given, words):
     with pytest.raises(ConfigError, match=words):
         DemoArguments(**given)
+
+
+def test_photo_of_too_many_pixels_is_refused_from_its_header():
+    buffer = io.BytesIO()
+    Image.new("1", (9000, 6000)).save(buffer, "PNG")
+    with pytest.raises(DamagedPhotoError, match=r"9000 x 6000 is more than the 50,000,000 pixels that this page"):
+        refuse_oversized(buffer.getvalue())
+
+
+def test_typed_nonsense_is_told_alone_and_hides_no_photo(geolocator):
+    page = pytest.importorskip("geomae.demo.page")
+    found = geolocator.answer(jpeg())
+    truth, line = page._find_truth("Paris", b"whatever", found)
+    assert truth is None
+    assert "That is not a place" in line
+    assert "no true place" not in line
+    _, line = page._find_truth("", jpeg(), found)
+    assert "This photo has no true place: no GPS position in its EXIF block." in line
+
+
+def test_taken_port_and_unknown_address_are_told_in_a_sentence():
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(ConfigError, match=rf"at 127.0.0.1, port {port}: .* --server_port"):
+            find_port(None, port)
+    assert find_port(None, port) == port
+    with pytest.raises(ConfigError, match="no address that is known here"):
+        find_port("not.a.host.invalid", None)
+    with pytest.raises(ConfigError, match=r"at 192.0.2.1, any port from 7860 to 7959: "):
+        find_port("192.0.2.1", None)

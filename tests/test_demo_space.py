@@ -22,6 +22,7 @@ def test_space_starts_where_nothing_but_its_folder_is(tmp_path):
     settings = RepoCard.load(tmp_path / "space" / "README.md", ignore_metadata_errors=False).data.to_dict()
     assert (settings["sdk"], settings["app_file"]) == ("gradio", "app.py")
     assert settings["sdk_version"] == version("gradio")
+    assert float(settings["python_version"].partition(".")[2]) >= 11, "as pyproject.toml has it"
     assert settings["models"] == ["somebody/geomae-small"]
     assert any(line.startswith("torch>=") for line in (tmp_path / "space" / "requirements.txt").read_text().split())
     save_cell_model(tmp_path / "model", TINY)
@@ -40,7 +41,7 @@ def test_space_starts_where_nothing_but_its_folder_is(tmp_path):
         text=True,
     )
     assert done.returncode == 0, done.stderr
-    assert "launched True ['css_paths']" in done.stdout
+    assert "launched True ['app_kwargs']" in done.stdout
 
 
 @pytest.mark.parametrize("model", ["../secrets", "name-alone", 'a/b"); import os', "a/b/c"])
@@ -54,3 +55,9 @@ def test_space_is_not_written_over_anything(tmp_path):
     (tmp_path / "mine.txt").touch()
     with pytest.raises(ConfigError, match="not an empty folder"):
         write_space("owner/name", tmp_path)
+
+
+def test_folder_of_a_space_that_cannot_be_made_is_told(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match="cannot be made"):
+        write_space("owner/name", tmp_path / "file" / "space")

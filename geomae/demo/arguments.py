@@ -12,7 +12,7 @@ __all__ = ["DemoArguments"]
 class DemoArguments:
     """The models and the photos of a page, and where it is served."""
 
-    model: str | None = option(None, "Folder of a model fine-tuned to coordinates, or its id on the Hub.")
+    model: str | None = option(None, "Folder of a model fine-tuned to coordinates.")
     pretrained: str | None = option(
         None, "Folder of a pretraining, for the tab that shows what the model sees; without it the tab says how."
     )

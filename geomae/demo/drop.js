@@ -41,3 +41,5 @@ box.addEventListener('drop', (event) => {
   if (files.length > 1) return refuse('One photo at a time, please.');
   if (files.length) send(files[0]);
 });
+// A photo that misses the box would replace the page with itself.
+for (const name of ['dragover', 'drop']) document.addEventListener(name, (event) => event.preventDefault());

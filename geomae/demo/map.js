@@ -3,6 +3,7 @@
 // itself, and one whose `viewBox` is not what was set here last is new.
 const WORLD_WIDTH = 360, WORLD_HEIGHT = 180, CLOSEST = 0.5;
 const clamp = (value, low, high) => Math.min(Math.max(value, low), high);
+let last = {};  // the view of the newest map: one of the same answer keeps it
 const mapOf = (target) => target.closest && target.closest('.geo-map')?.querySelector('svg');
 
 function show(svg, x, y, height) {
@@ -13,6 +14,7 @@ function show(svg, x, y, height) {
   x = x - WORLD_WIDTH * Math.round(x / WORLD_WIDTH);
   y = clamp(y, height / 2 - 90, 90 - height / 2);
   svg.view = { x, y, height, width };
+  last = { latitude: svg.dataset.latitude, longitude: svg.dataset.longitude, x, y, height };
   svg.shown = `${x - width / 2} ${y - height / 2} ${width} ${height}`;
   svg.setAttribute('viewBox', svg.shown);
   svg.style.setProperty('--unit', box.height ? height / box.height : 1);
@@ -29,6 +31,8 @@ const showFocus = (svg) =>
 
 function start(svg) {
   if (svg.shown === svg.getAttribute('viewBox') || !svg.getBoundingClientRect().width) return;
+  const { latitude, longitude } = svg.dataset;
+  if (latitude && latitude === last.latitude && longitude === last.longitude) return show(svg, last.x, last.y, last.height);
   showWorld(svg);
 }
 function placeOf(svg, clientX, clientY) {

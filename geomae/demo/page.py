@@ -6,6 +6,7 @@ import logging
 import os
 import secrets
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,12 @@ os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # before gradio is imported, w
 
 import gradio as gr
 import numpy as np
+from starlette.middleware import Middleware
 
 from geomae.data.exif import read_gps
 from geomae.demo import texts
 from geomae.demo.answers import Geolocator, PhotoAnswer
+from geomae.demo.front_door import FrontDoor
 from geomae.demo.game import Game, GamePhotos, score_turn
 from geomae.demo.hidden_patches import Reconstructor
 from geomae.demo.photo_gate import MAX_UPLOAD_BYTES, parse_place, preview_uri, refuse_oversized
@@ -32,7 +35,8 @@ ONE_AT_A_TIME: dict[str, Any] = {"concurrency_limit": 1, "concurrency_id": "mode
 _EVENT: dict[str, Any] = {"api_visibility": "private"}
 _PHOTO: dict[str, Any] = {**_EVENT, **ONE_AT_A_TIME, "trigger_mode": "multiple"}  # one dropped meanwhile comes next
 _SLIDER: dict[str, Any] = {**_EVENT, **ONE_AT_A_TIME, "trigger_mode": "always_last"}
-MAX_WAITING = 64  # visitors in the queue; a later one is told to come back
+MAX_WAITING = 64  # requests in the queue; whoever sends a later one is told to come back
+MAX_SESSIONS = 256  # whose last answers are kept; the longest idle are forgotten first
 FORGOTTEN_AFTER_S = 1800  # what a visitor's session holds, where the page stays open and untouched
 FAILED = "Something went wrong with this photo on our side. The page still works: try another one."
 
@@ -49,7 +53,9 @@ LAUNCH_OPTIONS: dict[str, Any] = {
     ),
     "css_paths": [HERE / "page.css"],
     "footer_links": [],
+    "app_kwargs": {"middleware": [Middleware(FrontDoor)]},
     "max_file_size": 1,  # bytes: photos do not come by Gradio's way of uploading, which makes files of them
+    "state_session_capacity": MAX_SESSIONS,
     "run_history": False,
     "ssr_mode": False,
     "mcp_server": False,
@@ -93,6 +99,12 @@ def build_page(
                 add_patches_tab(reconstructor)
             with gr.Tab("Beat the model"):
                 add_game_tab(geolocator, game_photos)
+
+        def forget(visitor: gr.Request) -> None:
+            """Drop what the session of a visitor who left held: Gradio would keep it for an hour."""
+            page.app.state_holder.session_data.pop(visitor.session_hash, None)
+
+        page.unload(forget)
     page.queue(max_size=MAX_WAITING, api_open=False)
     return page
 
@@ -169,7 +181,15 @@ def add_answer_tab(geolocator: Geolocator) -> None:
             card = _status()
     drop.photo(asked.answer, [place, reads_exif], [shown, world, truth_line, card, answered], **_PHOTO)
     for happens in (place.submit, place.blur):
-        happens(asked.judge, [place, answered], [world, truth_line], show_progress="hidden", **_EVENT)
+        happens(asked.judge, [place, answered], [world, truth_line, answered], show_progress="hidden", **_EVENT)
+
+
+@dataclass(frozen=True)
+class Answered:
+    """The last answer of a visitor, and the true place that it was judged by, as typed."""
+
+    found: PhotoAnswer
+    place_text: str
 
 
 class AnswerHandlers:
@@ -186,31 +206,37 @@ class AnswerHandlers:
             found = self.geolocator.answer(photo)
             preview = texts.shown_photo(preview_uri(photo), "Your photo, made small")
             truth, line = _find_truth(place_text, photo if wants_exif else None, found)
-            return preview, texts.answer_map(found, truth), line, texts.answer_card(found), found
+            answered = Answered(found, place_text.strip())
+            return preview, texts.answer_map(found, truth), line, texts.answer_card(found), answered
 
-        return _or_refusal(act, lambda sentence: ("", texts.answer_map(None), "", sentence, None))
+        return _or_refusal(act, lambda sentence: (sentence, texts.answer_map(None), "", "", None))
 
-    def judge(self, place_text: str, found: PhotoAnswer | None) -> tuple[Any, ...]:
-        """Map and error, of a true place that was typed."""
-        if found is None:
-            return gr.skip(), texts.notice("Choose a photo first.") if place_text.strip() else ""
-        truth, line = _find_truth(place_text, None, found)
-        return texts.answer_map(found, truth), line
+    def judge(self, place_text: str, answered: Answered | None) -> tuple[Any, ...]:
+        """Map and error, of a true place that was typed; the same text, on the way through the box, changes nothing."""
+        place_text = place_text.strip()
+        if answered is None:
+            return gr.skip(), texts.notice("Choose a photo first.") if place_text else "", gr.skip()
+        if place_text == answered.place_text:
+            return gr.skip(), gr.skip(), gr.skip()
+        truth, line = _find_truth(place_text, None, answered.found)
+        return texts.answer_map(answered.found, truth), line, Answered(answered.found, place_text)
 
 
 def _find_truth(place_text: str, photo: bytes | None, found: PhotoAnswer) -> tuple[tuple[float, float] | None, str]:
     """The true place, typed or, where there is a photo to read it from, in the photo; and a line that says so."""
     try:
         typed = parse_place(place_text)
-        if typed is not None:
-            return typed, texts.truth_card(found, typed, "as you typed it")
-        if photo is not None:
-            position = read_gps(photo)
-            return position, texts.truth_card(found, position, "from the photo's GPS")
     except CoordinateError as error:
-        reason = str(error)
-        return None, texts.refusal(f"This photo has no true place: {reason}." if photo is not None else reason)
-    return None, ""
+        return None, texts.refusal(str(error))
+    if typed is not None:
+        return typed, texts.truth_card(found, typed, "as you typed it")
+    if photo is None:
+        return None, ""
+    try:
+        position = read_gps(photo)
+    except CoordinateError as error:
+        return None, texts.refusal(f"This photo has no true place: {error}.")
+    return position, texts.truth_card(found, position, "from the photo's GPS")
 
 
 def add_patches_tab(reconstructor: Reconstructor | None) -> None:
@@ -225,6 +251,7 @@ def add_patches_tab(reconstructor: Reconstructor | None) -> None:
     with gr.Row():
         with gr.Column(scale=2, min_width=280):
             drop = _photo_drop("patches")
+            refused = _status()
             share = gr.Slider(5, 95, value=round(100 * reconstructor.mask_ratio), step=5, label="Hidden, %")
             seed = gr.Slider(0, 99, value=0, step=1, label="Mask number")
             another = gr.Button("Another mask")
@@ -238,16 +265,16 @@ def add_patches_tab(reconstructor: Reconstructor | None) -> None:
     def take(hidden_percent: float, mask_number: float, event: gr.EventData) -> tuple[Any, ...]:
         def act() -> tuple[Any, ...]:
             pixels = reconstructor.crop(_photo_bytes(event))
-            return restore(pixels, hidden_percent, mask_number), pixels
+            return "", restore(pixels, hidden_percent, mask_number), pixels
 
-        return _or_refusal(act, lambda sentence: (sentence, None))
+        return _or_refusal(act, lambda sentence: (sentence, "", None))
 
     def again(pixels: Any, hidden_percent: float, mask_number: float) -> Any:
         if pixels is None:
             return gr.skip()
         return _or_refusal(lambda: restore(pixels, hidden_percent, mask_number), lambda sentence: sentence)
 
-    drop.photo(take, [share, seed], [pictures, crop], **_PHOTO)
+    drop.photo(take, [share, seed], [refused, pictures, crop], **_PHOTO)
     another.click(lambda: secrets.randbelow(100), None, seed, show_progress="hidden", **_EVENT)
     for slider in (share, seed):
         slider.change(again, [crop, share, seed], pictures, show_progress="hidden", **_SLIDER)

@@ -1,17 +1,21 @@
 """What a stranger sends: let in as bytes, refused with a sentence, shown again without what else was in the file."""
 
 import base64
+import contextlib
+import io
 import re
+import warnings
 
 import numpy as np
 from numpy.typing import NDArray
 
-from geomae.data.photos import decode_photo, encode_jpeg, resize_short_side
+from geomae.data.photos import decode_photo, encode_jpeg, open_image, resize_short_side
 from geomae.errors import CoordinateError, DamagedPhotoError
 
 __all__ = ["MAX_UPLOAD_BYTES", "jpeg_uri", "parse_place", "preview_uri", "refuse_oversized"]
 
 MAX_UPLOAD_BYTES = 20 * 2**20
+MAX_UPLOAD_PIXELS = 50_000_000  # a PNG of so many takes seconds, in which all others wait
 PREVIEW_SIDE = 640  # pixels of the longer side
 PREVIEW_QUALITY = 82
 _LONGEST_PLACE = 80  # letters of what is typed as a place
@@ -20,11 +24,12 @@ _PLACE = re.compile(rf"({_NUMBER})°?(?:\s*[,;]\s*|\s+)({_NUMBER})°?")
 
 
 def refuse_oversized(data: bytes) -> None:
-    """Refuse what cannot be a photo, or is too large a one, from its size alone.
+    """Refuse what cannot be a photo, or is too large a one, from its size and its header alone.
 
     Raises:
-        DamagedPhotoError: it is empty, or has more than `MAX_UPLOAD_BYTES`.
+        DamagedPhotoError: it is empty, or has more than `MAX_UPLOAD_BYTES` or `MAX_UPLOAD_PIXELS`.
     """
+    oversized = ""
     if not data:
         raise DamagedPhotoError("the file is empty. Choose a photo.")
     if len(data) > MAX_UPLOAD_BYTES:
@@ -32,6 +37,14 @@ def refuse_oversized(data: bytes) -> None:
             f"it has {len(data) / 2**20:.0f} MB, and this page takes {MAX_UPLOAD_BYTES // 2**20} MB at most. "
             "Save the photo smaller, for example 2,000 pixels wide."
         )
+    with contextlib.suppress(Exception), warnings.catch_warnings():  # what cannot be opened is told by the decoder
+        warnings.simplefilter("ignore")
+        with open_image(io.BytesIO(data)) as image:
+            width, height = image.size
+        if width * height > MAX_UPLOAD_PIXELS:
+            oversized = f"{width} x {height} is more than the {MAX_UPLOAD_PIXELS:,} pixels that this page takes."
+    if oversized:
+        raise DamagedPhotoError(oversized)
 
 
 def preview_uri(data: bytes) -> str:

@@ -2,6 +2,7 @@
 
 import re
 import shutil
+import sys
 import tomllib
 from importlib.metadata import requires, version
 from pathlib import Path
@@ -61,7 +62,10 @@ def write_space(model: str, output_dir: str | Path) -> list[Path]:
     folder = Path(output_dir)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ConfigError(f"--output_dir {folder} is not an empty folder: give a new one")
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"--output_dir {folder} cannot be made: {error}") from error
     settings = {
         "title": "GeoMAE",
         "emoji": "🌍",
@@ -69,6 +73,7 @@ def write_space(model: str, output_dir: str | Path) -> list[Path]:
         "colorTo": "blue",
         "sdk": "gradio",
         "sdk_version": version("gradio"),
+        "python_version": f"{sys.version_info.major}.{sys.version_info.minor}",  # the Hub's default is older than ours
         "app_file": "app.py",
         "license": "apache-2.0",
         "models": [model],
