@@ -1,5 +1,6 @@
 """What a run is called where runs are compared, and what its numbers are called: the same for every script."""
 
+import os
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from typing import Any
@@ -9,16 +10,21 @@ from geomae.provenance import shown_path
 
 __all__ = [
     "TRACKERS",
+    "WITHOUT_WANDB",
     "flat_metrics",
     "flat_posterior",
     "refuse_bad_tags",
     "refuse_missing_trackers",
+    "refuse_unready_wandb",
     "run_group_of",
     "run_name_of",
 ]
 
 MAX_TAG_LETTERS = 64  # of W&B
 TRACKERS = ("wandb", "trackio", "tensorboard")
+WITHOUT_WANDB = (
+    "Log in with `wandb login`, keep the run for `wandb sync` with WANDB_MODE=offline, or write --report_to none"
+)
 DRAWN_WITH = ("matplotlib", "cartopy")
 
 
@@ -65,6 +71,23 @@ def refuse_missing_trackers(report_to: str | Sequence[str] | None, *, draws: boo
                 f"report_to {' '.join(named)} needs {', '.join(missing)}, which is not installed. Install it with "
                 f"`pip install 'geomae[{extra}]'`, or write --report_to none"
             )
+
+
+def refuse_unready_wandb() -> None:
+    """Refuses to report to W&B where nobody is logged in, or WANDB_MODE is misspelt; at a terminal, W&B asks for a key.
+
+    Called before an earlier run is removed: what W&B would say later would cost that run.
+
+    Raises:
+        ConfigError: W&B will not take a run.
+    """
+    import wandb  # seconds: only runs that report pay for it
+
+    try:
+        if os.environ.get("WANDB_MODE", "online") not in ("offline", "disabled", "dryrun") and wandb.run is None:
+            wandb.login()
+    except (wandb.Error, ValueError) as problem:
+        raise ConfigError(f"report_to wandb: {problem}. {WITHOUT_WANDB}") from problem
 
 
 def flat_metrics(metrics: Mapping[str, Any]) -> dict[str, Any]:

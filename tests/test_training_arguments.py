@@ -196,11 +196,40 @@ def test_group_is_the_one_given_or_the_environments_or_the_experiments(monkeypat
     monkeypatch.setenv("WANDB_RUN_GROUP", "mine")
     assert GeoMAETrainingArguments(output_dir="outputs/demo/pretrain").run_group == "mine"
     given = arguments(run_group="halves", run_tags=["half", "seed 0"], report_to="wandb")
-    assert given.run_group == os.environ["WANDB_RUN_GROUP"] == "halves"
-    assert os.environ["WANDB_TAGS"] == "half,seed 0"
-    assert (os.environ["WANDB_JOB_TYPE"], os.environ["WANDB_PROJECT"]) == ("train", "geomae")
+    assert given.run_group == "halves"
+    assert os.environ["WANDB_RUN_GROUP"] == "mine", "a second run in this process would take it for its own"
     with pytest.raises(ConfigError, match="no comma"):
         arguments(run_tags=["a,b"])
+
+
+def test_wandb_without_a_login_is_refused_before_anything_is_removed(monkeypatch: pytest.MonkeyPatch) -> None:
+    wandb = pytest.importorskip("wandb")
+    asked = []
+
+    def login() -> None:
+        asked.append(os.environ.get("WANDB_MODE"))
+        raise wandb.errors.UsageError("No API key configured")
+
+    monkeypatch.setattr(wandb, "login", login)
+    monkeypatch.setattr(wandb, "run", None)
+    for mode in ("offline", "disabled"):
+        monkeypatch.setenv("WANDB_MODE", mode)
+        arguments(report_to="wandb")
+    assert asked == []
+    monkeypatch.delenv("WANDB_MODE")
+    with pytest.raises(ConfigError, match=r"report_to wandb: No API key configured\. Log in with `wandb login`, keep"):
+        arguments(report_to="wandb")
+
+
+def test_misspelt_mode_of_wandb_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    wandb = pytest.importorskip("wandb")
+    monkeypatch.setattr(wandb, "run", None)
+    monkeypatch.setenv("WANDB_MODE", "offlin")
+    wandb.teardown()  # it reads its environment once
+    with pytest.raises(ConfigError, match=r"(?s)report_to wandb: .*'online', 'offline'"):
+        arguments(report_to="wandb")
+    monkeypatch.undo()
+    wandb.teardown()
 
 
 def test_arguments_as_others_see_them_name_no_path_of_this_machine(tmp_path: Path) -> None:

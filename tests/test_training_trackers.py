@@ -24,7 +24,7 @@ from geomae.errors import ConfigError
 from geomae.reporting.tracked_evaluation import summarise_evaluation
 from geomae.reporting.trackers import report_evaluation
 from geomae.training import PredictionMaps, ReconstructionPanels, RunRecord, pick_panel
-from geomae.training.trackers import start_trackers
+from geomae.training.trackers import describe_to_trackers, start_trackers
 
 logging.getLogger("tensorboard").setLevel(logging.ERROR)
 NUMBERS = {"train/loss", "train/photos_per_second", "train/mfu", "train/num_bad_photos", "eval/loss"}
@@ -37,7 +37,7 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @dataclass
 class Runs:
-    """A run that was broken off and resumed, and another of the same name, all in three trackers."""
+    """A run that was broken off, another of the same name, and the first one resumed, all in three trackers."""
 
     folder: Path
     ids: list[str]  # in W&B, as run.json named them after each of the three
@@ -55,8 +55,8 @@ def runs(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run
         wandb.teardown()  # it reads its environment once
         ids = [
             train(photos, folder / "run", max_steps=2),
-            train(photos, folder / "run", max_steps=4, resume="true"),
             train(photos, folder / "other", max_steps=2, resume=str(folder / "run" / "checkpoint-1")),
+            train(photos, folder / "run", max_steps=4, resume="true"),  # whose name is now another's too
         ]
         yield Runs(folder, ids, read_offline_runs(folder))
         wandb.teardown()
@@ -77,11 +77,11 @@ def train(photos: Path, folder: Path, *, max_steps: int, resume: str | None = No
 
 
 def test_wandb_goes_on_in_the_run_that_is_resumed_and_another_run_takes_no_old_id(runs: Runs) -> None:
-    first, resumed, other = runs.ids
+    first, other, resumed = runs.ids
     assert first == resumed != other
     assert [one.run.run_id for one in runs.in_wandb] == runs.ids
     steps = [[e["train/global_step"] for e in one.history if "train/loss" in e] for one in runs.in_wandb]
-    assert steps == [[1, 2], [3, 4], [2]]
+    assert steps == [[1, 2], [2], [3, 4]]
     assert {one.run.run_group for one in runs.in_wandb} == {"ours"}
     assert {"commit", "versions", "hardware"} <= set(runs.in_wandb[0].config["made_by"])
 
@@ -90,16 +90,38 @@ def test_an_id_in_the_environment_wins_over_that_of_the_record(runs: Runs, monke
     begun: list[dict[str, Any]] = []
     module = SimpleNamespace(run=None, init=lambda **given: begun.append(given))
     trainer = SimpleNamespace(
-        args=SimpleNamespace(output_dir=str(runs.folder / "run"), run_name="same"),
+        args=SimpleNamespace(output_dir=str(runs.folder / "run"), run_name="same", run_group="ours", run_tags=["a"]),
         callback_handler=SimpleNamespace(callbacks=[type("WandbCallback", (), {"_wandb": module})()]),
         is_world_process_zero=lambda: True,
     )
     newest = str(runs.folder / "run" / "checkpoint-4")
     start_trackers(trainer, newest)
-    assert begun == [{"id": runs.ids[0], "resume": "allow", "name": "same", "project": "geomae", "entity": None}]
+    named = {"name": "same", "group": "ours", "tags": ["a"], "job_type": "train", "project": "geomae"}
+    assert begun == [named | {"id": runs.ids[0], "resume": "allow", "entity": None}]
     monkeypatch.setenv("WANDB_RUN_ID", "another")
     start_trackers(trainer, newest)
-    assert len(begun) == 1
+    assert begun[1] == named
+
+
+def test_a_broken_record_of_a_resumed_run_is_named(tmp_path: Path) -> None:
+    (tmp_path / "run.json").write_text('{"wandb": {"id"')
+    trainer = SimpleNamespace(
+        args=SimpleNamespace(output_dir=str(tmp_path)),
+        callback_handler=SimpleNamespace(callbacks=[type("WandbCallback", (), {})()]),
+        is_world_process_zero=lambda: True,
+    )
+    with pytest.raises(ConfigError, match=r"run\.json cannot be read: .* mend it, or remove it"):
+        start_trackers(trainer, str(tmp_path / "checkpoint-2"))
+
+
+def test_a_run_of_wandb_that_is_disabled_leaves_no_id(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    wandb.teardown()
+    with wandb.init():
+        callback = type("WandbCallback", (), {"_wandb": wandb})()
+        trainer: Any = SimpleNamespace(callback_handler=SimpleNamespace(callbacks=[callback]))
+        assert describe_to_trackers(trainer, {"a": 1}) == {}
+    wandb.teardown()
 
 
 def test_trackio_goes_on_in_the_run_that_is_resumed_and_another_of_the_same_name_has_its_own(runs: Runs) -> None:
@@ -117,6 +139,7 @@ def test_trackio_goes_on_in_the_run_that_is_resumed_and_another_of_the_same_name
     assert config["max_steps"] in (2, 4)
     assert "commit" in config["made_by"]
     where = json.loads((runs.folder / "run" / "run.json").read_text())["trackio"]
+    assert where.pop("id") in {record["id"] for record in records}
     assert where == {"name": "same", "group": "ours", "project": "resumed"}
 
 

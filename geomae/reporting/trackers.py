@@ -45,7 +45,7 @@ def report_evaluation(output_dir: str | Path, report_to: Sequence[str], **naming
     for tracker in report_to if not problems else ():
         try:
             SENDERS[tracker](tracked)
-        except (RuntimeError, OSError, ValueError) as problem:
+        except Exception as problem:  # of a network or a database, and of as many libraries: the numbers are safe
             problems[tracker] = problem
     for tracker, reason in problems.items():
         _warn(tracker, Path(output_dir), reason)
@@ -78,6 +78,8 @@ def _send_to_tensorboard(tracked: TrackedEvaluation) -> None:
     from matplotlib.image import imread
     from torch.utils.tensorboard import SummaryWriter
 
+    for earlier in (tracked.evaluation.folder / "runs").glob("events.out.tfevents.*"):
+        earlier.unlink()  # else what is sent twice stands there twice
     with SummaryWriter(log_dir=str(tracked.evaluation.folder / "runs")) as writer:
         writer.add_text("config", f"```json\n{json.dumps(tracked.config, indent=2, default=str)}\n```")
         for key, number in tracked.numbers.items():

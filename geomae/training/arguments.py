@@ -18,7 +18,13 @@ from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 from geomae.compilation import refuse_missing_compiler
 from geomae.errors import ConfigError
 from geomae.provenance import shown_config
-from geomae.tracking import refuse_bad_tags, refuse_missing_trackers, run_group_of, run_name_of
+from geomae.tracking import (
+    refuse_bad_tags,
+    refuse_missing_trackers,
+    refuse_unready_wandb,
+    run_group_of,
+    run_name_of,
+)
 from geomae.training.config_file import Variants, given_keys, option, parse_config
 from geomae.training.data_arguments import DataArguments
 
@@ -275,8 +281,8 @@ class GeoMAETrainingArguments(TrainingArguments):
         accelerator_config: Any = self.accelerator_config  # by now an AcceleratorConfig
         if accelerator_config.dispatch_batches or accelerator_config.split_batches:
             raise ConfigError(f"dispatch_batches and split_batches of accelerator_config are not used: {_OWN_LOADER}")
-        if "wandb" in (self.report_to or ()):
-            self._tell_wandb()
+        if "wandb" in (self.report_to or ()) and self.process_index == 0:
+            refuse_unready_wandb()
         if self.trackio_static_space_id is None:
             self.trackio_static_space_id = False  # with push_to_hub, transformers would copy trackio's records unasked
         # Without a launcher transformers would use nn.DataParallel, which splits batches behind the stream's back.
@@ -288,14 +294,6 @@ class GeoMAETrainingArguments(TrainingArguments):
                 "enable_jit_checkpoint is true, but each process notices the signal at a step of its own, and they "
                 "would wait for each other: save by save_steps instead"
             )
-
-    def _tell_wandb(self) -> None:
-        """The callback of transformers passes on the name alone; the rest wandb reads from the environment."""
-        os.environ.setdefault("WANDB_PROJECT", "geomae")
-        os.environ.setdefault("WANDB_JOB_TYPE", "train")
-        os.environ["WANDB_RUN_GROUP"] = str(self.run_group)
-        if self.run_tags:
-            os.environ["WANDB_TAGS"] = ",".join(self.run_tags)
 
     def to_dict(self) -> dict[str, Any]:
         """Every key as records and trackers may show it: `shown_config` of transformers' own."""

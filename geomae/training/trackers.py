@@ -7,6 +7,8 @@ from typing import Any
 
 from transformers import Trainer, TrainerCallback
 
+from geomae.errors import ConfigError
+from geomae.tracking import WITHOUT_WANDB
 from geomae.training.run_folder import RECORD_FILE
 
 __all__ = ["describe_to_trackers", "show_picture", "start_trackers"]
@@ -15,46 +17,81 @@ __all__ = ["describe_to_trackers", "show_picture", "start_trackers"]
 def start_trackers(trainer: Trainer, checkpoint: str | None) -> None:
     """Open the run's record before transformers' callbacks do, which know neither groups nor what is resumed.
 
-    A run goes on in its own record where it is resumed from a checkpoint in its own `output_dir`: in W&B by the id in
-    `run.json`, unless `WANDB_RUN_ID` names another; in trackio by its name; in TensorBoard in the same folder. Any
-    other run gets a record of its own, though it be of the same name.
+    A run goes on in its own record where it is resumed from a checkpoint in its own `output_dir`: in W&B and trackio by
+    the id in `run.json`, unless `WANDB_RUN_ID` names another; in TensorBoard in the same folder. Any other run gets a
+    record of its own, though it be of the same name.
 
     Args:
         trainer: before its training begins.
         checkpoint: the folder that it goes on from; None at the start.
+
+    Raises:
+        ConfigError: W&B or trackio does not take the run, or `run.json` of the run that goes on is broken.
     """
     args: Any = trainer.args
     output_dir = Path(args.output_dir)
     callbacks = _callbacks(trainer)
     if "TensorBoardCallback" in callbacks and callbacks["TensorBoardCallback"].logging_dir is None:
         callbacks["TensorBoardCallback"].logging_dir = str(output_dir / "runs")
-    if not trainer.is_world_process_zero():
+    if not trainer.is_world_process_zero() or not {"WandbCallback", "TrackioCallback"} & callbacks.keys():
         return
     continues = checkpoint is not None and Path(checkpoint).resolve().parent == output_dir.resolve()
-    if continues and "WandbCallback" in callbacks:
-        _continue_in_wandb(callbacks["WandbCallback"]._wandb, output_dir, args.run_name)
+    earlier = _read_record(output_dir / RECORD_FILE) if continues else {}
+    if "WandbCallback" in callbacks:
+        _start_in_wandb(callbacks["WandbCallback"]._wandb, args, earlier.get("wandb") or {})
     if "TrackioCallback" in callbacks:
-        _start_in_trackio(callbacks["TrackioCallback"], args, continues=continues)
+        _start_in_trackio(callbacks["TrackioCallback"], args, earlier.get("trackio") or {})
 
 
-def _continue_in_wandb(wandb: Any, output_dir: Path, run_name: str) -> None:
-    earlier = json.loads((output_dir / RECORD_FILE).read_text()) if (output_dir / RECORD_FILE).is_file() else {}
-    known = earlier.get("wandb") or {}
-    if known.get("id") and wandb.run is None and not os.environ.get("WANDB_RUN_ID"):
+def _read_record(file: Path) -> dict[str, Any]:
+    if not file.is_file():
+        return {}
+    try:
+        return dict(json.loads(file.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as problem:
+        raise ConfigError(
+            f"{file} cannot be read: {problem}. It says where the run is recorded: mend it, or remove it, and the run "
+            "begins a new record"
+        ) from problem
+
+
+def _start_in_wandb(wandb: Any, args: Any, known: dict[str, Any]) -> None:
+    """A run that is there already is somebody else's choice, a sweep's for example, and stays."""
+    if _is_running(wandb):
+        return
+    place: dict[str, Any] = {"project": os.environ.get("WANDB_PROJECT", "geomae")}
+    if known.get("id") and not os.environ.get("WANDB_RUN_ID"):
         place = {key: known.get(key) or None for key in ("project", "entity")}
-        wandb.init(id=known["id"], resume="allow", name=run_name, **place)
+        place |= {"id": known["id"], "resume": "allow"}
+    try:
+        wandb.init(
+            name=args.run_name,
+            group=args.run_group,
+            tags=args.run_tags or None,  # those of WANDB_TAGS
+            job_type=os.environ.get("WANDB_JOB_TYPE", "train"),
+            **place,
+        )
+    except (wandb.Error, ValueError) as problem:
+        raise ConfigError(f"report_to wandb: {problem}. {WITHOUT_WANDB}") from problem
 
 
-def _start_in_trackio(callback: Any, args: Any, *, continues: bool) -> None:
+def _start_in_trackio(callback: Any, args: Any, known: dict[str, Any]) -> None:
     trackio = callback._trackio
-    trackio.init(
-        project=args.project,
-        name=args.run_name,
-        group=args.run_group,
-        resume="allow" if continues else "never",
-        space_id=args.trackio_space_id,
-        private=args.hub_private_repo,
-    )
+    try:
+        run = trackio.init(
+            project=args.project,
+            name=args.run_name,
+            group=args.run_group,
+            resume="allow" if known else "never",
+            space_id=args.trackio_space_id,
+            private=args.hub_private_repo,
+        )
+    except (OSError, ValueError, RuntimeError) as problem:
+        raise ConfigError(f"report_to trackio: {problem}. Mend it, or write --report_to none") from problem
+    if known.get("id", run.id) != run.id:  # trackio goes by names, and takes the newest run of this one
+        run.id = known["id"]
+        last_step = trackio.sqlite_storage.SQLiteStorage.get_max_step_for_run(args.project, run.name, run_id=run.id)
+        run._next_step = run._next_step if last_step is None else last_step + 1
     callback._space_id = trackio.context_vars.current_space_id.get()
     callback._initialized = True  # its own `setup` would take an older run of the same name for this one
 
@@ -69,7 +106,7 @@ def describe_to_trackers(trainer: Trainer, config: dict[str, Any]) -> dict[str, 
     if (trackio := _trackio_of(trainer)) is not None:
         trackio.config.update(config)
         run = trackio.context_vars.current_run.get()
-        places["trackio"] = {"name": run.name, "group": run.group, "project": run.project}
+        places["trackio"] = {"id": run.id, "name": run.name, "group": run.group, "project": run.project}
     return places
 
 
@@ -93,9 +130,14 @@ def _callbacks(trainer: Trainer) -> dict[str, Any]:
 
 
 def _wandb_of(trainer: Trainer) -> Any:
-    """The `wandb` module where this process has a run in it, else None."""
-    callback = _callbacks(trainer).get("WandbCallback")
-    return callback._wandb if callback is not None and callback._wandb.run is not None else None
+    """The `wandb` module where this process has a run in it that is not a dummy (WANDB_MODE=disabled), else None."""
+    wandb = getattr(_callbacks(trainer).get("WandbCallback"), "_wandb", None)
+    return wandb if wandb is not None and _is_running(wandb) else None
+
+
+def _is_running(wandb: Any) -> bool:
+    """Whether there is a run that is recorded; WANDB_MODE=disabled leaves a dummy, also behind its end."""
+    return wandb.run is not None and not getattr(wandb.run, "disabled", False)
 
 
 def _trackio_of(trainer: Trainer) -> Any:
