@@ -39,7 +39,7 @@ def find_commit() -> str | None:
     Numbers, and the pages filled from them, change by being recorded: they are not code.
     """
     # Installed inside somebody else's repository, that repository's commit would say nothing.
-    if _git("ls-files", "--error-unmatch", str(Path(__file__).relative_to(ROOT))) is None:
+    if _git("ls-files", "--error-unmatch", str(Path(__file__).resolve().relative_to(ROOT))) is None:
         return None
     commit = _git("rev-parse", "HEAD")
     changes = _git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!results", ":!*.md")

@@ -153,6 +153,15 @@ def test_tabbing_through_the_box_of_the_place_leaves_truth_and_view_as_they_are(
     assert world.get_attribute("viewBox") == zoomed, "another truth of the same answer keeps the view"
 
 
+def test_photo_of_the_page_itself_is_answered_beside_its_truth(visit):
+    visit.get_by_role("button", name="Or take one of this page's own photos").click()
+    visit.locator("p.geo-truth").wait_for()
+    assert "as this page knows it" in visit.locator("p.geo-truth").inner_text()
+    assert visit.locator("section[aria-label=Answer]").count() == 1
+    assert visit.locator("#answer-map g.geo-truth").count() == 1
+    assert visit.locator("img.geo-photo").count() == 1
+
+
 @pytest.mark.slow
 def test_typed_truth_is_judged_and_a_mistyped_one_explained(visit):
     send(visit, jpeg_with_gps())

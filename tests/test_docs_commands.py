@@ -130,7 +130,7 @@ def test_python_blocks_compile(block: Block) -> None:
 
 @pytest.mark.parametrize("page", [page for page in PAGES if any(block.language == "bash" for block in blocks_of(page))])
 def test_every_command_of_a_page_is_taken_by_its_program(page: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    blocks = [block for block in blocks_of(page) if block.language == "bash" and not block.awaits]
+    blocks = [block for block in blocks_of(page) if block.language == "bash"]
     commands = [command for block in blocks for command in commands_of(block)]
     assert commands
     for command in commands:

@@ -243,8 +243,15 @@ def test_pretraining_checkpoint_is_no_geolocator(tiny_sizes: dict, tmp_path: Pat
         ValueError, match="holds a GeoMAEForPreTraining, which answers no coordinates: fine-tune it first"
     ):
         load_geolocator(tmp_path)
-    with pytest.raises(ValueError, match=r"is not a checkpoint: it has no config\.json"):
+    with pytest.raises(ValueError, match="nowhere is not a checkpoint: there is no such folder"):
         load_geolocator(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"architectures": {}}', "\ud800"])
+def test_broken_configuration_is_named(tmp_path: Path, content: str) -> None:
+    (tmp_path / "config.json").write_bytes(content.encode("utf-8", "surrogatepass"))
+    with pytest.raises(ValueError, match=r"config\.json is no configuration of a model|holds a unknown"):
+        load_geolocator(tmp_path)
 
 
 @pytest.mark.parametrize("model_class", [GeoMAEModel, GeoMAEForPreTraining, GeoMAEForGeolocation])

@@ -10,10 +10,12 @@ from typing import Any
 import fsspec
 import pytest
 import torch
-from packed_photos import pack, training_arguments
+from geocell_models import save_cell_model
+from packed_photos import TINY, pack, training_arguments
 from PIL import Image
 from torch.utils.data import DataLoader
 
+from geomae.checkpoints import load_geolocator
 from geomae.data.collate import PhotoCollator
 from geomae.data.manifest import ShardReport, write_manifest
 from geomae.data.pack import PhotoPacker, pack_photos
@@ -301,3 +303,14 @@ def test_split_without_photos_is_named(tmp_path: Path) -> None:
     data = DataArguments(data_dirs=[str(pack(tmp_path / "photos", train=0))])
     with pytest.raises(SourceError, match="hold no photo at all"):
         build_stream(data, training_arguments(tmp_path / "run"), labelled=True)
+
+
+@pytest.mark.parametrize("damage", ["cut off", "gone"])
+def test_weights_that_are_damaged_are_told_in_a_sentence(tmp_path: Path, damage: str) -> None:
+    save_cell_model(tmp_path, TINY)
+    weights = tmp_path / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    if damage == "gone":
+        weights.unlink()
+    with pytest.raises(ConfigError, match=r"(?s)the model cannot be loaded: .* saved to its end"):
+        load_geolocator(tmp_path)

@@ -55,6 +55,8 @@ def _head(photo: bytes | BinaryIO) -> bytes:
 
 
 def _degrees(parts: Sequence[float]) -> float:
+    if isinstance(parts, (str, bytes)):
+        raise TypeError("a text, whose letters would be taken for degrees, minutes and seconds")
     degrees, minutes, seconds = (float(part) for part in (*parts, 0.0, 0.0)[:3])
     return degrees + minutes / 60 + seconds / 3600
 
@@ -65,6 +67,6 @@ def _sign(reference: object, letters: str) -> int:
     letter = text.strip(" \0").upper()[:1]
     if not letter or letter not in letters:
         raise CoordinateError(
-            f"its GPS position names no hemisphere: expected {letters[0]} or {letters[1]}, found {text!r}"
+            f"its GPS position names no hemisphere: expected {letters[0]} or {letters[1]}, found {text[:20]!r}"
         )
     return 1 if letter == letters[0] else -1

@@ -24,7 +24,7 @@ from geomae.demo.game import Game, GamePhotos, score_turn
 from geomae.demo.hidden_patches import Reconstructor
 from geomae.demo.photo_gate import MAX_UPLOAD_BYTES, parse_place, preview_uri, refuse_oversized
 from geomae.demo.world_map import map_script, world_symbols
-from geomae.errors import CoordinateError, DamagedPhotoError, GeoMAEError
+from geomae.errors import ConfigError, CoordinateError, DamagedPhotoError, GeoMAEError
 
 __all__ = ["LAUNCH_OPTIONS", "build_page"]
 
@@ -72,7 +72,8 @@ INTRODUCTION = (
 GPS_LABEL = "Read the photo's own GPS position as the true place"
 NO_PRETRAINED = (
     "This page has no pretrained model to ask. Start it with --pretrained PATH, the folder of a run of "
-    "run_pretrain_mae.py, and a photo appears here masked, and as the model restores it."
+    "run_pretrain_mae.py (make demo leaves one in outputs/demo/pretrain), and a photo appears here masked, and as the "
+    "model restores it."
 )
 GAME_LABEL = "Five photos whose places are known. Guess where each was taken, and see if you beat the model."
 GUESS_LABEL = "Your guess: latitude, longitude"
@@ -94,7 +95,7 @@ def build_page(
         gr.Markdown(INTRODUCTION, elem_classes="geo-introduction")
         with gr.Tabs():
             with gr.Tab("Ask the model"):
-                add_answer_tab(geolocator)
+                add_answer_tab(geolocator, game_photos)
             with gr.Tab("What it sees"):
                 add_patches_tab(reconstructor)
             with gr.Tab("Beat the model"):
@@ -165,13 +166,14 @@ def _or_refusal(act: Callable[[], Any], refused: Callable[[str], Any]) -> Any:
         return refused(texts.refusal(FAILED))
 
 
-def add_answer_tab(geolocator: Geolocator) -> None:
+def add_answer_tab(geolocator: Geolocator, photos: GamePhotos | None) -> None:
     """Photo in; map, radius, places and error out."""
     answered = gr.State(None, time_to_live=FORGOTTEN_AFTER_S)
-    asked = AnswerHandlers(geolocator)
+    asked = AnswerHandlers(geolocator, photos)
     with gr.Row():
         with gr.Column(scale=2, min_width=280):
             drop = _photo_drop("answer")
+            example = gr.Button("Or take one of this page's own photos", visible=photos is not None)
             shown = gr.HTML(apply_default_css=False)
             place = gr.Textbox(label=PLACE_LABEL, placeholder="48.8584, 2.2945", max_lines=1)
             reads_exif = gr.Checkbox(label=GPS_LABEL, info="Only when ticked before the photo is chosen.")
@@ -180,6 +182,7 @@ def add_answer_tab(geolocator: Geolocator) -> None:
             truth_line = _status()
             card = _status()
     drop.photo(asked.answer, [place, reads_exif], [shown, world, truth_line, card, answered], **_PHOTO)
+    example.click(asked.example, None, [shown, world, truth_line, card, answered, place], **_PHOTO)
     for happens in (place.submit, place.blur):
         happens(asked.judge, [place, answered], [world, truth_line, answered], show_progress="hidden", **_EVENT)
 
@@ -195,8 +198,23 @@ class Answered:
 class AnswerHandlers:
     """What the first tab does when something happens."""
 
-    def __init__(self, geolocator: Geolocator) -> None:
-        self.geolocator = geolocator
+    def __init__(self, geolocator: Geolocator, photos: GamePhotos | None = None) -> None:
+        self.geolocator, self.photos = geolocator, photos
+
+    def example(self) -> tuple[Any, ...]:
+        """The same of a photo that the page has, whose place is known; the place that was typed goes."""
+
+        def act() -> tuple[Any, ...]:
+            if self.photos is None:
+                raise ConfigError("this page has no photos of its own: start it with --photos PATH.")
+            row = self.photos.draw(np.random.default_rng(), num_photos=1).row
+            photo, truth = self.photos.photo(row), self.photos.place(row)
+            found = self.geolocator.answer(photo)
+            preview = texts.shown_photo(preview_uri(photo), "A photo of this page")
+            line = texts.truth_card(found, truth, "as this page knows it")
+            return preview, texts.answer_map(found, truth), line, texts.answer_card(found), Answered(found, ""), ""
+
+        return _or_refusal(act, lambda sentence: (sentence, texts.answer_map(None), "", "", None, ""))
 
     def answer(self, place_text: str, wants_exif: bool, event: gr.EventData) -> tuple[Any, ...]:
         """Photo, map, error, card and the answer, of a photo that arrived."""
@@ -347,7 +365,8 @@ class GameHandlers:
             hidden = gr.update(visible=False)
             return gr.skip(), hidden, hidden, button, texts.game_map(turn), texts.game_tally(after), after
 
-        return _or_refusal(act, lambda sentence: (*[gr.skip()] * 5, sentence, gr.skip()))
+        played = texts.game_tally(game) if game is not None else ""
+        return _or_refusal(act, lambda sentence: (*[gr.skip()] * 5, sentence + played, gr.skip()))
 
     def place_guess(self, event: gr.EventData) -> str:
         """The place where the map was clicked, as it would be typed."""
