@@ -28,12 +28,13 @@ from geomae.training.config_file import parse_config
 def main(argv: Sequence[str]) -> None:
     """Read, predict where a checkpoint is given, judge, compare, write, print."""
     (arguments,) = parse_config((EvaluationArguments,), argv)
-    num_absent = None
+    num_absent = weights_sha256 = None
     training_ids = read_training_ids(arguments.train_coordinates) if arguments.train_coordinates else None
     training_deg = read_baseline_coordinates(arguments)
 
     if arguments.checkpoint:
         # Only this branch needs torch: a file of predictions is judged without it.
+        from geomae.checkpoints import digest_weights
         from geomae.compilation import refuse_missing_compiler
         from geomae.data import PhotoCollator
         from geomae.evaluation.photos_to_judge import load_photos_to_judge
@@ -45,6 +46,7 @@ def main(argv: Sequence[str]) -> None:
         photos, test_set, num_absent = load_photos_to_judge(arguments)
         with refuse_what_the_model_refuses():
             model = load_geolocator(arguments.checkpoint)
+        weights_sha256 = digest_weights(arguments.checkpoint)
         override_decoding(model, **arguments.decoding_options)
         if arguments.torch_compile:
             refuse_missing_compiler()
@@ -65,7 +67,11 @@ def main(argv: Sequence[str]) -> None:
         test_set = read_test_set(arguments.test_set, split=arguments.split, swap_lat_lon=arguments.swap_lat_lon)
         predictions = read_predictions(arguments.predictions)
 
-    described = {"num_absent": num_absent, "test_set": describe_test_set(test_set, training_ids)}
+    described = {
+        "weights_sha256": weights_sha256,
+        "num_absent": num_absent,
+        "test_set": describe_test_set(test_set, training_ids),
+    }
     described |= describe_run(sys.argv[:1] + list(argv))
     label = shown_path(arguments.checkpoint or arguments.predictions)
     judge_and_write(arguments, predictions, test_set, training_deg, described, label=label)

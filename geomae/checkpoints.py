@@ -1,5 +1,6 @@
 """The one door to the models next door: commands of this package that take a checkpoint load it here."""
 
+import hashlib
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -7,7 +8,34 @@ from typing import Any
 
 from geomae.training import refuse_what_the_model_refuses
 
-__all__ = ["load_autoencoder", "load_embedder", "load_geolocator", "models_folder"]
+__all__ = [
+    "digest_weights",
+    "load_autoencoder",
+    "load_embedder",
+    "load_geolocator",
+    "models_folder",
+    "read_architecture",
+]
+
+
+def digest_weights(path: str | Path) -> str | None:
+    """SHA-256 of the weights in a checkpoint folder, over all shards by name; None where there are none."""
+    files = sorted(Path(path).glob("model*.safetensors"))
+    digest = hashlib.sha256()
+    for file in files:
+        with file.open("rb") as opened:
+            digest.update(hashlib.file_digest(opened, "sha256").digest())
+    return digest.hexdigest() if files else None
+
+
+def read_architecture(path: str | Path) -> str:
+    """The class of the model in a checkpoint folder, or `unknown`.
+
+    Raises:
+        ConfigError: the folder holds no checkpoint, or a broken one.
+    """
+    with refuse_what_the_model_refuses():
+        return str(_models().encoder_weights.read_architecture(path))
 
 
 def load_autoencoder(path: str | Path) -> Any:

@@ -6,7 +6,7 @@ import shlex
 import subprocess
 from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from geomae import __version__
@@ -20,6 +20,11 @@ HIDDEN = "HIDDEN"  # what a command shows in a secret's place
 _SECRET_KEYS = r"(?i)-*(.*[_-])?(token|password|passwd|secret|credentials?|(api|access|secret|private)[_-]?key)"
 # A path from the root, of a home or of `file:`, where a word may begin: not the `//` of a URL or the `/` of `a/b`.
 _ABSOLUTE = re.compile(r"(?:(?<=[\s\"'=,:;(\[{])|^)(?:file:/*|~[\w.-]*)?/(?!/)[^\s\"',;)\]}]+")
+
+
+# `C:\\Users\\alice\\photos`, `\\\\server\\share\\photos`, `alice@host:photos` of scp and rsync (not the one in a URL)
+_WINDOWS = re.compile(r"(?<![\w\\])(?:[A-Za-z]:[\\/]|\\\\)[^\s\"',;)\]}]+")
+_REMOTE = re.compile(r"(?<![\w/@.])[\w.+-]+@[\w.-]+:(?!\d+(?:/|\b))[^\s\"',;)\]}]*")
 
 
 def find_versions(packages: Sequence[str]) -> dict[str, str]:
@@ -105,6 +110,8 @@ def _shown_text(text: str) -> str:
         return shown_path(text)
     if text.startswith("../.."):
         return Path(text).name
+    text = _WINDOWS.sub(lambda match: re.split(r"[\\/]", match[0].rstrip("\\/"))[-1], text)
+    text = _REMOTE.sub(lambda match: PurePosixPath(match[0].partition(":")[2]).name or HIDDEN, text)
     return _ABSOLUTE.sub(lambda match: shown_path(re.sub(r"^(file:/*(?=/)|~[^/]*)", "", match[0])), public_text(text))
 
 

@@ -15,6 +15,7 @@ from report_folders import EVIL_ID, make_evaluation, make_run
 from writable_hub import serve_writable_hub
 
 import run_finetune_geo
+from geomae.checkpoints import digest_weights
 from geomae.errors import ConfigError, PublishError, SourceError
 from geomae.publish.__main__ import main
 from geomae.publish.folder import build_hub_folder, list_files, training_config
@@ -102,8 +103,9 @@ def test_folder_holds_what_a_stranger_needs_and_nothing_else(hub_folder):
             "model.safetensors",
         ),
         *("modeling_geomae.py", "preprocessor_config.json", "image_to_coordinates.py", "populated_places.csv"),
-        *("metrics/im2gps.json", "metrics/beside.json", "pictures/prediction_map_1_1.png", "pictures/error_cdf_1.png"),
+        *("metrics/im2gps.json", "metrics/beside.json", "pictures/error_cdf_1.png"),
     }
+    assert "pictures/prediction_map_1_1.png" not in names, "where photos of one's own were taken is not shown unasked"
     assert any(name.startswith("pictures/calibration") for name in names)
     assert {Path(name).suffix for name in names} <= {
         "",
@@ -160,13 +162,131 @@ def test_card_passes_the_hubs_own_checks(hub_folder, hub):
 
 
 def test_unevaluated_pretraining_says_that_nothing_was_measured(small_run, tmp_path):
-    build_hub_folder(small_run, tmp_path / "hub")
+    build_hub_folder(small_run, tmp_path / "hub", include_photos=True)
     text = (tmp_path / "hub" / "README.md").read_text()
     assert "Nothing was measured" in text
     assert "model-index" not in text
     assert "AutoModelForPreTraining" in text
     last = (small_run / "pictures" / "reconstruction_step_000010.png").read_bytes()
     assert (tmp_path / "hub" / "pictures" / "reconstruction.png").read_bytes() == last
+    assert "GeoNames" not in text, "a pretraining names no places"
+
+
+def test_photos_are_shown_only_where_that_is_asked_for_or_they_show_nobody(small_run, tmp_path):
+    build_hub_folder(small_run, tmp_path / "hub")
+    assert not (tmp_path / "hub" / "pictures").exists()
+    stand_in = shutil.copytree(small_run, tmp_path / "stand_in", ignore=shutil.ignore_patterns("hub"))
+    (stand_in / "run.json").write_text(json.dumps({"config": {"data_dirs": ["outputs/earth/data"]}, "command": "x"}))
+    build_hub_folder(stand_in, tmp_path / "earth")
+    assert (tmp_path / "earth" / "pictures" / "reconstruction.png").is_file()
+
+
+def test_links_and_what_is_no_picture_are_not_followed(small_run, tmp_path):
+    run = shutil.copytree(small_run, tmp_path / "run", ignore=shutil.ignore_patterns("hub"))
+    (tmp_path / "secret.png").write_bytes((run / "pictures" / "reconstruction_step_000010.png").read_bytes())
+    (run / "pictures" / "reconstruction_step_000020.png").symlink_to(tmp_path / "secret.png")
+    (run / "pictures" / "reconstruction_step_000030.png").write_text("hf_SECRET")
+    build_hub_folder(run, tmp_path / "hub", include_photos=True)
+    last = (run / "pictures" / "reconstruction_step_000010.png").read_bytes()
+    assert (tmp_path / "hub" / "pictures" / "reconstruction.png").read_bytes() == last
+    assert len(list((tmp_path / "hub" / "pictures").iterdir())) == 1
+
+
+def test_edited_folder_is_not_built_over_and_can_be_uploaded_as_it_is(small_run, tmp_path, hub, capsys):
+    folder = tmp_path / "hub"
+    words = [str(small_run), "--output_dir", str(folder)]
+    main(words)
+    main(words)  # nobody has touched it
+    (folder / "README.md").write_text((folder / "README.md").read_text() + "My own words.")
+    with pytest.raises(ConfigError, match=r"was edited since it was built \(README.md\).*--as_it_is.*--overwrite"):
+        main(words)
+    main([*words, "--as_it_is", "--repo_id", "someone/model"])
+    assert hub.repositories["someone/model"]["README.md"].endswith(b"My own words.")
+    assert not [name for name in hub.repositories["someone/model"] if "built" in name]
+    main([*words, "--overwrite"])
+    assert "My own words" not in (folder / "README.md").read_text()
+    with pytest.raises(ConfigError, match=r"was not built yet: it lacks training_config\.yaml"):
+        main([str(small_run), "--output_dir", str(tmp_path / "other"), "--as_it_is"])
+
+
+def test_numbers_of_other_weights_are_left_out(run, tmp_path, caplog):
+    copy = shutil.copytree(run, tmp_path / "run", ignore=shutil.ignore_patterns("hub", "im2gps"))
+    for name, digest in (("same", digest_weights(copy)), ("older", "0" * 64)):
+        make_evaluation(copy / name, checkpoint="run")
+        file = copy / name / "metrics.json"
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"weights_sha256": digest}))
+    build_hub_folder(copy, tmp_path / "hub")
+    assert [file.name for file in (tmp_path / "hub" / "metrics").iterdir()] == ["same.json"]
+    assert "judged other weights than those" in caplog.text
+
+
+def test_numbers_that_are_none_are_null_and_not_in_the_card(run, tmp_path):
+    copy = shutil.copytree(run, tmp_path / "run", ignore=shutil.ignore_patterns("hub"))
+    file = copy / "im2gps" / "metrics.json"
+    metrics = json.loads(file.read_text())
+    metrics["posterior"]["nll"] = float("inf")
+    file.write_text(json.dumps(metrics))
+    build_hub_folder(copy, tmp_path / "hub")
+    stored = json.loads((tmp_path / "hub" / "metrics" / "im2gps.json").read_text(), parse_constant=pytest.fail)
+    assert stored["posterior"]["nll"] is None
+    assert not [each for each in numbers_of(tmp_path / "hub") if each.metric_value != each.metric_value]
+    assert ".inf" not in (tmp_path / "hub" / "README.md").read_text()
+
+
+def test_two_test_sets_of_one_file_name_are_two(hub_folder):
+    sets = {(each.dataset_type, each.dataset_name) for each in numbers_of(hub_folder)}
+    assert len(sets) == 2
+    assert all(kind.startswith("set-") and name.startswith("set.csv (40 photos, ids ") for kind, name in sets)
+
+
+@pytest.mark.parametrize("damage", ["weights", "config", "command"])
+def test_damaged_run_is_told_in_a_sentence(small_run, tmp_path, damage):
+    run = shutil.copytree(small_run, tmp_path / "run", ignore=shutil.ignore_patterns("hub"))
+    if damage == "command":  # of a record that somebody has edited: it is shown as it is
+        record = json.loads((run / "run.json").read_text())
+        (run / "run.json").write_text(json.dumps(record | {"command": "python run.py 'open"}))
+        build_hub_folder(run, tmp_path / "hub")
+        return
+    file = run / ("model.safetensors" if damage == "weights" else "config.json")
+    file.write_bytes(file.read_bytes()[:100])
+    with pytest.raises(ConfigError, match=r"the model cannot be loaded|config\.json is no configuration"):
+        build_hub_folder(run, tmp_path / "hub")
+    assert not (tmp_path / "hub").exists()
+
+
+@pytest.mark.parametrize(
+    ("init_from", "licence", "base"),
+    [
+        ("facebook/vit-mae-base", "cc-by-nc-4.0", "facebook/vit-mae-base"),
+        ("timm/vit_base_patch16_224.mae", "cc-by-nc-4.0", "timm/vit_base_patch16_224.mae"),
+        ("somebody/model", "other", "somebody/model"),
+        ("weights/of/mine", "other", None),
+        (None, "apache-2.0", None),
+    ],
+)
+def test_card_names_what_the_model_starts_from_and_its_licence(small_run, tmp_path, init_from, licence, base):
+    run = shutil.copytree(small_run, tmp_path / "run", ignore=shutil.ignore_patterns("hub"))
+    (run / "run.json").write_text(json.dumps({"config": {"init_from": init_from}, "command": "x"}))
+    build_hub_folder(run, tmp_path / "hub")
+    card = ModelCard.load(tmp_path / "hub" / "README.md")
+    assert (card.data.license, card.data.base_model) == (licence, base)
+    assert ("It starts from" in card.text) == (init_from is not None)
+    assert ("forbids commercial use" in card.text) == (licence == "cc-by-nc-4.0")
+
+
+def test_licence_and_data_of_an_earlier_run_come_along(small_run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name, config in (
+        ("pretrain", {"init_from": "facebook/vit-mae-base", "data_dirs": ["data/mp16", "mp16_shards"]}),
+        ("run", {"init_from": "pretrain"}),
+    ):
+        run = shutil.copytree(small_run, tmp_path / name, ignore=shutil.ignore_patterns("hub"))
+        (run / "run.json").write_text(json.dumps({"config": config, "command": "x"}))
+    build_hub_folder(tmp_path / "run", tmp_path / "hub")
+    card = ModelCard.load(tmp_path / "hub" / "README.md")
+    assert (card.data.license, card.data.base_model) == ("cc-by-nc-4.0", "facebook/vit-mae-base")
+    assert "data/mp16: MP-16 (Larson et al., 2017" in card.text
+    assert "mp16\\_shards: not stated" in card.text, "a name that only resembles a known one says nothing"
 
 
 def test_training_configuration_keeps_steps_and_schedule_that_were_given():
@@ -207,7 +327,7 @@ def test_dry_run_lists_the_files_and_leaves_nothing(small_run, capsys, monkeypat
     monkeypatch.chdir(tmp_path)
     main([str(small_run), "--dry_run", "--repo_id", "someone/model"])
     lines = capsys.readouterr().out.splitlines()
-    assert lines[-1].endswith("would be uploaded to someone/model. Nothing was written.")
+    assert lines[-1].endswith("would be uploaded to someone/model. Nothing was written: that was a dry run.")
     listed = {line.split()[2]: (line.split()[0], line.split()[1]) for line in lines if len(line.split()) == 3}
     weights = hashlib.sha256((small_run / "model.safetensors").read_bytes()).hexdigest()
     assert listed["model.safetensors"] == (f"{(small_run / 'model.safetensors').stat().st_size:,}", weights)
@@ -272,6 +392,19 @@ def test_bad_repository_is_refused(run, repo_id, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "hf_of_the_test")
     with pytest.raises(ConfigError, match=f"repo_id {repo_id}"):
         main([str(run), "--repo_id", repo_id])
+
+
+def test_dry_run_refuses_a_name_that_the_hub_would_not_take(run):
+    with pytest.raises(ConfigError, match="repo_id no_owner has no owner"):
+        main([str(run), "--repo_id", "no_owner", "--dry_run"])
+
+
+def test_private_upload_to_a_public_repository_is_refused(hub_folder, hub):
+    upload_hub_folder(hub_folder, "someone/model", repeat="again")
+    hub.commits.clear()
+    with pytest.raises(ConfigError, match=r"everybody sees it, whatever --private says\. Nothing was uploaded"):
+        upload_hub_folder(hub_folder, "someone/model", repeat="again", private=True)
+    assert not hub.commits
 
 
 def test_training_configuration_of_a_recorded_run_is_one_that_the_script_takes(tmp_path):

@@ -115,7 +115,9 @@ class WritableHubHandler(FolderHandler):
             self._json({"commitUrl": f"{self._address()}/{repo_id}/commit/{'0' * 40}", "commitOid": "0" * 40})
         else:
             siblings = [{"rfilename": name} for name in files]
-            self._json({"id": repo_id, "sha": "0" * 40, "private": False, "tags": [], "siblings": siblings})
+            asked = next(asked for name, asked in self.asked if name == repo_id)  # the first time, which made it
+            is_private = asked.get("visibility") == "private" or bool(asked.get("private"))
+            self._json({"id": repo_id, "sha": "0" * 40, "private": is_private, "tags": [], "siblings": siblings})
 
     def _mode(self, files: dict[str, bytes], path: str) -> dict[str, Any]:
         is_large = path.endswith((".safetensors", ".png"))

@@ -1,6 +1,5 @@
 """A model card: what a model is, what it is worth, what it is for and what not, from what a run recorded."""
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from huggingface_hub import ModelCard, ModelCardData
 
 from geomae.errors import ConfigError
 from geomae.publish.eval_results import list_eval_results
+from geomae.publish.origins import NOT_STATED, BaseModel, describe_data, hub_datasets, licence_of
 from geomae.reporting.page import Block, Code, Heading, Paragraph, Picture, Table, render_markdown
 from geomae.reporting.records import EvaluationRecord, unique_names
 from geomae.reporting.results_section import group_by_test_set, introduce_test_set
@@ -31,13 +31,7 @@ KINDS = {  # end of the architecture's name -> what it is; the Hub's task; the c
         ("image-classification", "AutoModelForImageClassification"),
     ),
 }
-DATA = {  # a word in the names of the training data -> what is known of them
-    "mp16": "MP-16 (Larson et al., 2017, MediaEval Placing Task): 4.7 million geotagged photos of Flickr, a part of "
-    "YFCC100M (Thomee et al., 2016). Each photo has a Creative Commons licence of its own.",
-    "earth": "A stand-in for photos: patches of NASA's Blue Marble (public domain), cut at coordinates of MP-16. "
-    "Numbers of it say nothing about photos.",
-    "demo": "Synthetic patches of a drawn Earth, to try the software. Numbers of it say nothing about photos.",
-}
+HEADLINES = ("mean_km", "median_km", "geoscore", *(f"accuracy_within_{km}_km" for km in (1, 25, 200, 750, 2500)))
 PROCEDURE = (  # settings worth a line in the card; training_config.yaml has them all
     *("head_type", "init_from", "image_size", "hidden_size", "num_hidden_layers", "mask_ratio", "num_train_epochs"),
     *("max_steps", "per_device_train_batch_size", "base_learning_rate", "learning_rate", "weight_decay", "schedule"),
@@ -56,6 +50,7 @@ class CardFacts:
     evaluations: Sequence[EvaluationRecord] = ()
     pictures: Sequence[Picture] = ()
     repo_id: str | None = None
+    base_models: Sequence[BaseModel] = ()  # the nearest first
     measured_in: str | None = None  # a page with numbers of several runs, where there is none of this one alone
 
     @property
@@ -89,7 +84,8 @@ def render_card(facts: CardFacts) -> ModelCard:
         pictures=render_markdown(facts.pictures).strip() if facts.pictures else "",
         results=results,
         bias=bias,
-        training_data=render_markdown(_describe_data(facts.config)).strip(),
+        training_data=render_markdown(_describe_data(facts)).strip(),
+        licences=render_markdown(_describe_licences(facts)).strip(),
         training_procedure=render_markdown(_describe_procedure(facts)).strip(),
         how_to_use=_how_to_use(facts),
         citation=_cite(),
@@ -101,21 +97,16 @@ def _card_data(facts: CardFacts) -> ModelCardData:
     results = list_eval_results([record.metrics for record in facts.evaluations], task=task)
     own_tags = ["masked-autoencoder"] if facts.architecture.startswith("GeoMAE") else []
     return ModelCardData(
-        license="apache-2.0",
+        license=licence_of(facts.base_models),
+        base_model=next((each.hub_id for each in facts.base_models if each.hub_id), None),
         library_name="transformers",
         pipeline_tag=task,
         tags=["geolocation", "image-geolocation", *own_tags, "vision"],
-        datasets=_hub_datasets(facts.config) or None,
-        metrics=["accuracy", "mean_km", "median_km", "geoscore"] if results else None,
+        datasets=hub_datasets(facts.config) or None,
+        metrics=sorted({each.metric_type for each in results if each.metric_type in HEADLINES}) or None,
         model_name=facts.title if results else None,
         eval_results=results or None,
     )
-
-
-def _hub_datasets(config: Mapping[str, Any]) -> list[str]:
-    """Data sets of the Hub among the training data."""
-    found = [re.match(r"hf://datasets/([\w.-]+/[\w.-]+)", str(name)) for name in config.get("data_dirs") or ()]
-    return sorted({match[1] for match in found if match})
 
 
 def _describe_results(facts: CardFacts) -> tuple[str, str]:
@@ -138,12 +129,24 @@ def _describe_results(facts: CardFacts) -> tuple[str, str]:
     return render_markdown(results).strip(), render_markdown(regions or unknown).strip()
 
 
-def _describe_data(config: Mapping[str, Any]) -> list[Block]:
-    names = [str(name) for name in config.get("data_dirs") or ()]
-    known = [text for word, text in DATA.items() if any(re.search(rf"\b{word}\b", name.lower()) for name in names)]
-    listed = ", ".join(names) or "unknown"
-    unknown = "Its owner has to say what these photos are, and under which licence they were used."
-    return [Paragraph(f"Trained on: {listed}."), *(Paragraph(text) for text in known or [unknown])]
+def _describe_data(facts: CardFacts) -> list[Block]:
+    listed = [Paragraph(f"Trained on {name}: {text}") for name, text in describe_data(facts.config)]
+    return [
+        *(listed or [Paragraph(f"Trained on: {NOT_STATED}")]),
+        *(Paragraph(b.describe()) for b in facts.base_models),
+    ]
+
+
+def _describe_licences(facts: CardFacts) -> list[Block]:
+    weights = {
+        "apache-2.0": "The weights and the code are under Apache-2.0 (LICENSE).",
+        "cc-by-nc-4.0": "The code is under Apache-2.0 (LICENSE). The weights began as weights under CC BY-NC 4.0: no "
+        "commercial use.",
+        "other": "The code is under Apache-2.0 (LICENSE). The weights began as those of somebody else, whose licence "
+        "binds them; it is not known here.",
+    }[licence_of(facts.base_models)]
+    places = "The names of places are of GeoNames (https://www.geonames.org/), CC BY 4.0."
+    return [Paragraph(weights), *([Paragraph(places)] if facts.kind[1][0] == "image-classification" else [])]
 
 
 def _describe_procedure(facts: CardFacts) -> list[Block]:

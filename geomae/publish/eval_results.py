@@ -1,6 +1,9 @@
 """The numbers of `metrics.json` as the Hub reads them: `EvalResult`s, which become a card's `model-index`."""
 
+import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from huggingface_hub import EvalResult
@@ -32,8 +35,8 @@ def list_eval_results(evaluations: Sequence[Mapping[str, Any]], *, task: str) ->
         EvalResult(
             task_type=task,
             task_name="Image geolocation",
-            dataset_type=str(metrics["test_set"].get("known_as") or metrics["test_set"]["name"]),
-            dataset_name=str(metrics["test_set"]["name"]),
+            dataset_type=_test_set_id(metrics["test_set"]),
+            dataset_name=_test_set_name(metrics["test_set"]),
             dataset_split=metrics["test_set"].get("split"),
             metric_type=key,
             metric_name=name,
@@ -43,7 +46,22 @@ def list_eval_results(evaluations: Sequence[Mapping[str, Any]], *, task: str) ->
         )
         for metrics in evaluations
         for answer, key, name, value, arguments in _list_numbers(dict(metrics))
+        if math.isfinite(value)  # YAML would take others, and no reader of the Hub does
     ]
+
+
+def _test_set_id(test_set: Mapping[str, Any]) -> str:
+    """A word that other photos under the same file name do not share."""
+    known = test_set.get("known_as")
+    digest = str(test_set.get("ids_sha256") or "")[:8]
+    word = re.sub(r"[^\w-]+", "-", Path(str(known or test_set["name"])).stem)
+    return word if known or not digest else f"{word}-{digest}"
+
+
+def _test_set_name(test_set: Mapping[str, Any]) -> str:
+    known = test_set.get("known_as")
+    digest = str(test_set.get("ids_sha256") or "unknown")[:8]
+    return str(known or f"{test_set['name']} ({test_set['num_photos']:,} photos, ids {digest})")
 
 
 def _list_numbers(metrics: dict[str, Any]) -> Iterator[tuple[str, str, str, float, dict[str, Any]]]:

@@ -11,6 +11,7 @@ from geomae.evaluation import read_metrics
 from geomae.files import write_whole
 from geomae.publish.card import ROOT, CardFacts, render_card
 from geomae.publish.folder import public_metrics, public_record
+from geomae.publish.origins import BaseModel
 from geomae.reporting.records import EvaluationRecord, read_run_record
 
 __all__ = ["card_name", "list_configurations", "render_cards", "write_cards"]
@@ -56,8 +57,20 @@ def _facts(configuration: Path) -> CardFacts:
         config,
         run,
         _find_evaluations(config["output_dir"]),
+        base_models=_find_base_models(config),
         measured_in=MEASURED_IN.get(configuration.stem),
     )
+
+
+def _find_base_models(config: dict[str, Any]) -> list[BaseModel]:
+    """What the configuration starts from, by the configurations that make it: nothing need have been trained here."""
+    configurations = [yaml.safe_load(path.read_text(encoding="utf-8")) for path in list_configurations()]
+    makers = {each["output_dir"]: each for each in configurations}
+    found: list[BaseModel] = []
+    while name := config.get("init_from"):
+        config = makers.get(name, {})
+        found.append(BaseModel(name, config))
+    return found
 
 
 def _find_run(output_dir: str) -> dict[str, Any]:

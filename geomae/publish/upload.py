@@ -10,16 +10,16 @@ from huggingface_hub.utils import get_token, validate_repo_id
 
 from geomae.errors import ConfigError, PublishError
 
-__all__ = ["refuse_bad_target", "upload_hub_folder"]
+__all__ = ["refuse_bad_name", "refuse_bad_target", "upload_hub_folder"]
 
 REPLACED = re.compile(r"(pictures|metrics)/.+|model.*\.safetensors(\.index\.json)?")
 
 
-def refuse_bad_target(repo_id: str, token: str | None = None) -> None:
-    """Refuse before anything is built what could not be uploaded.
+def refuse_bad_name(repo_id: str) -> None:
+    """Refuse a name that the Hub does not take.
 
     Raises:
-        ConfigError: the id is not OWNER/NAME as the Hub takes it, or nobody is logged in.
+        ConfigError: it is not OWNER/NAME.
     """
     try:
         validate_repo_id(repo_id)
@@ -27,6 +27,15 @@ def refuse_bad_target(repo_id: str, token: str | None = None) -> None:
         raise ConfigError(f"repo_id {repo_id} is no name of the Hub: {problem}") from problem
     if repo_id.count("/") != 1:
         raise ConfigError(f"repo_id {repo_id} has no owner; expected OWNER/NAME")
+
+
+def refuse_bad_target(repo_id: str, token: str | None = None) -> None:
+    """Refuse before anything is built what could not be uploaded.
+
+    Raises:
+        ConfigError: as `refuse_bad_name`, or nobody is logged in.
+    """
+    refuse_bad_name(repo_id)
     if (token or get_token()) is None:
         raise ConfigError("there is no token to upload with: log in with `hf auth login`, or set HF_TOKEN")
 
@@ -49,7 +58,7 @@ def upload_hub_folder(
         The address of the repository.
 
     Raises:
-        ConfigError: as `refuse_bad_target`.
+        ConfigError: as `refuse_bad_target`; or it was to be private, and the repository is a public one.
         PublishError: the Hub refused, answered with an error or was not reached. Nothing is half-written: a commit is
             there whole or not at all.
     """
@@ -57,7 +66,14 @@ def upload_hub_folder(
     api = HfApi(token=token)
     try:
         api.create_repo(repo_id, private=private, exist_ok=True)
+        if private and not api.repo_info(repo_id).private:
+            raise ConfigError(
+                f"{repo_id} is there already and everybody sees it, whatever --private says. Nothing was uploaded: "
+                "make it private in its settings on the Hub first, or choose another name"
+            )
         api.create_commit(repo_id, _operations(api, Path(folder), repo_id), commit_message="Publish with GeoMAE")
+    except ConfigError:
+        raise
     except Exception as problem:  # whatever a network can do; the run must not be lost by it
         raise PublishError(
             f"{repo_id} was not uploaded: {type(problem).__name__}: {problem}\n"

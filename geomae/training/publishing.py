@@ -81,7 +81,8 @@ class PublishingTrainer(Trainer):
 
             folder = f"{run}/hub"
             build_hub_folder(run, folder, repo_id=repo_id)
-            address = upload_hub_folder(folder, repo_id, repeat=again, token=token)
+            private = self.args.hub_private_repo if private is None else private
+            address = upload_hub_folder(folder, repo_id, repeat=again, token=token, private=private)
         except PublishError:
             raise
         except (ImportError, OSError, ValueError) as problem:
