@@ -163,9 +163,16 @@ def _write_pt2(geolocator: ExportableGeolocator, example: Tensor, path: Path, ch
 
 
 def _trace(geolocator: nn.Module, example: Tensor) -> Any:
-    """The program that torch.export makes of it, for any number of photos."""
+    """The program that torch.export makes of it, for any number of photos; without the lines of code of each node.
+
+    They are of files on this machine, whose paths would travel along.
+    """
     photos = torch.export.Dim("num_photos")
-    return torch.export.export(geolocator, (example,), dynamic_shapes={"pixel_values": {0: photos}})
+    program = torch.export.export(geolocator, (example,), dynamic_shapes={"pixel_values": {0: photos}})
+    for part in program.graph_module.modules():
+        for node in part.graph.nodes if isinstance(part, torch.fx.GraphModule) else ():
+            node.meta.pop("stack_trace", None)
+    return program
 
 
 @contextlib.contextmanager

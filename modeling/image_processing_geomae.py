@@ -16,6 +16,9 @@ __all__ = ["MAX_PIXELS", "GeoMAEImageProcessor"]
 MAX_PIXELS = 100_000_000
 """A photo of more is refused from its header, before its pixels take any memory."""
 
+MAX_ASPECT = 32
+"""Of what is resized whole before the square is cut; a longer panorama loses its ends, as in evaluations."""
+
 MODES_WITH_ALPHA = ("RGBA", "LA", "PA", "La", "RGBa")
 RESIZE_PER_CROP = 256 / 224
 """Evaluations resize the short side to 256 and cut the central 224, as the thesis does."""
@@ -99,6 +102,9 @@ class GeoMAEImageProcessor(BaseImageProcessor):
         short, side = self.size["shortest_edge"], self.crop_size["height"]
         if is_whole_jpeg:
             rgb = _reduce(rgb, short)
+        longest = MAX_ASPECT * min(rgb.shape[:2])
+        top, left = (max(0, side - longest) // 2 for side in rgb.shape[:2])
+        rgb = rgb[top : top + longest, left : left + longest]
         height, width = rgb.shape[:2]
         scale = short / min(height, width)
         resized = _resize(rgb, max(round(height * scale), short), max(round(width * scale), short))
@@ -161,8 +167,12 @@ def _image_to_rgb(image: Image.Image) -> np.ndarray:
 
 def _array_to_rgb(photo: np.ndarray | Tensor) -> np.ndarray:
     """The same of an array or tensor; where three channels may stand first or last, last for arrays, first else."""
-    pixels = photo.detach().cpu().numpy() if isinstance(photo, Tensor) else photo
-    shape = f"{type(photo).__name__} of shape {tuple(pixels.shape)} and type {pixels.dtype}"
+    shape = f"{type(photo).__name__} of shape {tuple(photo.shape)} and type {photo.dtype}"
+    if isinstance(photo, Tensor):
+        photo = photo.detach().cpu()
+        pixels = (photo.float() if photo.is_floating_point() else photo).numpy()  # numpy knows no bfloat16
+    else:
+        pixels = photo
     pixels = pixels[..., None] if pixels.ndim == 2 else pixels
     if pixels.ndim == 3:
         order = (0, 2) if isinstance(photo, Tensor) else (2, 0)

@@ -4,6 +4,7 @@ import copy
 import csv
 import http.client
 import io
+import shutil
 import urllib.request
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -90,9 +91,10 @@ class ImageToCoordinatesPipeline(Pipeline):
         """Locate photos.
 
         Args:
-            inputs: a photo, a list of photos, or a stream of them: a generator, a `KeyDataset`, or a `datasets.Dataset`
-                or `IterableDataset` with a column `image`. A photo is a path, an address that begins with http:// or
-                https://, a PIL image, or an array or tensor as `GeoMAEImageProcessor` takes them.
+            inputs: a photo, a list or a 4-dimensional array of photos, or a stream of them: a generator, a
+                `KeyDataset`, or a `datasets.Dataset` or `IterableDataset` with a column `image`. A photo is a path, an
+                address that begins with http:// or https://, a PIL image, or an array or tensor as
+                `GeoMAEImageProcessor` takes them.
             args: none are known.
             kwargs: `top_k`: number of likeliest places, 5 by default; `decoding`: `argmax`, `kernel`, `expected_km` or
                 `mean_in_top_k` in place of the model's; `timeout`: seconds that an address may take, 20 by default;
@@ -110,7 +112,7 @@ class ImageToCoordinatesPipeline(Pipeline):
                 raise ValueError(f"the data set has the columns {', '.join(columns)}; wrap the photos' in KeyDataset.")
             is_sized = hasattr(inputs, "__len__")
             inputs = KeyDataset(inputs, "image") if is_sized else (row["image"] for row in inputs)
-        elif isinstance(inputs, tuple):
+        elif isinstance(inputs, tuple) or (isinstance(inputs, (np.ndarray, Tensor)) and inputs.ndim == 4):
             inputs = list(inputs)
         if isinstance(inputs, (list, KeyDataset)) and len(inputs) == 0:
             return []
@@ -121,8 +123,10 @@ class ImageToCoordinatesPipeline(Pipeline):
     ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
         if unknown:
             raise ValueError(f"{', '.join(unknown)}: unknown; the options are top_k, decoding, timeout, batch_size.")
-        if top_k is not None and top_k < 1:
-            raise ValueError(f"top_k={top_k}: expected at least 1 place.")
+        if top_k is not None and not (isinstance(top_k, int) and top_k >= 1):
+            raise ValueError(f"top_k={top_k!r}: expected a whole number of places, at least 1.")
+        if timeout is not None and not (isinstance(timeout, (int, float)) and timeout > 0):
+            raise ValueError(f"timeout={timeout!r}: expected a number of seconds above 0.")
         if decoding is not None and decoding not in DECODINGS:
             raise ValueError(f"decoding={decoding!r}: expected one of {', '.join(DECODINGS)}.")
         if decoding is not None and not self.model.head.has_posterior:
@@ -140,7 +144,10 @@ class ImageToCoordinatesPipeline(Pipeline):
             if isinstance(photo, (str, Path)):
                 with open_photo(photo, self.image_processor.size["shortest_edge"], timeout) as image:
                     return dict(self.image_processor(image, return_tensors="pt"))
-            return dict(self.image_processor(photo, return_tensors="pt"))
+            crops = dict(self.image_processor(photo, return_tensors="pt"))
+            if len(crops["pixel_values"]) != 1:
+                raise ValueError(f"it holds {len(crops['pixel_values'])} photos: give them as one list.")
+            return crops
         except (ValueError, OSError, http.client.HTTPException, Image.DecompressionBombError) as error:
             raise ValueError(f"{describe(photo)} cannot be located: {error}") from error
 
@@ -179,6 +186,12 @@ class ImageToCoordinatesPipeline(Pipeline):
             "nearest_place": nearest_place,
         }
 
+    def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:  # type: ignore[override]  # of a str
+        """Save the model, its code and its image processor, as transformers does, and the names of places too."""
+        super().save_pretrained(save_directory, **kwargs)
+        if (file := self._places_file()) is not None:
+            shutil.copyfile(file, Path(save_directory) / PLACES_FILE)
+
     def nearest_places(self, coordinates_deg: np.ndarray) -> list[dict[str, Any] | None]:
         """The nearest populated place of each of `(n, 2)` points, degrees; None where the model comes with none."""
         if self.places is None:
@@ -196,6 +209,10 @@ class ImageToCoordinatesPipeline(Pipeline):
     @cached_property
     def places(self) -> Places | None:
         """What `populated_places.csv` beside the model says; None where there is no such file."""
+        file = self._places_file()
+        return read_places(file) if file is not None else None
+
+    def _places_file(self) -> Path | None:
         source = self.model.config.name_or_path
         if not source:
             return None
@@ -208,7 +225,7 @@ class ImageToCoordinatesPipeline(Pipeline):
                 _raise_exceptions_for_connection_errors=False,
                 _raise_exceptions_for_gated_repo=False,
             )
-        return read_places(Path(path)) if path is not None and Path(path).is_file() else None
+        return Path(path) if path is not None and Path(path).is_file() else None
 
 
 def read_places(path: Path) -> Places:

@@ -1,5 +1,7 @@
 """What is exported answers as the model does, for any number of photos, in onnxruntime and in torch."""
 
+import sys
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +10,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from launching import ROOT
 
 from geomae import export
 from geomae.errors import ConfigError, GeoMAEError
@@ -46,6 +49,16 @@ def save_model(name: str, sizes: dict[str, Any], folder: Path) -> Any:
     return model.eval()
 
 
+def assert_names_no_path_of_this_machine(path: Path) -> None:
+    parts = {path.name: path.read_bytes()}
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            parts = {name: archive.read(name) for name in archive.namelist()}
+    for name, content in parts.items():
+        for folder in (ROOT, Path(sys.prefix), path.parent):
+            assert str(folder).encode() not in content, f"{name} names {folder}"
+
+
 @pytest.mark.parametrize(("name", "suffix"), CASES)
 def test_exported_model_answers_as_the_model_does(
     tiny_sizes: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, suffix: str
@@ -53,6 +66,7 @@ def test_exported_model_answers_as_the_model_does(
     model, path = save_model(name, tiny_sizes, tmp_path / "model"), tmp_path / f"exported{suffix}"
     main([str(tmp_path / "model"), "--output_file", str(path)])
     assert "differs from the model by at most" in capsys.readouterr().out
+    assert_names_no_path_of_this_machine(path)
     for num_photos in (1, 3, 5):
         photos = torch.randint(0, 256, (num_photos, 3, 32, 32), dtype=torch.uint8)
         with torch.no_grad():

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from transformers import AutoImageProcessor
 
-from geomae.data.photos import center_crop, decode_photo, evaluation_short_side
+from geomae.data.photos import center_crop, decode_photo, evaluation_short_side, ten_crops
 from modeling import GeoMAEImageProcessor, image_processing_geomae
 
 PROCESSOR = GeoMAEImageProcessor.for_image_size(32)
@@ -145,3 +145,18 @@ def test_a_saved_processor_is_read_back(tmp_path: Path, gradient: np.ndarray) ->
     assert written["auto_map"] == {"AutoImageProcessor": "image_processing_geomae.GeoMAEImageProcessor"}
     again = AutoImageProcessor.from_pretrained(tmp_path, trust_remote_code=True)
     assert torch.equal(again(gradient)["pixel_values"], PROCESSOR(gradient)["pixel_values"])
+
+
+def test_a_line_of_pixels_takes_no_memory_and_gives_the_crop_of_an_evaluation() -> None:
+    """Resized whole to a short side of 256 it would be 47 GB."""
+    line = np.random.default_rng(0).integers(0, 256, (1, 60_000, 3), dtype=np.uint8)
+    crop = GeoMAEImageProcessor.for_image_size(224)(line)["pixel_values"][0]
+    assert crop.shape == (3, 224, 224)
+    assert np.abs(crop.permute(1, 2, 0).numpy().astype(int) - center_crop(line, 224)).max() <= 1
+    assert ten_crops(line.transpose(1, 0, 2), 224)[0].shape == (224, 224, 3)
+
+
+def test_photo_in_bfloat16_is_one_of_floats() -> None:
+    photo = torch.rand(3, 40, 50).bfloat16()
+    processor = GeoMAEImageProcessor.for_image_size(32)
+    assert torch.equal(processor(photo)["pixel_values"], processor(photo.float())["pixel_values"])

@@ -219,7 +219,7 @@ def test_a_bad_photo_is_named(locate: Any, photos: list[Path], tmp_path: Path) -
 
 
 def test_options_that_cannot_work_are_refused(locate: Any, photos: list[Path]) -> None:
-    with pytest.raises(ValueError, match="top_k=0: expected at least 1"):
+    with pytest.raises(ValueError, match="top_k=0: expected a whole number of places, at least 1"):
         locate(photos, top_k=0)
     with pytest.raises(ValueError, match="topk: unknown; the options are top_k"):
         locate(photos, topk=3)
@@ -234,4 +234,20 @@ def test_a_pipeline_saves_what_it_was_loaded_from(locate: Any, photos: list[Path
     locate.save_pretrained(tmp_path)
     assert "image-to-coordinates" in json.loads((tmp_path / "config.json").read_text())["custom_pipelines"]
     again = pipeline("image-to-coordinates", model=str(tmp_path), trust_remote_code=True)
-    assert again(str(photos[0]))["latitude"] == locate(str(photos[0]))["latitude"]
+    assert again(str(photos[0])) == locate(str(photos[0]))
+    assert again(str(photos[0]))["nearest_place"] is not None
+
+
+def test_an_array_of_several_photos_is_as_many_answers(locate: Any) -> None:
+    photos = np.random.default_rng(0).integers(0, 256, (2, 40, 50, 3), dtype=np.uint8)
+    expected = locate(list(photos))
+    assert locate(photos) == expected
+    assert locate(torch.from_numpy(photos).permute(0, 3, 1, 2)) == expected
+    with pytest.raises(ValueError, match="it holds 2 photos: give them as one list"):
+        locate([list(photos)])
+
+
+@pytest.mark.parametrize("wrong", [{"top_k": "3"}, {"top_k": 2.5}, {"timeout": "a"}, {"timeout": 0}])
+def test_options_of_another_type_are_refused(locate: Any, photos: list[Path], wrong: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="expected a"):
+        locate(str(photos[0]), **wrong)

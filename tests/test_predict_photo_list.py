@@ -138,3 +138,13 @@ def test_the_digest_of_a_list_changes_with_its_photos(here, make_photo):
     assert list_photos(["a.jpg"]).digest() == before
     make_photo("a.jpg", width=128)
     assert list_photos(["a.jpg"]).digest() != before
+
+
+def test_list_with_a_long_field_is_read_and_one_without_an_end_is_refused(tmp_path):
+    (tmp_path / "photo.jpg").write_bytes(b"a photo")
+    table = tmp_path / "answers.csv"
+    table.write_text(f"id,top_places\n{tmp_path / 'photo.jpg'},{'x' * 200_000}\n")
+    assert len(list_photos([f"@{table}"])) == 1
+    table.write_text(f'id,top_places\n{tmp_path / "photo.jpg"},"{"x" * 2**25}\n')
+    with pytest.raises(SourceError, match=r"answers\.csv is no CSV that can be read: field larger"):
+        list_photos([f"@{table}"])

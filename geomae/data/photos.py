@@ -46,6 +46,7 @@ _CROP_ATTEMPTS = 10
 _LOG_ASPECTS = (math.log(3 / 4), math.log(4 / 3))
 _START_OF_SCAN, _END_OF_IMAGE = 0xDA, 0xD9
 _MARKER_BEHIND_PIXELS = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")
+_MAX_ASPECT = 32  # of what is resized whole before a square is cut; a panorama of more loses its ends
 _RESIZE_PER_CROP = 256 / 224  # the thesis resizes to 256 and cuts the central 224
 
 
@@ -295,6 +296,16 @@ def evaluation_short_side(image_size: int) -> int:
     return round(image_size * _RESIZE_PER_CROP)
 
 
+def _without_far_ends(photo: np.ndarray) -> np.ndarray:
+    """The middle of a photo that is longer than `_MAX_ASPECT` times its short side, else the photo.
+
+    A square of 1 x 60,000 pixels would be cut from 256 x 15,360,000.
+    """
+    longest = _MAX_ASPECT * min(photo.shape[:2])
+    top, left = (max(0, side - longest) // 2 for side in photo.shape[:2])
+    return photo[top : top + longest, left : left + longest]
+
+
 def center_crop(photo: np.ndarray, image_size: int) -> np.ndarray:
     """The thesis's evaluation crop: short side to `image_size * 256 / 224`, then the central square.
 
@@ -305,7 +316,8 @@ def center_crop(photo: np.ndarray, image_size: int) -> np.ndarray:
     Returns:
         `(image_size, image_size, 3)` uint8.
     """
-    return _central_square(resize_short_side(photo, evaluation_short_side(image_size)), image_size)
+    resized = resize_short_side(_without_far_ends(photo), evaluation_short_side(image_size))
+    return _central_square(resized, image_size)
 
 
 def _central_square(photo: np.ndarray, size: int) -> np.ndarray:
@@ -328,7 +340,7 @@ def ten_crops(photo: np.ndarray, image_size: int) -> list[np.ndarray]:
     section 4.1; torchvision's `TenCrop` makes the same ten in another order, up to one pixel of the place of the two
     central ones where the margin is odd: it rounds half of it to the even number, and mirrors before it cuts.
     """
-    resized = resize_short_side(photo, evaluation_short_side(image_size))
+    resized = resize_short_side(_without_far_ends(photo), evaluation_short_side(image_size))
     top, bottom = slice(None, image_size), slice(-image_size, None)
     corners = [resized[rows, columns] for rows in (top, bottom) for columns in (top, bottom)]
     crops = [_central_square(resized, image_size), *corners]

@@ -25,6 +25,7 @@ __all__ = ["list_photos"]
 
 logger = logging.getLogger(__name__)
 
+MAX_FIELD = 2**24  # letters of a field of a list: answers with a thousand places have more than csv's own 131,072
 _STARTS_A_FORMULA = tuple("=+-@\t\r")  # in a spreadsheet that opens a table of ids
 
 
@@ -80,11 +81,14 @@ def _read_list(path: str) -> list[str]:
             if suffix_of(path) != ".csv":
                 lines = (line.rstrip("\r\n") for line in file)
                 return [line for line in lines if line.strip()]
+            csv.field_size_limit(MAX_FIELD)
             rows = csv.DictReader(file)
             column = find_column("id", rows.fieldnames or ())
             if column is None:
                 raise SourceError(f"{path} names no photos: its columns are {', '.join(rows.fieldnames or ())}.")
             return [row[column] for row in rows if row[column]]
+    except csv.Error as error:
+        raise SourceError(f"the list {path} is no CSV that can be read: {error}.") from error
     except OSError as error:
         raise SourceError(
             f"the list {path} cannot be read: {error.strerror}. A photo of that name is ./@..."
