@@ -148,3 +148,15 @@ def test_list_with_a_long_field_is_read_and_one_without_an_end_is_refused(tmp_pa
     table.write_text(f'id,top_places\n{tmp_path / "photo.jpg"},"{"x" * 2**25}\n')
     with pytest.raises(SourceError, match=r"answers\.csv is no CSV that can be read: field larger"):
         list_photos([f"@{table}"])
+
+
+def test_folder_of_photos_stays_one_beside_a_larger_archive(tmp_path, caplog):
+    (tmp_path / "photos").mkdir()
+    for name in ("a.jpg", "b.jfif"):
+        (tmp_path / "photos" / name).write_bytes(b"a photo")
+    with zipfile.ZipFile(tmp_path / "photos" / "backup.zip", "w") as archive:
+        archive.writestr("old.jpg", b"x" * 100_000)
+    index = list_photos([str(tmp_path / "photos")])
+    assert sorted(index.column("id")) == [f"{tmp_path}/photos/a.jpg", f"{tmp_path}/photos/b.jfif"]
+    assert caplog.text.count("1 archives or tables among the photos") == 1
+    assert len(list_photos([str(tmp_path / "photos"), str(tmp_path / "photos" / "backup.zip")])) == 3

@@ -33,7 +33,23 @@ logger = logging.getLogger(__name__)
 
 # HEIC is listed although Pillow cannot read it: such photos are then counted and named, not silently absent
 PHOTO_SUFFIXES = frozenset(
-    {".jpg", ".jpeg", ".jpe", ".png", ".webp", ".tif", ".tiff", ".bmp", ".gif", ".avif", ".heic", ".heif", ".ppm"}
+    {
+        ".jpg",
+        ".jpeg",
+        ".jpe",
+        ".jfif",
+        ".jp2",
+        ".png",
+        ".webp",
+        ".tif",
+        ".tiff",
+        ".bmp",
+        ".gif",
+        ".avif",
+        ".heic",
+        ".heif",
+        ".ppm",
+    }
 )
 
 _SWAPPED_SHARE = 0.01  # more rows that only swapping brings to Earth are no typing errors
