@@ -8,7 +8,7 @@ SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
-.PHONY: help setup quick demo earth photos thesis heads test lint bench docs clean
+.PHONY: help setup quick demo earth photos thesis heads test lowest sbom lint bench docs clean
 
 PYTHON ?= python3
 VENV ?= $(or $(VIRTUAL_ENV),.venv)
@@ -41,6 +41,22 @@ $(INSTALLED): pyproject.toml | $(BIN)/python
 
 test: $(INSTALLED) ## Run the tests, two at a time
 	$(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal $(ARGS)
+
+# Every floor of pyproject.toml at once, in an environment of its own; uv resolves, because pip knows the newest only.
+LOWEST := .venv-lowest
+LOWEST_INSTALLED := $(LOWEST)/.geomae-installed
+
+lowest: $(LOWEST_INSTALLED) ## The tests with the lowest versions that pyproject.toml allows
+	$(LOWEST)/bin/python -m pytest -q -n $(WORKERS) --dist worksteal $(ARGS)
+
+$(LOWEST_INSTALLED): pyproject.toml
+	$(PYTHON) -m venv --clear $(LOWEST)
+	$(LOWEST)/bin/python -m pip install --upgrade pip uv
+	$(LOWEST)/bin/python -m uv pip compile --quiet --resolution lowest-direct --extra dev --extra report \
+	  --output-file $(LOWEST)/requirements.txt pyproject.toml
+	$(LOWEST)/bin/python -m pip install --requirement $(LOWEST)/requirements.txt
+	$(LOWEST)/bin/python -m pip install --no-deps --editable .
+	@touch $@
 
 lint: $(INSTALLED) ## Check style, formatting and types
 	$(BIN)/ruff check .
