@@ -58,6 +58,12 @@ $(LOWEST_INSTALLED): pyproject.toml
 	$(LOWEST)/bin/python -m pip install --no-deps --editable .
 	@touch $@
 
+sbom: $(INSTALLED) ## A software bill of materials of the environment, outputs/sbom.json, in CycloneDX's format
+	@mkdir -p outputs
+	$(BIN)/python -m cyclonedx_py environment --pyproject pyproject.toml --output-reproducible --output-file outputs/sbom.json \
+	  $(BIN)/python
+	@echo "wrote outputs/sbom.json"
+
 lint: $(INSTALLED) ## Check style, formatting and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
