@@ -19,6 +19,7 @@ if TYPE_CHECKING:
         parse_config,
     )
     from geomae.training.callbacks import PredictionMaps, ReconstructionPanels, RunRecord
+    from geomae.training.ending import run_to_its_end
     from geomae.training.head_cells import give_geocells, read_head_geocells
     from geomae.training.optimization import build_parameter_groups, build_schedule, learning_rate_factor
     from geomae.training.profiling import StepProfiler
@@ -67,6 +68,7 @@ __all__ = [
     "read_head_geocells",
     "refuse_training_photos",
     "refuse_what_the_model_refuses",
+    "run_to_its_end",
 ]
 
 _HOME = {
@@ -86,6 +88,7 @@ _HOME = {
         "ReconstructionPanels",
         "RunRecord",
     ),
+    "ending": ("run_to_its_end",),
     "head_cells": ("give_geocells", "read_head_geocells"),
     "optimization": (
         "build_parameter_groups",

@@ -40,7 +40,7 @@ class StreamProgress(TrainerCallback, ExportableState):
         """Batches of this process since the stream's beginning, counted as the stream counts them now."""
         self.num_photos_seen = 0
         """Photos that went into batches, over all processes and all sessions of the run."""
-        self.guard = LossGuard()
+        self.guard = LossGuard(args.output_dir, args.process_index)
         self.damage = DamageCounter(args.max_bad_fraction, args.num_photos, args.world_size)
         self.meter = ThroughputMeter()
         self.num_bad_photos = 0
