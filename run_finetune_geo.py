@@ -35,6 +35,7 @@ from geomae.training import (
     read_head_geocells,
     refuse_training_photos,
     refuse_what_the_model_refuses,
+    release_output_dir,
     run_to_its_end,
 )
 from modeling import (
@@ -113,6 +114,7 @@ def main(argv: Sequence[str]) -> None:
     trainer.save_state()
     if args.push_to_hub:
         trainer.push_to_hub()
+    release_output_dir(args.output_dir)
 
 
 if __name__ == "__main__":

@@ -141,30 +141,37 @@ def join(processes: list[int]) -> list[int]:
 
 def kill_somewhen(processes: list[int], folder: Path, attempt: Path, rng: random.Random, tally: Tally) -> bool:
     """Kill a run at a random moment: while it starts, between two steps or while it saves; False: it ended before."""
-    aim = rng.choice(["start", "step", "saving", "saving"])
+    aim = rng.choice(["start", "step", "saving"])
     if aim == "start":
         time.sleep(rng.uniform(0.0, 1.0))
     else:
         lines, after = attempt / "steps-0.jsonl", rng.randint(1, 2 * SAVE_STEPS)
         if not wait_until(lambda: lines.is_file() and lines.read_bytes().count(b"\n") >= after, processes):
             return False
-        if aim == "saving" and not wait_until((folder / STAGING_FOLDER).is_dir, processes):
+        if aim == "saving" and not wait_until(lambda: is_saving(folder, attempt), processes):
             return False
         time.sleep(rng.uniform(0.0, 0.06))
     victim = rng.choice(processes)
     if not all(is_alive(process) for process in processes):
         return False
     os.kill(victim, signal.SIGSTOP)  # so that what is looked at is what it is killed in
-    is_saving, has_begun = (folder / STAGING_FOLDER).is_dir(), (attempt / "steps-0.jsonl").is_file()
+    tally.num_while_saving += is_saving(folder, attempt)
+    tally.num_before_first_step += not (attempt / "steps-0.jsonl").is_file()
     os.kill(victim, signal.SIGKILL)
     time.sleep(rng.uniform(0.0, 0.3) if len(processes) > 1 else 0.0)
     for process in processes:
         with contextlib.suppress(ProcessLookupError):
             os.kill(process, signal.SIGKILL)
     tally.num_kills += 1
-    tally.num_while_saving += is_saving
-    tally.num_before_first_step += not has_begun
     return True
+
+
+def is_saving(folder: Path, attempt: Path) -> bool:
+    """Whether this attempt is writing a checkpoint; an earlier one may have left a beginning of one."""
+    try:
+        return (folder / STAGING_FOLDER).stat().st_mtime > attempt.stat().st_mtime
+    except FileNotFoundError:
+        return False
 
 
 def compare(attempts: list[Path], expected: dict[Any, Any], tally: Tally) -> None:

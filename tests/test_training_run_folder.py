@@ -83,13 +83,13 @@ def test_overwriting_removes_what_a_run_wrote_and_nothing_else_and_not_before_it
     for name in (*written, "eval_results.json", "all_results.json", "notes.txt"):
         (tmp_path / name).write_text("")
     (tmp_path / "pictures").mkdir()
-    before = sorted(tmp_path.iterdir())
     claim(tmp_path, overwrite=True)
+    before = sorted(tmp_path.iterdir())
     empty_output_dir(str(tmp_path), resume_from=None, is_main_process=False)
     empty_output_dir(str(tmp_path), resume_from="last", is_main_process=True)
     assert sorted(tmp_path.iterdir()) == before
     empty_output_dir(str(tmp_path), resume_from=None, is_main_process=True)
-    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".run.lock", "notes.txt"]
 
 
 @pytest.mark.parametrize("start", [".", "checkpoint-3", "checkpoint-3/model.safetensors", "../run/checkpoint-3"])

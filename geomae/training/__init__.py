@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from geomae.training.optimization import build_parameter_groups, build_schedule, learning_rate_factor
     from geomae.training.profiling import StepProfiler
     from geomae.training.run_folder import claim_output_dir, empty_output_dir, find_checkpoint
+    from geomae.training.run_lock import release_output_dir
     from geomae.training.setup import (
         build_collators,
         build_stream,
@@ -68,6 +69,7 @@ __all__ = [
     "read_head_geocells",
     "refuse_training_photos",
     "refuse_what_the_model_refuses",
+    "release_output_dir",
     "run_to_its_end",
 ]
 
@@ -101,6 +103,7 @@ _HOME = {
         "empty_output_dir",
         "find_checkpoint",
     ),
+    "run_lock": ("release_output_dir",),
     "setup": (
         "build_collators",
         "build_stream",

@@ -16,7 +16,7 @@ try:
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
-__all__ = ["LOCK_FILE", "lock_output_dir", "unlock_output_dir"]
+__all__ = ["LOCK_FILE", "lock_output_dir", "release_output_dir"]
 
 logger = logging.getLogger(__name__)
 
@@ -62,8 +62,8 @@ def lock_output_dir(output_dir: str) -> None:
     _held[path] = opened
 
 
-def unlock_output_dir(output_dir: str) -> None:
-    """Give it back before the process ends; for tests and for several runs in one process."""
+def release_output_dir(output_dir: str) -> None:
+    """Give a run's folder back before the process ends, which may be a notebook's."""
     opened = _held.pop(Path(output_dir).resolve() / LOCK_FILE, None)
     if opened is not None:
         os.close(opened)

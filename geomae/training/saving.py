@@ -156,7 +156,8 @@ def explained(what: str, trainer: Trainer) -> Iterator[None]:
         free = shutil.disk_usage(folder).free
         if trainer.args.should_save:
             shutil.rmtree(Path(folder) / STAGING_FOLDER, ignore_errors=True)
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        is_hidden = isinstance(error, RuntimeError)  # torch's says "unexpected pos 576 vs 534"
+        reason = "the disk took a part of a file only" if is_hidden else str(error).strip() or type(error).__name__
         raise CheckpointError(
             f"{what} could not be written to {folder}: {reason} ({free / 2**20:,.0f} MiB were free). What was saved "
             "before is as it was: free space, then go on with --resume_from_checkpoint true"
