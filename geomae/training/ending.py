@@ -1,5 +1,6 @@
 """How the training scripts end: in a sentence that says what to do, and with the exit code that shells expect."""
 
+import errno
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -10,6 +11,7 @@ from geomae.training.reading import KILLED_READER
 __all__ = ["run_to_its_end"]
 
 ENDED_PEER = re.compile(r"Connection closed by peer|Connection reset by peer|Broken pipe|remote process exited")
+FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def run_to_its_end(main: Callable[[Sequence[str]], None]) -> None:
@@ -23,6 +25,11 @@ def run_to_its_end(main: Callable[[Sequence[str]], None]) -> None:
         sys.exit(f"{type(error).__name__}: {error}")
     except KeyboardInterrupt:
         sys.exit("stopped; --resume_from_checkpoint true goes on from the last checkpoint")
+    except OSError as error:
+        if error.errno not in FULL_DISK:
+            raise
+        where = f" ({error.filename})" if error.filename else ""
+        sys.exit(f"{error.strerror}{where}: free space, then go on with --resume_from_checkpoint true")
     except RuntimeError as error:
         if KILLED_READER.search(str(error)):
             sys.exit(f"a process that reads photos was killed: {error}. Lower dataloader_num_workers")

@@ -118,10 +118,12 @@ class SavingTrainer(PublishingTrainer):
         """The log of the run, whole."""
         if self.args.should_save:
             with explained(STATE_FILE, self):
-                temporary = self.folder / f".{STATE_FILE}.tmp"
-                self.state.save_to_json(str(temporary))
-                sync_file(temporary)
-                os.replace(temporary, self.folder / STATE_FILE)
+                staged = self.folder / STAGING_FOLDER / STATE_FILE
+                staged.parent.mkdir(parents=True, exist_ok=True)
+                self.state.save_to_json(str(staged))
+                sync_file(staged)
+                os.replace(staged, self.folder / STATE_FILE)
+                shutil.rmtree(staged.parent, ignore_errors=True)
 
     def choose_checkpoint(self, resume_from: str | bool | None) -> str | None:
         """What `find_checkpoint` finds; the main process reads the files, and all go on from the same.
@@ -185,7 +187,7 @@ def refuse_full_disk(trainer: Trainer) -> None:
     output_dir, model = Path(str(args.output_dir)), cast(PreTrainedModel, trainer.model)
     output_dir.mkdir(parents=True, exist_ok=True)
     sizes = [(weight.numel() * weight.element_size(), weight.requires_grad) for weight in model.parameters()]
-    of_optimizer = [count for name, count in STATES_OF_OPTIMIZER.items() if name in str(args.optim)]
+    of_optimizer = [count for name, count in STATES_OF_OPTIMIZER.items() if name in str(args.optim).lower()]
     trained = sum(size for size, is_trained in sizes if is_trained)
     needed = sum(size for size, _ in sizes) + trained * max(of_optimizer, default=0)
     free = shutil.disk_usage(output_dir).free
