@@ -11,7 +11,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from geomae.data.stream import PhotoStream, StreamPlace
-from geomae.errors import ReaderKilledError
+from geomae.errors import GeoMAEError, ReaderKilledError
 from geomae.training.arguments import GeoMAETrainingArguments
 from geomae.training.stopping import outlive_signals
 
@@ -62,6 +62,8 @@ class RestartingLoader(DataLoader[Any]):
                     num_batches, positions[batch["lane"]] = num_batches + 1, batch["position"]
                     yield batch
                 return
+            except GeoMAEError as error:
+                raise type(error)(_without_traceback(error)) from None
             except RuntimeError as error:
                 if not KILLED_READER.search(str(error)):
                     raise
@@ -72,6 +74,11 @@ class RestartingLoader(DataLoader[Any]):
             del batches  # ends the others
             logger.warning("%s: the readers are started anew, %d of %d times", reason, num_killed, MAX_RESTARTS)
             stream.place = StreamPlace(num_batches, tuple(positions))
+
+
+def _without_traceback(error: GeoMAEError) -> str:
+    """What a reader said; torch puts the traceback of the reader's process into the message."""
+    return re.split(rf"\n(?:[\w.]+\.)?{type(error).__name__}: ", str(error))[-1].strip()
 
 
 def _describe(num_killed: int, reason: str) -> str:
