@@ -11,10 +11,11 @@ from typing import Any
 import pytest
 import torch
 from packed_photos import geolocation_trainer, mae_trainer, pack, training_arguments
+from safetensors.torch import load_file
 from test_checksums import DAMAGES
 
 from geomae.checksums import CHECKSUMS_FILE, find_damage
-from geomae.errors import CheckpointError, ConfigError
+from geomae.errors import CheckpointError, ConfigError, NonFiniteLossError
 from geomae.training import find_checkpoint
 from geomae.training.run_folder import STAGING_FOLDER, remove_checkpoints
 from geomae.training.saving import SavingTrainer
@@ -213,3 +214,25 @@ def test_checkpoint_has_its_name_only_when_it_is_on_the_disk(
     mae_trainer(photos, training_arguments(tmp_path, max_steps=2, **SAVING)).train()
     assert done == ["write_checksums", "sync_folder", "replace_folder"]
     assert isinstance(mae_trainer(photos, training_arguments(tmp_path / "other")), SavingTrainer)
+
+
+def test_loss_that_is_no_number_leaves_the_ids_in_a_file_and_the_last_checkpoint_as_it_was(
+    photos: Path, run: Path
+) -> None:
+    trainer = mae_trainer(photos, training_arguments(run, max_steps=12, **SAVING))
+    step, ids = trainer.training_step, []
+
+    def poisoned(model: Any, inputs: Any, *rest: Any) -> Any:
+        if trainer.state.global_step == 8:
+            ids.extend(inputs["ids"])
+            torch.nn.init.constant_(next(model.parameters()), torch.inf)
+        return step(model, inputs, *rest)
+
+    trainer.training_step = poisoned
+    with pytest.raises(
+        NonFiniteLossError, match=r"the loss of step 9 is nan.*not_finite_step_9_process_0\.json.*point-8: go on"
+    ):
+        trainer.train(resume_from_checkpoint="true")
+    assert json.loads((run / "not_finite_step_9_process_0.json").read_text())["ids"] == ids
+    assert find_checkpoint("true", str(run)) == str(run / "checkpoint-8")
+    assert torch.isfinite(load_file(run / "checkpoint-8/model.safetensors")["geomae.encoder.cls_token"]).all()

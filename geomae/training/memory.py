@@ -22,14 +22,13 @@ def explains_memory(method: Callable[..., Any]) -> Callable[..., Any]:
         except RuntimeError as error:  # torch.OutOfMemoryError is one, and the CPU's has no name of its own
             if not isinstance(error, torch.OutOfMemoryError) and "DefaultCPUAllocator" not in str(error):
                 raise
-            training = bool(getattr(self.model, "training", True))
-            raise DeviceMemoryError(_describe(self.args, error, is_training=training)) from error
+            raise DeviceMemoryError(_describe(self.args, error, is_training=method.__name__ == "train")) from error
 
     return explaining
 
 
 def _describe(args: Any, error: RuntimeError, *, is_training: bool) -> str:
-    asked = re.search(r"(?:allocate|memory:) (?:you tried to allocate )?([\d.]+ ?\w+)", str(error))
+    asked = re.search(r"ried to allocate ([\d.]+ ?\w+)", str(error))
     name = "per_device_train_batch_size" if is_training else "per_device_eval_batch_size"
     size: int = getattr(args, name)
     ways = []

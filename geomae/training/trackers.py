@@ -1,7 +1,9 @@
 """Where a run shows itself: W&B, trackio, TensorBoard. One that is resumed goes on in its own record there."""
 
 import json
+import logging
 import os
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,8 @@ from transformers import Trainer, TrainerCallback
 from geomae.training.run_folder import RECORD_FILE
 
 __all__ = ["describe_to_trackers", "show_picture", "start_trackers"]
+
+logger = logging.getLogger(__name__)
 
 
 def start_trackers(trainer: Trainer, checkpoint: str | None) -> None:
@@ -31,18 +35,35 @@ def start_trackers(trainer: Trainer, checkpoint: str | None) -> None:
     if not trainer.is_world_process_zero():
         return
     continues = checkpoint is not None and Path(checkpoint).resolve().parent == output_dir.resolve()
-    if continues and "WandbCallback" in callbacks:
-        _continue_in_wandb(callbacks["WandbCallback"]._wandb, output_dir, args.run_name)
+    if "WandbCallback" in callbacks:
+        earlier = _known_in_wandb(output_dir) if continues else {}
+        _start_in_wandb(callbacks["WandbCallback"]._wandb, args.run_name, earlier)
     if "TrackioCallback" in callbacks:
         _start_in_trackio(callbacks["TrackioCallback"], args, continues=continues)
 
 
-def _continue_in_wandb(wandb: Any, output_dir: Path, run_name: str) -> None:
+def _known_in_wandb(output_dir: Path) -> dict[str, Any]:
+    """Where the run of this folder is in W&B; a run that `WANDB_RUN_ID` names goes before it."""
     earlier = json.loads((output_dir / RECORD_FILE).read_text()) if (output_dir / RECORD_FILE).is_file() else {}
     known = earlier.get("wandb") or {}
-    if known.get("id") and wandb.run is None and not os.environ.get("WANDB_RUN_ID"):
-        place = {key: known.get(key) or None for key in ("project", "entity")}
-        wandb.init(id=known["id"], resume="allow", name=run_name, **place)
+    if not known.get("id") or os.environ.get("WANDB_RUN_ID"):
+        return {}
+    return {"id": known["id"], "resume": "allow"} | {key: known.get(key) or None for key in ("project", "entity")}
+
+
+def _start_in_wandb(wandb: Any, run_name: str, earlier: dict[str, Any]) -> None:
+    """Where W&B does not answer, the run is recorded on the disk, and the log says how to upload that."""
+    if wandb.run is not None:
+        return
+    place = {"name": run_name, "project": os.environ.get("WANDB_PROJECT", "geomae"), **earlier}
+    try:
+        wandb.init(**place)
+    except wandb.errors.CommError as error:
+        run = wandb.init(**place, mode="offline")
+        logger.warning(
+            "W&B was not reached (%s): the run is recorded offline; when it has ended, upload it with: wandb sync %s",
+            *(str(error).splitlines()[0], shlex.quote(str(Path(run.dir).parent))),
+        )
 
 
 def _start_in_trackio(callback: Any, args: Any, *, continues: bool) -> None:
