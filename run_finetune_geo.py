@@ -8,12 +8,10 @@ Any key of the YAML file can be overridden as `--key value`; `--help` lists them
 `--resume_from_checkpoint true`, exactly where its last checkpoint was saved.
 """
 
-import sys
 from collections.abc import Sequence
 
 from transformers import set_seed
 
-from geomae.errors import GeoMAEError
 from geomae.training import (
     DataArguments,
     FinetuneArguments,
@@ -37,6 +35,8 @@ from geomae.training import (
     read_head_geocells,
     refuse_training_photos,
     refuse_what_the_model_refuses,
+    release_output_dir,
+    run_to_its_end,
 )
 from modeling import (
     GeoBaselineConfig,
@@ -63,6 +63,7 @@ def main(argv: Sequence[str]) -> None:
         resume_from=args.resume_from_checkpoint,
         overwrite=args.overwrite_output_dir,
         init_from=start.init_from,
+        is_main_process=args.process_index == 0,
     )
 
     # data
@@ -113,12 +114,8 @@ def main(argv: Sequence[str]) -> None:
     trainer.save_state()
     if args.push_to_hub:
         trainer.push_to_hub()
+    release_output_dir(args.output_dir)
 
 
 if __name__ == "__main__":
-    try:
-        main(sys.argv[1:])
-    except GeoMAEError as error:
-        sys.exit(f"{type(error).__name__}: {error}")
-    except KeyboardInterrupt:
-        sys.exit("stopped; --resume_from_checkpoint true goes on from the last checkpoint")
+    run_to_its_end(main)

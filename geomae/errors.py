@@ -1,13 +1,17 @@
 """Everything that a user can cause, by name. All are `ValueError`s, so `except ValueError` catches the lot."""
 
 __all__ = [
+    "CheckpointError",
     "ConfigError",
     "CoordinateError",
     "DamagedPhotoError",
+    "DeviceMemoryError",
     "GeoMAEError",
     "NonFiniteLossError",
     "PredictionError",
     "PublishError",
+    "ReaderKilledError",
+    "RunStoppedError",
     "SourceError",
     "TooManyDamagedPhotosError",
 ]
@@ -47,3 +51,23 @@ class PublishError(GeoMAEError):
 
 class NonFiniteLossError(GeoMAEError):
     """The training loss or its gradient is not a finite number."""
+
+
+class CheckpointError(GeoMAEError):
+    """A checkpoint could not be written. The ones before it are as they were."""
+
+
+class DeviceMemoryError(GeoMAEError):
+    """A batch does not fit into the memory of its device."""
+
+
+class ReaderKilledError(GeoMAEError):
+    """The processes that read photos were killed again and again."""
+
+
+class RunStoppedError(GeoMAEError):
+    """A signal has stopped a run, which can be continued; `exit_code` is what shells expect of it."""
+
+    def __init__(self, message: str, *, exit_code: int) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code

@@ -86,6 +86,8 @@ def refuse_unready_wandb() -> None:
     try:
         if os.environ.get("WANDB_MODE", "online") not in ("offline", "disabled", "dryrun") and wandb.run is None:
             wandb.login()
+    except wandb.errors.CommError:  # not reached, or a key that it does not know: the run is then recorded on the disk
+        return
     except (wandb.Error, ValueError) as problem:
         raise ConfigError(f"report_to wandb: {problem}. {WITHOUT_WANDB}") from problem
 

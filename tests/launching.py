@@ -63,3 +63,17 @@ def run_twice_beside_itself(code: str, folder: Path, *, num_threads: int) -> Non
         [sys.executable, *launch], cwd=folder, env=environment, capture_output=True, text=True, timeout=240
     )
     assert done.returncode == 0, done.stdout + done.stderr[-4000:]
+
+
+def run_beside_itself(code: str, folder: Path, *argv: str) -> str:
+    """Run code with `argv` in a fresh process, with the tests' own modules at hand; returns what it printed."""
+    (folder / "beside_itself.py").write_text(code)
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")]),
+        "OMP_NUM_THREADS": "1",
+    }
+    command = [sys.executable, "beside_itself.py", *argv]
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
+    return done.stdout

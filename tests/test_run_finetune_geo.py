@@ -98,7 +98,7 @@ def test_overwritten_run_leaves_nothing_of_the_earlier_one(photos: Path, tmp_pat
     written = {path.name for path in tmp_path.iterdir() if path.suffix != ".py"}
     assert {"config.json", "training_args.bin", "eval_results.json", "all_results.json"} <= written
     empty_output_dir(str(tmp_path), resume_from=None, is_main_process=True)
-    assert not [path for path in tmp_path.iterdir() if path.suffix != ".py"]
+    assert [path.name for path in tmp_path.iterdir() if path.suffix != ".py"] == [".run.lock"]
 
 
 def test_key_of_the_other_architecture_is_refused(photos: Path, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from geomae.checksums import write_checksums
 from geomae.errors import ConfigError
 from geomae.training import claim_output_dir, empty_output_dir, find_checkpoint
 from geomae.training.run_folder import describe_run, write_run_record
@@ -16,6 +17,7 @@ def make_checkpoint(folder: Path, step: int, *, is_whole: bool = True) -> Path:
     checkpoint.mkdir(parents=True)
     if is_whole:
         (checkpoint / "trainer_state.json").write_text("{}")
+        write_checksums(checkpoint)
     return checkpoint
 
 
@@ -26,7 +28,7 @@ def test_newest_whole_checkpoint_is_found(tmp_path: Path, resume: str | bool, ca
     make_checkpoint(tmp_path, 1100, is_whole=False)
     with caplog.at_level(logging.WARNING):
         assert find_checkpoint(resume, str(tmp_path)) == str(newest)
-    assert "checkpoint-1100 was not saved to its end" in caplog.text
+    assert "checkpoint-1100 is damaged and is left out: checksums.json, which is written last, is miss" in caplog.text
 
 
 def test_true_needs_a_checkpoint_and_last_does_without(tmp_path: Path) -> None:
@@ -81,13 +83,13 @@ def test_overwriting_removes_what_a_run_wrote_and_nothing_else_and_not_before_it
     for name in (*written, "eval_results.json", "all_results.json", "notes.txt"):
         (tmp_path / name).write_text("")
     (tmp_path / "pictures").mkdir()
-    before = sorted(tmp_path.iterdir())
     claim(tmp_path, overwrite=True)
+    before = sorted(tmp_path.iterdir())
     empty_output_dir(str(tmp_path), resume_from=None, is_main_process=False)
     empty_output_dir(str(tmp_path), resume_from="last", is_main_process=True)
     assert sorted(tmp_path.iterdir()) == before
     empty_output_dir(str(tmp_path), resume_from=None, is_main_process=True)
-    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".run.lock", "notes.txt"]
 
 
 @pytest.mark.parametrize("start", [".", "checkpoint-3", "checkpoint-3/model.safetensors", "../run/checkpoint-3"])

@@ -1,5 +1,8 @@
 """Losses that are no numbers and photos that are no photos stop a run, with a message that helps."""
 
+import json
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -17,6 +20,22 @@ def test_guard_refuses_what_is_no_number_and_names_what_a_user_needs(value: floa
     message = str(caught.value)
     for words in (f"loss of step 12 is {value}", "photo0, photo1", "and 12 more", "outputs/run/checkpoint-10"):
         assert words in message
+
+
+def test_guard_leaves_all_ids_in_a_file_that_the_message_names(tmp_path: Path) -> None:
+    guard = LossGuard(str(tmp_path), process_index=3)
+    ids = [f"photo{number}" for number in range(20)]
+    path = tmp_path / "not_finite_step_12_process_3.json"
+    with pytest.raises(NonFiniteLossError, match=rf"and 12 more \(all are in {path}\)\. No checkpoint"):
+        guard.add(torch.tensor(torch.nan), what="loss", step=12, ids=ids)
+    assert json.loads(path.read_text()) == {"step": 12, "what": "loss", "value": "nan", "ids": ids}
+
+
+def test_guard_speaks_where_the_disk_is_full_as_well() -> None:
+    with pytest.raises(
+        NonFiniteLossError, match=r"a \(/absent/.*json could not be written: No such file or directory\)"
+    ):
+        LossGuard("/absent").add(torch.tensor(torch.nan), what="loss", step=1, ids=["a"])
 
 
 def test_guard_says_when_there_is_nothing_to_go_back_to() -> None:

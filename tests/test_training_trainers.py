@@ -12,6 +12,7 @@ from packed_photos import geolocation_trainer, mae_trainer, pack, record_ids, st
 from scipy.special import log_softmax
 from scipy.stats import vonmises_fisher
 
+from geomae.checksums import write_checksums
 from geomae.data.collate import PhotoCollator
 from geomae.errors import ConfigError, NonFiniteLossError, PredictionError
 from geomae.geography import unit_vectors
@@ -218,6 +219,7 @@ def test_checkpoint_that_does_not_know_its_place_is_refused(photos: Path, tmp_pa
     state = json.loads(state_file.read_text())
     del state["stateful_callbacks"]["StreamProgress"]
     state_file.write_text(json.dumps(state))
+    write_checksums(state_file.parent)
     with pytest.raises(ConfigError, match=r"checkpoint-4 does not say how far .*--init_from"):
         mae_trainer(photos, training_arguments(tmp_path, max_steps=5)).train(resume_from_checkpoint="true")
 

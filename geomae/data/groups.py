@@ -1,5 +1,7 @@
 """Photos in groups of about a hundred rows that are read together: of packed shards, or of any other source's index."""
 
+import contextlib
+import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -224,6 +226,7 @@ class _ShardReader:
     def __init__(self, shards: ParquetShards, max_open_files: int) -> None:
         self._shards = shards
         self._open: LastUsed[str, pq.ParquetFile] = LastUsed(max_open_files, lambda file: file.close(force=True))
+        self._sizes: dict[str, int] = {}  # of files that are mapped, in bytes
 
     def close(self) -> None:
         """Close what is open."""
@@ -234,7 +237,9 @@ class _ShardReader:
         number, index = self._shards.places[group]
         name = self._shards.files[number]
         try:
-            table = self._file(name).read_row_group(index, columns=self._shards.columns, use_threads=False)
+            file = self._file(name)
+            self._refuse_shrunken(name)
+            table = file.read_row_group(index, columns=self._shards.columns, use_threads=False)
         except (OSError, pa.ArrowException, SourceError) as error:  # of one group among thousands
             return [self._unreadable(name, index, row, error) for row in rows.tolist()]
         if table.num_rows != self._shards.group_sizes[group]:
@@ -248,11 +253,19 @@ class _ShardReader:
         return dict.fromkeys(self._shards.columns) | empty
 
     def _file(self, name: str) -> pq.ParquetFile:
-        return self._open.get(name, lambda: _open_parquet(name))
+        return self._open.get(name, lambda: self._open_parquet(name))
 
+    def _open_parquet(self, name: str) -> pq.ParquetFile:
+        if is_url(name):
+            return pq.ParquetFile(open_file(name))
+        self._sizes[name] = os.path.getsize(name)
+        return pq.ParquetFile(name, memory_map=True)
 
-def _open_parquet(name: str) -> pq.ParquetFile:
-    return pq.ParquetFile(open_file(name)) if is_url(name) else pq.ParquetFile(name, memory_map=True)
+    def _refuse_shrunken(self, name: str) -> None:
+        """Reading a mapped file behind its end kills the process."""
+        with contextlib.suppress(FileNotFoundError):  # what is mapped stays readable
+            if name in self._sizes and (size := os.path.getsize(name)) < self._sizes[name]:
+                raise SourceError(f"{name} has shrunk from {self._sizes[name]} to {size} bytes while it was read")
 
 
 def _take_rows(table: pa.Table, rows: np.ndarray) -> list[dict[str, Any]]:

@@ -19,6 +19,7 @@ from scipy.optimize import minimize
 from torch import Tensor
 
 from geomae.checkpoints import load_geolocator
+from geomae.checksums import refresh_checksums
 from geomae.data import PhotoCollator
 from geomae.errors import ConfigError, PredictionError
 from geomae.evaluation.bootstrap import MIN_RESAMPLES
@@ -273,6 +274,7 @@ def write_calibration(checkpoint: str | Path, record: dict[str, Any]) -> None:
     config |= {name: record[name] for name in CALIBRATED if name in record}
     write_whole(Path(checkpoint) / "calibration.json", json.dumps(record, indent=2, allow_nan=False) + "\n")
     write_whole(config_file, json.dumps(config, indent=2, sort_keys=True) + "\n")
+    refresh_checksums(Path(checkpoint), ["calibration.json", "config.json"])
 
 
 def format_calibration(record: dict[str, Any]) -> str:

@@ -19,10 +19,12 @@ if TYPE_CHECKING:
         parse_config,
     )
     from geomae.training.callbacks import PredictionMaps, ReconstructionPanels, RunRecord
+    from geomae.training.ending import run_to_its_end
     from geomae.training.head_cells import give_geocells, read_head_geocells
     from geomae.training.optimization import build_parameter_groups, build_schedule, learning_rate_factor
     from geomae.training.profiling import StepProfiler
     from geomae.training.run_folder import claim_output_dir, empty_output_dir, find_checkpoint
+    from geomae.training.run_lock import release_output_dir
     from geomae.training.setup import (
         build_collators,
         build_stream,
@@ -67,6 +69,8 @@ __all__ = [
     "read_head_geocells",
     "refuse_training_photos",
     "refuse_what_the_model_refuses",
+    "release_output_dir",
+    "run_to_its_end",
 ]
 
 _HOME = {
@@ -86,6 +90,7 @@ _HOME = {
         "ReconstructionPanels",
         "RunRecord",
     ),
+    "ending": ("run_to_its_end",),
     "head_cells": ("give_geocells", "read_head_geocells"),
     "optimization": (
         "build_parameter_groups",
@@ -98,6 +103,7 @@ _HOME = {
         "empty_output_dir",
         "find_checkpoint",
     ),
+    "run_lock": ("release_output_dir",),
     "setup": (
         "build_collators",
         "build_stream",

@@ -119,6 +119,7 @@ class RunRecord(TrainerCallback):
             "flops_per_photo": progress.flops_per_photo,
             "peak_flops_per_device": progress.peak_flops,
             "peak_flops_source": progress.peak_source,
+            "photo_order": progress.describe_photo_order(),
         }
         made_by = {name: self.record[name] for name in ("commit", "versions", "hardware")}
         self.record |= describe_to_trackers(self.trainer, {**self.record["config"], "made_by": made_by})

@@ -1,5 +1,6 @@
 """What a run says about itself: photos seen, speed, running error, damaged photos; and where its stream continues."""
 
+import hashlib
 import json
 import logging
 from collections.abc import Mapping, Sequence
@@ -40,7 +41,7 @@ class StreamProgress(TrainerCallback, ExportableState):
         """Batches of this process since the stream's beginning, counted as the stream counts them now."""
         self.num_photos_seen = 0
         """Photos that went into batches, over all processes and all sessions of the run."""
-        self.guard = LossGuard()
+        self.guard = LossGuard(args.output_dir, args.process_index)
         self.damage = DamageCounter(args.max_bad_fraction, args.num_photos, args.world_size)
         self.meter = ThroughputMeter()
         self.num_bad_photos = 0
@@ -206,6 +207,18 @@ class StreamProgress(TrainerCallback, ExportableState):
             "num_photos": self.args.num_photos,
             "shuffle_buffer": self.stream.window_samples,
         }
+
+    def describe_photo_order(self) -> dict[str, int | str]:
+        """What `run.json` keeps: `describe_order`, the lanes, and a digest.
+
+        Where the digest is the same, every lane has the same photos in the same order, and so has a run of one process
+        and one lane as a whole. Lanes are processes x workers, of the start where a run is resumed.
+        """
+        order, place = self.describe_order(), self.stream.place
+        lanes_now = self.args.world_size * max(1, self.args.dataloader_num_workers)
+        order["num_lanes"] = len(place.positions) if place is not None else lanes_now
+        decisive = [f"{name}={order[name]}" for name in (*ORDER_DEPENDS_ON, "num_lanes")]
+        return order | {"digest": hashlib.sha256("\n".join(decisive).encode()).hexdigest()}
 
     def _find_place(self, saved: dict[str, Any], checkpoint: str) -> StreamPlace:
         if not saved.get("lane_positions"):

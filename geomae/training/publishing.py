@@ -2,8 +2,9 @@
 
 import logging
 import shlex
-from typing import Any
+from typing import Any, cast
 
+from huggingface_hub.utils import get_session
 from transformers import Trainer
 
 from geomae.errors import ConfigError, PublishError
@@ -11,6 +12,9 @@ from geomae.errors import ConfigError, PublishError
 __all__ = ["PublishingTrainer"]
 
 logger = logging.getLogger(__name__)
+
+SECONDS_TO_ANSWER = 120.0
+UNREACHED = {"TransportError", "ConnectionError", "TimeoutError", "OfflineModeIsEnabled"}  # of httpx, Python, the Hub
 
 
 class PublishingTrainer(Trainer):
@@ -23,12 +27,21 @@ class PublishingTrainer(Trainer):
     def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
         """Make the repository before the first step, so that a wrong name or token is told at once.
 
+        A Hub that does not answer keeps nobody from training: it is asked once more when the run has ended.
+
         Raises:
-            ConfigError: the Hub refused, or was not reached.
+            ConfigError: the Hub refused.
         """
+        get_session().timeout = SECONDS_TO_ANSWER  # it would wait for ever
         try:
             super().init_hf_repo(token=token, private=private)
         except Exception as problem:  # whatever a network can do
+            if UNREACHED & {each.__name__ for each in type(problem).__mro__}:
+                logger.warning(
+                    "the Hub was not reached (%s: %s): the run goes on, and is pushed when it has ended",
+                    *(type(problem).__name__, problem),
+                )
+                return
             raise ConfigError(
                 f"push_to_hub: no repository {self.args.hub_model_id or ''} could be made: {type(problem).__name__}: "
                 f"{problem}. Log in with `hf auth login`, or train without --push_to_hub and publish afterwards"
@@ -69,12 +82,17 @@ class PublishingTrainer(Trainer):
         Raises:
             PublishError: it failed; the run is there, and the message has the command to repeat.
         """
-        if self.hub_model_id is None:
-            self.init_hf_repo(token=token, private=private)
         if not self.is_world_process_zero():
             return None
-        token, run, repo_id = token or self.args.hub_token, str(self.args.output_dir), str(self.hub_model_id)
+        if self.hub_model_id is None:
+            self.init_hf_repo(token=token, private=private)
+        token, run = token or self.args.hub_token, str(self.args.output_dir)
+        made = cast(str | None, self.hub_model_id)
+        repo_id = str(made or self.args.hub_model_id or "OWNER/NAME")
         again = shlex.join(["python", "-m", "geomae.publish", run, "--repo_id", repo_id])
+        if made is None:
+            raise PublishError(f"the Hub was not reached. The run in {run} is complete. To upload it later: {again}")
+        get_session().timeout = SECONDS_TO_ANSWER
         try:
             from geomae.publish.folder import build_hub_folder  # matplotlib and cartopy; it imports this package
             from geomae.publish.upload import upload_hub_folder

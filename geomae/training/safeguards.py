@@ -1,13 +1,16 @@
 """What stops a run: a loss that is no number, or too many photos that cannot be decoded."""
 
+import json
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from geomae.errors import NonFiniteLossError, TooManyDamagedPhotosError
+from geomae.files import write_whole
 
 __all__ = ["DamageCounter", "LossGuard"]
 
@@ -28,9 +31,14 @@ class LossGuard:
 
     On a GPU each value is copied to pinned memory behind the step's kernels and looked at when it has arrived, a step
     or two later; `check(wait=True)` looks at all, which the trainer does before it logs, evaluates or saves.
+
+    Args:
+        folder: of the run; the ids of the photos that a bad value was computed from are left there in a file.
+        process_index: stands in the file's name: each process names the photos of its own.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, folder: str | None = None, process_index: int = 0) -> None:
+        self.folder, self.process_index = folder, process_index
         self.last_checkpoint: str | None = None
         self._pending: deque[_Watched] = deque()
 
@@ -76,10 +84,23 @@ class LossGuard:
             if self.last_checkpoint
             else "No checkpoint was saved: start again"
         )
+        named += more + self._keep_ids(watched)
         return (
             f"the {watched.what} of step {watched.step} is {watched.value.item()}; the photos of this process's batch: "
-            f"{named}{more}. {saved}, with a lower learning_rate, a longer warm-up or bf16 in the place of fp16."
+            f"{named}. {saved}, with a lower learning_rate, a longer warm-up or bf16 in the place of fp16."
         )
+
+    def _keep_ids(self, watched: _Watched) -> str:
+        """Leave all ids in a file; where it is, for the message."""
+        if self.folder is None:
+            return ""
+        path = Path(self.folder) / f"not_finite_step_{watched.step}_process_{self.process_index}.json"
+        found = {"step": watched.step, "what": watched.what, "value": str(watched.value.item())}
+        try:
+            write_whole(path, json.dumps({**found, "ids": list(watched.ids)}, indent=2) + "\n")
+        except OSError as error:
+            return f" ({path} could not be written: {error.strerror})"
+        return f" (all are in {path})"
 
 
 class DamageCounter:

@@ -1,6 +1,7 @@
 """transformers' `Trainer` on an endless stream of photos: exact resuming, exact evaluation."""
 
 import copy
+import functools
 import logging
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -26,12 +27,15 @@ from geomae.errors import ConfigError, SourceError
 from geomae.training.arguments import GeoMAETrainingArguments
 from geomae.training.averaging import WeightAverage, load_trained_weights, save_trained_weights
 from geomae.training.evaluation_rows import EvaluationRows, black_photo, join_rows
+from geomae.training.memory import explains_memory
 from geomae.training.optimization import build_parameter_groups, build_schedule, set_hyperparameters
 from geomae.training.progress import StreamProgress
-from geomae.training.publishing import PublishingTrainer
-from geomae.training.run_folder import STATE_FILE, find_checkpoint
+from geomae.training.reading import RestartingLoader, loader_options
+from geomae.training.run_folder import STATE_FILE
 from geomae.training.safeguards import DamageCounter
+from geomae.training.saving import SavingTrainer, refuse_full_disk
 from geomae.training.sharding import own_class, refuse_other_sharding, set_up_sharding
+from geomae.training.stopping import StopOnSignal
 from geomae.training.trackers import start_trackers
 
 __all__ = ["StreamingTrainer"]
@@ -42,7 +46,7 @@ Batch = dict[str, Any]
 Collator = Callable[[Sequence[Mapping[str, Any]]], Batch]
 
 
-class StreamingTrainer(PublishingTrainer):
+class StreamingTrainer(SavingTrainer):
     """Trains on a `PhotoStream` that shards itself, and evaluates every photo of a map-style data set exactly once.
 
     Resuming jumps: the stream is told the place that it had come to, and reads nothing of what lies before.
@@ -99,7 +103,9 @@ class StreamingTrainer(PublishingTrainer):
         self.stream = train_dataset
         # a copy has no part in the memory of training batches
         self.train_collator, self.eval_collator = train_collator, eval_collator or copy.copy(train_collator)
+        self.stopping = StopOnSignal()
         self.progress = StreamProgress(args, self.accelerator, stream=train_dataset)
+        self.add_callback(self.stopping)  # before `progress`, which looks at all losses where a checkpoint is due
         self.add_callback(self.progress)
         self.latest_evaluation: EvaluationRows | None = None
         self.average: WeightAverage | None = None
@@ -109,6 +115,7 @@ class StreamingTrainer(PublishingTrainer):
 
     # ---- training
 
+    @explains_memory
     def train(
         self,
         resume_from_checkpoint: str | bool | None = None,
@@ -124,10 +131,12 @@ class StreamingTrainer(PublishingTrainer):
 
         Raises:
             ConfigError: the checkpoint does not fit this run.
+            DeviceMemoryError: a step does not fit into the memory of the device.
             NonFiniteLossError: the loss or its gradient is no number.
+            RunStoppedError: SIGTERM or SIGINT came; a checkpoint is saved.
             TooManyDamagedPhotosError: more than `args.max_bad_fraction` of the photos cannot be decoded.
         """
-        checkpoint = find_checkpoint(resume_from_checkpoint, self.args.output_dir)
+        checkpoint = self.choose_checkpoint(resume_from_checkpoint)
         self.progress.resume(checkpoint)
         start_trackers(self, checkpoint)
         if checkpoint is not None:
@@ -141,7 +150,9 @@ class StreamingTrainer(PublishingTrainer):
         if self.average is not None:
             self.average.restart()
         torch.manual_seed(self.args.seed + self.args.process_index)  # each process masks and drops on its own
-        output = super().train(checkpoint, trial, ignore_keys_for_eval)
+        refuse_full_disk(self)
+        with self.stopping.listening():
+            output = super().train(checkpoint, trial, ignore_keys_for_eval)
         has_best_model = self.args.load_best_model_at_end and self.state.best_model_checkpoint is not None
         if self.average is not None and not has_best_model:
             self.model.load_state_dict(self.average.state_dict())
@@ -177,30 +188,16 @@ class StreamingTrainer(PublishingTrainer):
         """The stream, as it is: it knows its rank, so Accelerate must not shard it a second time."""
         self.stream.prepare = self.train_collator.prepare
         args = self.args
-        self.train_collator.share_memory(
-            batch_size=self._train_batch_size,
+        size, collator = self._train_batch_size, self.train_collator
+        loader = RestartingLoader(self.stream, batch_size=size, collate_fn=collator, **loader_options(args))
+        loader.before_start = functools.partial(
+            collator.share_memory,
+            batch_size=size,
             num_workers=0 if args.dataloader_multiprocessing_context == "spawn" else args.dataloader_num_workers,
             # transformers takes the batches of a step together
             prefetch_factor=(args.dataloader_prefetch_factor or 2) + args.gradient_accumulation_steps - 1,
         )
-        return self._build_dataloader(self.stream, self._train_batch_size, self.train_collator)
-
-    def _build_dataloader(self, dataset: Any, batch_size: int, collator: Collator) -> "DataLoader[Any]":
-        args = self.args
-        of_workers: dict[str, Any] = {}
-        if args.dataloader_num_workers:
-            of_workers["prefetch_factor"] = args.dataloader_prefetch_factor
-            of_workers["multiprocessing_context"] = args.dataloader_multiprocessing_context
-        return DataLoader(
-            dataset,
-            batch_size=batch_size,
-            collate_fn=collator,
-            num_workers=args.dataloader_num_workers,
-            pin_memory=args.dataloader_pin_memory and args.device.type == "cuda",
-            # Without its own, every new iterator draws from the global generator: a resumed run would mask otherwise.
-            generator=torch.Generator().manual_seed(args.seed),
-            **of_workers,
-        )
+        return loader
 
     def _prepare_input(self, data: Any) -> Any:
         """Move a batch without waiting for the copy; transformers waits."""
@@ -281,10 +278,8 @@ class StreamingTrainer(PublishingTrainer):
         """FLOPs of a batch by the model's own count; transformers' estimate is for language models."""
         return int((self.progress.flops_per_photo or 0) * len(inputs["pixel_values"]))
 
-    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
-        """Every process comes here, whoever decided to save."""
+    def _before_saving(self) -> None:
         self.progress.gather()
-        super()._save_checkpoint(*args, **kwargs)
 
     # ---- the weights that are judged and saved: where there is an average, in training, not those that are trained
 
@@ -330,12 +325,14 @@ class StreamingTrainer(PublishingTrainer):
             raise SourceError(f"{num_photos} photos to evaluate are fewer than the {world_size} processes")
         part = range(num_photos * rank // world_size, num_photos * (rank + 1) // world_size)
         collator = SkippingDamagedBatches(self.eval_collator)
-        return self._build_dataloader(Subset(dataset, part), self.args.eval_batch_size, collator)
+        options = loader_options(self.args)
+        return DataLoader(Subset(dataset, part), self.args.eval_batch_size, collate_fn=collator, **options)
 
     def get_test_dataloader(self, test_dataset: "Dataset[Any]") -> "DataLoader[Any]":
         """As `get_eval_dataloader`."""
         return self.get_eval_dataloader(test_dataset)
 
+    @explains_memory
     def evaluation_loop(
         self,
         dataloader: "DataLoader[Any]",

@@ -1,7 +1,9 @@
 """Where a run shows itself: W&B, trackio, TensorBoard. One that is resumed goes on in its own record there."""
 
 import json
+import logging
 import os
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,8 @@ from geomae.tracking import WITHOUT_WANDB
 from geomae.training.run_folder import RECORD_FILE
 
 __all__ = ["describe_to_trackers", "show_picture", "start_trackers"]
+
+logger = logging.getLogger(__name__)
 
 
 def start_trackers(trainer: Trainer, checkpoint: str | None) -> None:
@@ -56,21 +60,27 @@ def _read_record(file: Path) -> dict[str, Any]:
 
 
 def _start_in_wandb(wandb: Any, args: Any, known: dict[str, Any]) -> None:
-    """A run that is there already is somebody else's choice, a sweep's for example, and stays."""
+    """A run that is there already is somebody else's choice, a sweep's for example, and stays.
+
+    Where W&B does not answer, the run is recorded on the disk, and the log says how to upload that.
+    """
     if _is_running(wandb):
         return
     place: dict[str, Any] = {"project": os.environ.get("WANDB_PROJECT", "geomae")}
     if known.get("id") and not os.environ.get("WANDB_RUN_ID"):
         place = {key: known.get(key) or None for key in ("project", "entity")}
         place |= {"id": known["id"], "resume": "allow"}
+    naming = {"name": args.run_name, "group": args.run_group, "tags": args.run_tags or None}  # those of WANDB_TAGS
+    place |= naming | {"job_type": os.environ.get("WANDB_JOB_TYPE", "train")}
     try:
-        wandb.init(
-            name=args.run_name,
-            group=args.run_group,
-            tags=args.run_tags or None,  # those of WANDB_TAGS
-            job_type=os.environ.get("WANDB_JOB_TYPE", "train"),
-            **place,
-        )
+        try:
+            wandb.init(**place)
+        except wandb.errors.CommError as problem:
+            run = wandb.init(**place, mode="offline")
+            logger.warning(
+                "W&B was not reached (%s): the run is recorded offline; upload it when it has ended: wandb sync %s",
+                *(str(problem).splitlines()[0], shlex.quote(str(Path(run.dir).parent))),
+            )
     except (wandb.Error, ValueError) as problem:
         raise ConfigError(f"report_to wandb: {problem}. {WITHOUT_WANDB}") from problem
 

@@ -1,0 +1,115 @@
+"""What a signal does to a run: it ends the step, saves, and says how to go on."""
+
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+import torch
+import torch.distributed
+from torch import Tensor
+from transformers import TrainerCallback, TrainerControl, TrainerState
+
+from geomae.errors import RunStoppedError
+
+__all__ = ["StopOnSignal", "outlive_signals"]
+
+logger = logging.getLogger(__name__)
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+SECONDS_OF_ONE_SIGNAL = 1.0  # a terminal sends Ctrl-C to all processes, and torchrun sends it to its own once more
+STEPS_ON_ITS_WAY = 2  # on a GPU: steps that the host may be ahead of the device before it looks at their answers
+
+
+class StopOnSignal(TrainerCallback):
+    """Stops a run at SIGTERM or SIGINT once the step is done: all processes at the same one, with a checkpoint.
+
+    A second Ctrl-C ends the process at once. Whether one of several processes has got a signal is asked in every step,
+    by adding up a number on the device; on a GPU the answer is looked at two steps later, so that the host never waits.
+    """
+
+    def __init__(self) -> None:
+        self.received: signal.Signals | None = None
+        self.is_stopping = False
+        self._received_at = 0.0
+        self._answers: deque[tuple[Tensor, torch.cuda.Event]] = deque()
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Signals mean this meanwhile; only the main thread of a process can listen."""
+        self.received, self.is_stopping = None, False
+        self._answers.clear()
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = {number: signal.signal(number, self._receive) for number in SIGNALS}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        now = time.monotonic()
+        if self.received is None:
+            self.received, self._received_at = signal.Signals(number), now
+            text = f"{self.received.name}: this step ends, then a checkpoint is saved; Ctrl-C again stops at once"
+        elif number == signal.SIGINT and now - self._received_at > SECONDS_OF_ONE_SIGNAL:
+            text = "stopped at once; --resume_from_checkpoint true goes on from the last checkpoint"
+        else:
+            return
+        os.write(sys.__stderr__.fileno() if sys.__stderr__ else 2, f"\n{text}\n".encode())  # print is not reentrant
+        if text.startswith("stopped"):
+            os._exit(128 + number)
+
+    def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Save and stop where any process was told to."""
+        if self._is_any_told(args):
+            self.is_stopping = control.should_save = control.should_training_stop = True
+            control.should_evaluate = False  # it may take longer than whoever sent the signal waits
+
+    def on_save(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Leave once the checkpoint is there.
+
+        Raises:
+            RunStoppedError: the run was told to stop.
+        """
+        if self.is_stopping:
+            number = self.received or signal.SIGTERM
+            raise RunStoppedError(
+                f"stopped by {number.name} after step {state.global_step} of {state.max_steps}; "
+                f"{args.output_dir}/checkpoint-{state.global_step} is saved. The same command with "
+                "--resume_from_checkpoint true goes on from it",
+                exit_code=128 + number,
+            )
+
+    def _is_any_told(self, args: Any) -> bool:
+        if args.world_size == 1:
+            return self.received is not None
+        told = torch.tensor(float(self.received is not None), device=args.device)
+        torch.distributed.all_reduce(told)
+        if told.device.type != "cuda":
+            return bool(told)
+        on_host = torch.empty((), pin_memory=True)
+        on_host.copy_(told, non_blocking=True)
+        arrived = torch.cuda.Event()
+        arrived.record()
+        self._answers.append((on_host, arrived))
+        if len(self._answers) <= STEPS_ON_ITS_WAY:
+            return False
+        answer, event = self._answers.popleft()
+        event.synchronize()
+        return bool(answer)
+
+
+def outlive_signals(worker: int) -> None:
+    """In a process that reads photos: its parent decides when it ends, for which a signal to all leaves it a minute."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(60))
