@@ -9,6 +9,7 @@ Also `model.pt2`, which `torch.export.load(...).module()` reads back without thi
 import contextlib
 import io
 import logging
+import os
 import sys
 import warnings
 from collections.abc import Mapping, Sequence
@@ -28,6 +29,7 @@ from geomae.geography import unit_vectors
 __all__ = ["ExportableGeolocator", "export_geolocator", "largest_difference"]
 
 NUM_TOP_PLACES = 5
+LARGEST_ONNX = 2**31 - 2**24  # bytes of weights; protobuf ends at 2 GiB
 TOLERANCE = 1e-4
 """Of a unit vector's components, of probabilities, and of logits as a share of the largest: 0.6 km on the Earth."""
 
@@ -67,31 +69,54 @@ def export_geolocator(checkpoint: str | Path, output_file: str | Path) -> float:
 
     Raises:
         ConfigError: the file has another ending, a package is missing, or there is no geolocator in the folder.
-        GeoMAEError: what was written answers something else, by more than `TOLERANCE`; the file is removed.
+        GeoMAEError: what was exported answers something else, by more than `TOLERANCE`; what was there before stays.
     """
     path = Path(output_file)
     if path.suffix not in (".onnx", ".pt2"):
         raise ConfigError(f"output_file={path}: expected a name that ends in .onnx or .pt2.")
     if path.suffix == ".onnx":
         _require_onnx()
+    _refuse_unwritable(path)
     model = load_geolocator(checkpoint).float()
-    path.parent.mkdir(parents=True, exist_ok=True)
+    num_bytes = sum(4 * parameter.numel() for parameter in model.parameters())
+    if path.suffix == ".onnx" and num_bytes > LARGEST_ONNX:
+        raise ConfigError(
+            f"{checkpoint} has {num_bytes / 1e9:.1f} GB of weights, more than the 2 GB of any .onnx file: write .pt2."
+        )
     geolocator, size = ExportableGeolocator(model).eval(), model.config.image_size
     generator = torch.Generator().manual_seed(0)
     batches = [
         torch.randint(0, 256, (n, 3, size, size), dtype=torch.uint8, generator=generator) for n in (*BATCH_SIZES, 2)
     ]
     with torch.no_grad(), _quiet():
-        ask = (_write_onnx if path.suffix == ".onnx" else _write_pt2)(geolocator, batches.pop(), path, checkpoint)
-        expected = [{name: tensor.numpy() for name, tensor in geolocator(batch).items()} for batch in batches]
-        difference = max(largest_difference(ask(batch), by) for batch, by in zip(batches, expected, strict=True))
-    if not difference <= TOLERANCE:
-        path.unlink()
-        raise GeoMAEError(
-            f"what was exported from {checkpoint} differs from the model by {difference:.1e}, more than "
-            f"{TOLERANCE:.0e}; {path} was removed. Try the other format, or other versions of torch and onnxruntime."
-        )
+        unchecked = path.with_name(f".{path.stem}.unchecked{path.suffix}")
+        try:
+            write = _write_onnx if path.suffix == ".onnx" else _write_pt2
+            ask = write(geolocator, batches.pop(), unchecked, checkpoint)
+            expected = [{name: tensor.numpy() for name, tensor in geolocator(batch).items()} for batch in batches]
+            difference = max(largest_difference(ask(batch), by) for batch, by in zip(batches, expected, strict=True))
+            if not difference <= TOLERANCE:
+                raise GeoMAEError(
+                    f"what was exported from {checkpoint} differs from the model by {difference:.1e}, more than "
+                    f"{TOLERANCE:.0e}: nothing was written. Try the other format, or other versions of torch and "
+                    "onnxruntime."
+                )
+            os.replace(unchecked, path)
+        finally:
+            unchecked.unlink(missing_ok=True)
     return difference
+
+
+def _refuse_unwritable(path: Path) -> None:
+    """Before a minute of tracing, not after it."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(path, "ab"):
+            pass
+        if not path.stat().st_size:
+            path.unlink()
+    except OSError as error:
+        raise ConfigError(f"output_file={path} cannot be written: {error.strerror}. Choose another place.") from error
 
 
 def largest_difference(answered: Mapping[str, NDArray[Any]], expected: Mapping[str, NDArray[Any]]) -> float:
@@ -101,6 +126,7 @@ def largest_difference(answered: Mapping[str, NDArray[Any]], expected: Mapping[s
     - `coordinates_deg` as unit vectors' components, for degrees jump at the date line and mean little near a pole;
       where the two likeliest places are as likely, either may be answered, and such photos are left out;
     - `top_probabilities`;
+    - `top_coordinates_deg`, likewise, of the places that are not as likely as the one before or behind them;
     - `logits`, as a share of the largest of them, or of 1.
 
     Args:
@@ -116,9 +142,20 @@ def largest_difference(answered: Mapping[str, NDArray[Any]], expected: Mapping[s
         scale = max(1.0, float(np.abs(expected["logits"]).max()))
         differences.append(float(np.abs(answered["logits"] - expected["logits"]).max()) / scale)
         differences.append(float(np.abs(answered["top_probabilities"] - probabilities).max()))
+        differences.append(_difference_of_places(answered, expected))
     points = [unit_vectors(each["coordinates_deg"][is_settled]) for each in (answered, expected)]
     differences.append(float(np.abs(points[0] - points[1]).max(initial=0)))
     return float(np.max(differences))
+
+
+def _difference_of_places(answered: Mapping[str, NDArray[Any]], expected: Mapping[str, NDArray[Any]]) -> float:
+    """Of the likeliest places, in their order; of two that are as likely, either may come first."""
+    steps = -np.diff(expected["top_probabilities"], axis=1) > TOLERANCE  # (B, k - 1)
+    certain = np.ones((len(steps), 1), bool)
+    # behind the last one come those that are not listed, of which one may be as likely
+    is_settled = np.concatenate((certain, steps), axis=1) & np.concatenate((steps, ~certain), axis=1)
+    places = [unit_vectors(each["top_coordinates_deg"])[is_settled] for each in (answered, expected)]
+    return float(np.abs(places[0] - places[1]).max(initial=0))
 
 
 def _require_onnx() -> None:

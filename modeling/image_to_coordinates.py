@@ -4,7 +4,9 @@ import copy
 import csv
 import http.client
 import io
+import math
 import shutil
+import time
 import urllib.request
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -169,6 +171,10 @@ class ImageToCoordinatesPipeline(Pipeline):
     def postprocess(self, model_outputs: Mapping[str, Tensor]) -> dict[str, Any]:  # type: ignore[override]
         """The answer to one photo, as the class describes it."""
         latitude, longitude = model_outputs["coordinates_deg"][0].tolist()
+        if not (math.isfinite(latitude) and math.isfinite(longitude)):
+            raise ValueError(
+                "the model's answer is no number: its weights are damaged, or too large for this precision."
+            )
         radii_km, masses, tops = [None, None], [], np.zeros((0, 2))
         if "masses" in model_outputs:
             radii_km, masses = model_outputs["radii_km"][0].tolist(), model_outputs["masses"][0].tolist()
@@ -265,20 +271,26 @@ def open_photo(source: str | Path, short_side: int, timeout: float) -> Image.Ima
         image = Image.open(io.BytesIO(download(str(source), timeout)) if is_address else source, formats=known)
     except UnidentifiedImageError as error:
         raise ValueError(f"it is no photo in a format that is read here: {', '.join(known)}.") from error
-    if image.format == "JPEG":
-        image.draft(None, (short_side, short_side))
+    if image.format in ("JPEG", "MPO"):
+        for divisor in (8, 4, 2):  # Pillow would round a side down, where evaluations and libjpeg round it up
+            if -(-min(image.size) // divisor) >= short_side:
+                image.draft(None, (max(1, image.width // divisor), max(1, image.height // divisor)))
+                break
     return image
 
 
 def download(address: str, timeout: float) -> bytes:
     """What stands at an address, if that is not more than `MAX_DOWNLOAD_BYTES`."""
     request = urllib.request.Request(address, headers={"User-Agent": "image-to-coordinates"})  # some refuse Python's
-    with urllib.request.urlopen(
-        request, timeout=timeout
-    ) as response:  # not httpx: which one comes varies with the Hub's
-        content: bytes = response.read(MAX_DOWNLOAD_BYTES + 1)
-    if len(content) > MAX_DOWNLOAD_BYTES:
-        raise ValueError(f"it has more than {MAX_DOWNLOAD_BYTES:,} bytes.")
+    deadline, content = time.monotonic() + timeout, b""
+    # not httpx: which one comes varies with the Hub's
+    with urllib.request.urlopen(request, timeout=timeout) as response:
+        while piece := response.read1(2**20):
+            content += piece
+            if len(content) > MAX_DOWNLOAD_BYTES:
+                raise ValueError(f"it has more than {MAX_DOWNLOAD_BYTES:,} bytes.")
+            if time.monotonic() > deadline:
+                raise ValueError(f"it did not arrive within {timeout:g} s; timeout=... waits longer.")
     return content
 
 

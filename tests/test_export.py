@@ -100,6 +100,7 @@ def test_difference_sees_points_probabilities_and_logits() -> None:
         "coordinates_deg": np.array([[0.0, 180.0], [10.0, 10.0]]),
         "logits": np.array([[3.0, 0.0], [0.0, 0.0]]),
         "top_probabilities": np.array([[0.9, 0.1], [0.5, 0.5]]),
+        "top_coordinates_deg": np.array([[[0.0, 180.0], [5.0, 5.0]], [[10.0, 10.0], [20.0, 20.0]]]),
     }
     assert largest_difference(expected, expected) == 0
     # the other side of the date line is the same place, and of two as likely places either may be answered
@@ -111,10 +112,15 @@ def test_difference_sees_points_probabilities_and_logits() -> None:
     assert largest_difference(other, expected) == pytest.approx(0.2)
     other = expected | {"logits": np.array([[3.0, 0.3], [0.0, 0.0]])}
     assert largest_difference(other, expected) == pytest.approx(0.1)
+    swapped = expected | {"top_coordinates_deg": expected["top_coordinates_deg"][..., ::-1] / 2}
+    assert largest_difference(swapped, expected) > 0.5, "the likeliest place of the first photo is another"
+    tied = expected["top_coordinates_deg"].copy()
+    tied[1] = tied[1, ::-1]  # of two that are as likely either may come first
+    assert largest_difference(expected | {"top_coordinates_deg": tied}, expected) == 0
     assert np.isnan(largest_difference(expected | {"logits": np.full((2, 2), np.nan)}, expected))
 
 
-def test_file_that_answers_something_else_is_removed(
+def test_file_that_answers_something_else_is_not_left_and_an_older_one_stays(
     tiny_sizes: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     save_model("sphere", tiny_sizes, tmp_path / "model")
@@ -124,9 +130,11 @@ def test_file_that_answers_something_else_is_removed(
         return lambda batch: {"coordinates_deg": -geolocator(batch)["coordinates_deg"].numpy()}
 
     monkeypatch.setattr(export, "_write_pt2", write_wrong)
-    with pytest.raises(GeoMAEError, match=r"differs from the model by .*was removed"):
+    (tmp_path / "model.pt2").write_bytes(b"older")
+    with pytest.raises(GeoMAEError, match=r"differs from the model by .*nothing was written"):
         export_geolocator(tmp_path / "model", tmp_path / "model.pt2")
-    assert not (tmp_path / "model.pt2").exists()
+    assert (tmp_path / "model.pt2").read_bytes() == b"older"
+    assert not list(tmp_path.glob(".*"))
 
 
 def test_what_cannot_be_exported_is_said_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -134,6 +142,12 @@ def test_what_cannot_be_exported_is_said_first(tmp_path: Path, monkeypatch: pyte
         export_geolocator(tmp_path, tmp_path / "model.bin")
     with pytest.raises(ConfigError):
         export_geolocator(tmp_path / "nothing", tmp_path / "model.pt2")
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match="cannot be written: Not a directory"):
+        export_geolocator(tmp_path, tmp_path / "file" / "model.pt2")
+    (tmp_path / "folder.pt2").mkdir()
+    with pytest.raises(ConfigError, match="cannot be written: Is a directory"):
+        export_geolocator(tmp_path, tmp_path / "folder.pt2")
     monkeypatch.setitem(__import__("sys").modules, "onnxscript", None)
     with pytest.raises(ConfigError, match=r"needs onnxscript: pip install 'geomae\[onnx\]'"):
         export_geolocator(tmp_path, tmp_path / "model.onnx")

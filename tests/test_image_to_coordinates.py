@@ -1,6 +1,7 @@
 """The pipeline in a checkpoint folder: any kind of photo in, places with names out."""
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,11 @@ from PIL import Image
 from transformers import pipeline
 from transformers.pipelines.pt_utils import KeyDataset
 
+from geomae.data.photos import decode_photo
 from geomae.geography import great_circle_km
 from geomae.populated_places import write_places
 from modeling import GeoMAEConfig, GeoMAEForGeolocation
+from modeling.image_to_coordinates import open_photo
 
 TINY = {
     "hidden_size": 32,
@@ -251,3 +254,38 @@ def test_an_array_of_several_photos_is_as_many_answers(locate: Any) -> None:
 def test_options_of_another_type_are_refused(locate: Any, photos: list[Path], wrong: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="expected a"):
         locate(str(photos[0]), **wrong)
+
+
+class SlowHandler(FolderHandler):
+    """Sends a byte now and then, and never stops."""
+
+    def _answer(self) -> None:
+        self.send_response(200)
+        self.end_headers()
+        for _ in range(100):
+            self.wfile.write(b"x")
+            self.wfile.flush()
+            time.sleep(0.05)
+
+
+def test_an_address_may_take_so_long_in_all(locate: Any, tmp_path: Path) -> None:
+    begun = time.monotonic()
+    with serve(SlowHandler, root=tmp_path) as (address, _):
+        with pytest.raises(ValueError, match=r"did not arrive within 0\.3 s"):
+            locate(f"{address}/a.jpg", timeout=0.3)
+    assert time.monotonic() - begun < 5
+
+
+@pytest.mark.parametrize("short", [511, 1021, 1022, 2041])
+def test_jpeg_is_reduced_as_an_evaluation_does_it_whatever_its_sides(tmp_path: Path, short: int) -> None:
+    Image.effect_noise((short + 100, short), 60).convert("RGB").save(tmp_path / "a.jpg", quality=95)
+    with open_photo(tmp_path / "a.jpg", 256, 1.0) as image:
+        image.load()
+        opened = image.size
+    decoded = decode_photo((tmp_path / "a.jpg").read_bytes(), min_short_side=256)
+    assert opened == (decoded.shape[1], decoded.shape[0])
+
+
+def test_answer_that_is_no_number_is_refused(locate: Any) -> None:
+    with pytest.raises(ValueError, match="answer is no number"):
+        locate.postprocess({"coordinates_deg": torch.tensor([[float("nan"), 0.0]])})

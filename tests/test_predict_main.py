@@ -400,3 +400,49 @@ def test_two_processes_answer_each_photo_once_with_the_digits_of_one(here, has_f
         code = f"import sys; sys.stdout = open({str(here / 'out.txt')!r}, 'a'); {LAUNCHED}"
         launch_code(code, here, "two_cpu", *words, "--format", "csv")
         assert (here / "out.txt").read_bytes() == (here / "one.csv").read_bytes()
+
+
+def test_a_file_that_is_there_is_not_written_over_because_of_some_parts(here, capsys):
+    (here / "mine.csv").write_text("precious")
+    (here / "mine.csv.parts").mkdir()
+    run("photos", "--model", "cells", "--output_file", "mine.csv", status=1)
+    assert "mine.csv is there already" in capsys.readouterr().err
+    assert (here / "mine.csv").read_text() == "precious"
+
+
+def test_a_run_killed_behind_its_last_byte_is_finished(here, monkeypatch):
+    with monkeypatch.context() as patched:
+        patched.setattr("geomae.predict.parts.AnswerParts.remove", lambda self: None)
+        run("photos", "--model", "cells", "--output_file", "out.csv")
+    written = (here / "out.csv").read_bytes()
+    run("photos", "--model", "cells", "--output_file", "out.csv")
+    assert (here / "out.csv").read_bytes() == written
+    assert not (here / "out.csv.parts").exists()
+
+
+def test_damaged_parts_are_computed_again_and_a_damaged_manifest_is_named(here, monkeypatch, capsys, counted):
+    words = ("photos", "--model", "cells", "--output_file", "out.csv", "--shard_size", "4")
+    with monkeypatch.context() as patched:
+        patched.setattr("geomae.predict.parts.AnswerParts.remove", lambda self: None)
+        run(*words)
+    written = (here / "out.csv").read_bytes()
+    part = sorted((here / "out.csv.parts").glob("part-*"))[1]
+    part.write_bytes(part.read_bytes()[:50])
+    run(*words)
+    assert (here / "out.csv").read_bytes() == written
+    (here / "out.csv").unlink()
+    (here / "out.csv.parts").mkdir()
+    (here / "out.csv.parts" / "manifest.json").write_text("{")
+    run(*words, status=1)
+    assert "manifest.json cannot be read" in capsys.readouterr().err
+
+
+def test_parts_of_another_run_that_hold_nothing_yet_are_taken_over(here, monkeypatch):
+    with monkeypatch.context() as patched:
+        patched.setattr(
+            "geomae.predict.predicting.predict_missing", lambda *_, **__: (_ for _ in ()).throw(OSError("x"))
+        )
+        run("photos", "--model", "cells", "--output_file", "out.csv", status=1)
+    assert (here / "out.csv.parts" / "manifest.json").is_file()
+    run("photos", "--model", "point", "--output_file", "out.csv")
+    assert (here / "out.csv").is_file()

@@ -22,6 +22,7 @@ from typing import Any, BinaryIO
 from geomae.data import PhotoIndex
 from geomae.data.shards import only_run
 from geomae.errors import ConfigError, GeoMAEError, SourceError, TooManyDamagedPhotosError
+from geomae.files import sync_file
 from geomae.predict.arguments import parse_arguments
 from geomae.predict.formats import write_answers
 from geomae.predict.parts import AnswerParts
@@ -155,6 +156,7 @@ def _finish(parts: AnswerParts, index: PhotoIndex, arguments: argparse.Namespace
     else:
         with _whole_file(Path(arguments.output_file)) as file:
             write_answers(parts.answers(), arguments.format, file, **how)
+            parts.note_merge()
         parts.remove()
         said += f"; wrote {shown_path(arguments.output_file)}"
     print(said, file=sys.stderr)
@@ -184,13 +186,14 @@ def _name_problems(problems: Iterator[dict[str, str]], num_bad: int, output_file
 @contextlib.contextmanager
 def _whole_file(path: Path) -> Iterator[BinaryIO]:
     """A file that is there whole, on the disk, or not at all."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.tmp")  # of one name: its parts are locked, and a killed run leaves one
     try:
         with open(temporary, "wb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
+        sync_file(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
 

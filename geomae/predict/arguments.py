@@ -9,6 +9,7 @@ from geomae.errors import ConfigError
 from geomae.evaluation.arguments import check_loading
 from geomae.evaluation.posterior import DECODINGS
 from geomae.predict.formats import FORMATS, format_of
+from geomae.predict.parts import AnswerParts
 
 __all__ = ["build_parser", "parse_arguments"]
 
@@ -73,7 +74,7 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     if arguments.output_file is None:
         return arguments
     output_file = Path(arguments.output_file)
-    if output_file.exists() and not Path(f"{output_file}.parts").is_dir():
+    if output_file.exists() and not AnswerParts.are_merged(Path(f"{output_file}.parts")):
         raise ConfigError(f"--output_file {output_file} is there already: remove it, or choose another name.")
     try:
         output_file.parent.mkdir(parents=True, exist_ok=True)

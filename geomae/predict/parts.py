@@ -12,10 +12,11 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from geomae.errors import ConfigError
-from geomae.files import write_whole
+from geomae.files import sync_file, write_whole
 
 __all__ = ["AnswerParts"]
 
+_MERGED = "merged"
 _ROWS_AT_ONCE = 1024  # of a part, in memory, while parts are merged
 
 
@@ -46,8 +47,11 @@ class AnswerParts:
         path = folder / "manifest.json"
         if not path.exists():
             write_whole(path, json.dumps({**manifest, "shard_size": shard_size}, indent=2) + "\n")
-        begun = json.loads(path.read_text(encoding="utf-8"))
+        begun = _read_manifest(path)
         differing = [name for name in manifest if begun.get(name) != manifest[name]]
+        if differing and not any(folder.glob("part-*.parquet")):  # nothing of that run would be lost
+            path.unlink()
+            return cls.claim(folder, manifest, shard_size=shard_size)
         if differing:
             sides = "; ".join(f"{name} was {begun.get(name)} and is now {manifest[name]}" for name in differing)
             raise ConfigError(
@@ -59,14 +63,21 @@ class AnswerParts:
     @classmethod
     def claimed(cls, folder: Path) -> "AnswerParts":
         """Those that another process has claimed."""
-        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+        manifest = _read_manifest(folder / "manifest.json")
         return cls(folder, manifest["num_photos"], manifest["shard_size"])
 
     def missing(self) -> list[range]:
         """The rows of each shard that is not finished."""
         starts = range(0, self.num_photos, self.shard_size)
         shards = [range(start, min(start + self.shard_size, self.num_photos)) for start in starts]
-        return [rows for rows in shards if not self._path(rows.start).exists()]
+        return [rows for rows in shards if not self._is_whole(rows.start)]
+
+    def _is_whole(self, start: int) -> bool:
+        """Whether a shard can be read; one that a broken disk has cut off is computed again."""
+        try:
+            return pq.ParquetFile(self._path(start)).metadata is not None
+        except (OSError, pa.ArrowInvalid):
+            return False
 
     def write(self, start: int, table: pa.Table) -> None:
         """Finish the shard that begins at a row: its file is there whole, on the disk, or not at all."""
@@ -77,6 +88,16 @@ class AnswerParts:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
+        sync_file(self.folder)
+
+    @staticmethod
+    def are_merged(folder: Path) -> bool:
+        """Whether a run was killed between the last byte of its answers and the end of its parts."""
+        return (folder / _MERGED).is_file()
+
+    def note_merge(self) -> None:
+        """Say that the answers are about to be in their place: a file of that name is then this run's own."""
+        write_whole(self.folder / _MERGED, "")
 
     def answers(self) -> Iterator[pa.RecordBatch]:
         """The answers in the order of the list, some at a time, without the photos that have none."""
@@ -99,3 +120,13 @@ class AnswerParts:
 
     def _path(self, start: int) -> Path:
         return self.folder / f"part-{start // self.shard_size:06d}.parquet"
+
+
+def _read_manifest(path: Path) -> dict[str, Any]:
+    try:
+        manifest = dict(json.loads(path.read_text(encoding="utf-8")))
+        return {**manifest, "num_photos": int(manifest["num_photos"]), "shard_size": int(manifest["shard_size"])}
+    except (OSError, KeyError, ValueError, TypeError) as problem:
+        raise ConfigError(
+            f"{path} cannot be read: {problem!r}. Remove {path.parent}, and the run begins anew"
+        ) from problem
