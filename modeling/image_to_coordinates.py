@@ -172,9 +172,7 @@ class ImageToCoordinatesPipeline(Pipeline):
         """The answer to one photo, as the class describes it."""
         latitude, longitude = model_outputs["coordinates_deg"][0].tolist()
         if not (math.isfinite(latitude) and math.isfinite(longitude)):
-            raise ValueError(
-                "the model's answer is no number: its weights are damaged, or too large for this precision."
-            )
+            raise ValueError("the model's answer is no number: its weights are damaged, or overflow here.")
         radii_km, masses, tops = [None, None], [], np.zeros((0, 2))
         if "masses" in model_outputs:
             radii_km, masses = model_outputs["radii_km"][0].tolist(), model_outputs["masses"][0].tolist()

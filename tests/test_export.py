@@ -143,7 +143,7 @@ def test_what_cannot_be_exported_is_said_first(tmp_path: Path, monkeypatch: pyte
     with pytest.raises(ConfigError):
         export_geolocator(tmp_path / "nothing", tmp_path / "model.pt2")
     (tmp_path / "file").touch()
-    with pytest.raises(ConfigError, match="cannot be written: Not a directory"):
+    with pytest.raises(ConfigError, match="cannot be written: File exists"):
         export_geolocator(tmp_path, tmp_path / "file" / "model.pt2")
     (tmp_path / "folder.pt2").mkdir()
     with pytest.raises(ConfigError, match="cannot be written: Is a directory"):
