@@ -8,9 +8,11 @@ __all__ = [
     "SCENES",
     "SCENE_COLUMNS",
     "UNKNOWN",
+    "as_utf8",
     "find_column",
     "label_scene",
     "name_scene",
+    "show_columns",
     "tidy_text",
 ]
 
@@ -27,6 +29,7 @@ COLUMN_ALIASES = {
     "country": ("country",),
 }
 OPTIONAL_COLUMNS = ("author", "scene", "scene16", "country")  # texts that a source may know of a photo
+_MOST_SHOWN, _LONGEST_SHOWN = 40, 80  # columns of a table in a message, letters of each
 UNKNOWN = "unknown"  # the scene or the country of a photo of which it is not known
 SCENES = ("indoor", "natural", "urban")  # what the numbers of S3_Label mean
 SCENE_COLUMNS = {3: "scene", 16: "scene16"}  # by the number of scenes: S3, and S16, which are numbers without names
@@ -41,6 +44,17 @@ def find_column(name: str, available: Sequence[str]) -> str | None:
     """
     spelled = {column.strip().lower(): column for column in reversed(available)}
     return next((spelled[alias] for alias in COLUMN_ALIASES[name] if alias in spelled), None)
+
+
+def as_utf8(text: str) -> str:
+    r"""The text, with `\xe9` or `\ud800` for what UTF-8 cannot write: Latin-1 in a tar, half a pair in a JSON."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def show_columns(names: Sequence[str]) -> str:
+    """The names of a table's columns for a message, which a file that is no table would fill with megabytes."""
+    shown = [name if len(name) <= _LONGEST_SHOWN else f"{name[:_LONGEST_SHOWN]}..." for name in names[:_MOST_SHOWN]]
+    return ", ".join(shown) + (f", ... ({len(names):,} in all)" if len(names) > _MOST_SHOWN else "")
 
 
 def name_scene(value: str) -> str:

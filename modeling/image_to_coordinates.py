@@ -236,7 +236,7 @@ def read_places(path: Path) -> Places:
     """Read a `populated_places.csv`.
 
     Raises:
-        ValueError: a column is missing, a row has no coordinates, or there is no row.
+        ValueError: a column is missing, a row has no coordinates or is not on Earth, or there is no row.
     """
     try:
         with path.open(encoding="utf-8", newline="") as file:
@@ -244,7 +244,9 @@ def read_places(path: Path) -> Places:
                 (r["name"], r["country"], float(r["latitude"]), float(r["longitude"])) for r in csv.DictReader(file)
             ]
         names, countries, latitudes, longitudes = zip(*rows, strict=True)
-    except (KeyError, TypeError, ValueError) as error:
+        if not (np.abs(latitudes).max() <= 90 and np.abs(longitudes).max() <= 180):  # false where one is NaN
+            raise ValueError("a place is not on Earth")
+    except (KeyError, TypeError, ValueError, csv.Error) as error:
         raise ValueError(
             f"{path}: expected the columns name, country, latitude and longitude, and at least one row: {error!r}. "
             "Delete the file to go without the names of places."

@@ -13,6 +13,7 @@ from typing import Any, BinaryIO
 
 import msgpack
 
+from geomae.columns import as_utf8
 from geomae.data.photos import MAX_PHOTO_BYTES
 from geomae.errors import SourceError
 
@@ -21,6 +22,8 @@ __all__ = ["Member", "Storage", "is_hidden", "is_tar", "walk_msgpack", "walk_tar
 _TAR_MAGIC_AT, _TAR_MAGIC = 257, b"ustar"
 _ZIP_LOCAL_HEADER = struct.Struct("<4s5H3I2H")  # PKWARE APPNOTE 6.3, section 4.3.7
 _ENCRYPTED = 0x1
+_LARGEST_OFFSET = 2**62  # what a zip64 directory may claim does not fit into an index
+_MAX_VALUES = 4096  # of a list or a mapping in a msgpack record: a list takes its memory when it is announced
 _BROKEN_OFF = "the archive is damaged or cut off, and what lies behind cannot be read"
 
 
@@ -71,7 +74,9 @@ def walk_tar(file: BinaryIO, size: int) -> Iterator[Member]:
     """
     try:
         archive = tarfile.open(fileobj=file, mode="r:")  # noqa: SIM115 (closed below; here its errors are explained)
-    except tarfile.ReadError as error:
+    except SourceError:
+        raise
+    except (tarfile.TarError, ValueError, OverflowError) as error:
         raise SourceError(
             f"it is no uncompressed tar archive ({error}): decompress it first, for example with gunzip"
         ) from error
@@ -90,7 +95,7 @@ def walk_tar(file: BinaryIO, size: int) -> Iterator[Member]:
                     yield Member("", problem=problem, lost_bytes=-1 if is_cut else size - archive.offset)
                 return
             archive.members.clear()  # type: ignore[attr-defined]  # tarfile remembers all of them
-            name = member.name.removeprefix("./")
+            name = as_utf8(member.name.removeprefix("./"))
             if member.issym() or member.islnk() or member.issparse():
                 yield Member(name, problem="it is a link or has holes: its bytes are not in its place")
             elif member.isreg() and member.offset_data + member.size > size:
@@ -136,6 +141,9 @@ def walk_zip(file: BinaryIO) -> Iterator[Member]:
                 continue
             name_length, extra_length = _ZIP_LOCAL_HEADER.unpack(header)[-2:]
             offset = info.header_offset + _ZIP_LOCAL_HEADER.size + name_length + extra_length
+            if offset + info.compress_size > _LARGEST_OFFSET:
+                yield Member(info.filename, problem="the archive's directory names a place that no file has")
+                continue
             yield Member(info.filename, offset, info.compress_size, storages[info.compress_type])
 
 
@@ -149,7 +157,13 @@ def walk_msgpack(file: BinaryIO, size: int) -> Iterator[Member]:
     Source: TIBHannover/GeoEstimation (Müller-Budack, Pustu-Iren and Ewerth, 2018), its shards of 4,096 photos.
     """
     unpacker = msgpack.Unpacker(
-        file, raw=True, strict_map_key=False, max_buffer_size=2 * MAX_PHOTO_BYTES, max_bin_len=MAX_PHOTO_BYTES
+        file,
+        raw=True,
+        strict_map_key=False,
+        max_buffer_size=2 * MAX_PHOTO_BYTES,
+        max_bin_len=MAX_PHOTO_BYTES,
+        max_array_len=_MAX_VALUES,
+        max_map_len=_MAX_VALUES,
     )
     while True:
         start = unpacker.tell()

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from geomae.columns import COLUMN_ALIASES, OPTIONAL_COLUMNS, find_column, tidy_text
+from geomae.columns import COLUMN_ALIASES, OPTIONAL_COLUMNS, as_utf8, find_column, show_columns, tidy_text
 from geomae.data.damage import BadTally
 from geomae.data.filesystems import is_url, open_file, path_exists, public_text
 from geomae.errors import CoordinateError, SourceError
@@ -186,7 +186,7 @@ def _explain_columns(path: str, missing: Sequence[str], header: Sequence[str]) -
     else:
         advice = "Is its first line the header? Rename the columns in the file."
     looked_for = " and no column ".join(" or ".join(COLUMN_ALIASES[name]) for name in missing)
-    return f"{path} has no column {looked_for}; its columns are {', '.join(header)}. {advice}"
+    return f"{path} has no column {looked_for}; its columns are {show_columns(header)}. {advice}"
 
 
 def _optional(table: pd.DataFrame) -> dict[str, list[str]]:
@@ -223,7 +223,7 @@ def _load_mapping(path: str) -> CoordinateTable:
     for row, (_, value) in enumerate(pairs):
         if isinstance(value, list) and len(value) == 2:
             points[row] = [_float(number) for number in value]
-    return CoordinateTable([str(name) for name, _ in pairs], points[:, 0].copy(), points[:, 1].copy(), {})
+    return CoordinateTable([as_utf8(name) for name, _ in pairs], points[:, 0].copy(), points[:, 1].copy(), {})
 
 
 class _Pairs(list[tuple[str, Any]]):

@@ -58,10 +58,14 @@ class EarthPicture:
         Raises:
             SourceError: there is no such picture, or it is not twice as wide as high.
         """
-        pixels = cv2.imread(str(file), cv2.IMREAD_COLOR_RGB)
+        try:
+            pixels = cv2.imread(str(file), cv2.IMREAD_COLOR_RGB)
+        except cv2.error:  # of more than 2**30 pixels
+            pixels = None
         if pixels is None:
             raise SourceError(
-                f"{file} is not a picture that OpenCV can read; expected a JPEG or PNG of the whole Earth."
+                f"{file} is not a picture that OpenCV can read; expected a JPEG or PNG of the whole Earth, of at most "
+                "2**30 pixels."
             )
         return cls(pixels)
 

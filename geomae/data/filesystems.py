@@ -4,6 +4,7 @@ import contextlib
 import errno
 import glob
 import io
+import math
 import os
 import re
 import time
@@ -43,6 +44,8 @@ _STATE_KEYS = (
     *("md5Hash", "oid", "blob_id"),
 )
 _SECRETS = re.compile(r"(\w+://)(?:[^\s/]*@)?([^\s?]*)(?:\?\S*)?")
+_MAX_PATHS = 1_000_000  # that one pattern may stand for
+_RANGE = re.compile(r"(\d{1,12})\.\.(\d{1,12})")
 _BRACES = re.compile(r"\{([^{}]*)\}")
 _READ_ATTEMPTS = 3  # of a remote read; servers of millions of photos fail now and then
 _MAX_REQUESTS = 16  # to a server at once
@@ -328,6 +331,8 @@ def expand_pattern(path: str) -> list[str]:
         return [path]
     match = _BRACES.search(path)
     if match:
+        if math.prod(_num_choices(inside) for inside in _BRACES.findall(path)) > _MAX_PATHS:
+            raise SourceError(f"{public_name(path)} stands for more than {_MAX_PATHS:,} paths: name them in parts.")
         parts = [path[: match.start()] + choice + path[match.end() :] for choice in _choices(match[1])]
         return [expanded for part in parts for expanded in expand_pattern(part)]
     if not any(letter in path for letter in "*?["):
@@ -341,8 +346,13 @@ def expand_pattern(path: str) -> list[str]:
         return sorted(_unstrip(file_system, found) for found in file_system.glob(name)) or [path]
 
 
+def _num_choices(inside: str) -> int:
+    numbers = _RANGE.fullmatch(inside)
+    return inside.count(",") + 1 if numbers is None else max(0, int(numbers[2]) - int(numbers[1]) + 1)
+
+
 def _choices(inside: str) -> Iterator[str]:
-    numbers = re.fullmatch(r"(\d+)\.\.(\d+)", inside)
+    numbers = _RANGE.fullmatch(inside)
     if numbers is None:
         yield from inside.split(",")
         return
@@ -358,9 +368,11 @@ def _explained(path: str) -> Iterator[None]:
         yield
     except ImportError as error:
         raise SourceError(f"{public_name(path)} cannot be opened without another package: {error}.") from error
+    except SourceError:
+        raise
     except ValueError as error:
-        if isinstance(error, SourceError) or "rotocol" not in str(error):
-            raise
+        if "rotocol" not in str(error):  # an address that is none, a path with a zero byte
+            raise SourceError(public_text(f"{public_name(path)} cannot be opened: {error}.")) from error
         known = ", ".join(sorted(fsspec.available_protocols()))
         raise SourceError(f"{public_name(path)} cannot be opened: {protocol}:// is not one of {known}.") from error
     except OSError:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from geomae.data.damage import MAX_BAD_LISTED, BadPhoto, BadTally
+from geomae.documents import parse_json, read_text
 from geomae.errors import SourceError
 from geomae.files import write_whole
 from geomae.provenance import find_versions
@@ -114,9 +115,9 @@ def read_splits(output_dir: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        splits = dict(json.loads(path.read_text(encoding="utf-8"))["splits"])
+        splits = dict(parse_json(read_text(path))["splits"])
         files = {name: [output_dir / shard["file"] for shard in entry["shards"]] for name, entry in splits.items()}
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise SourceError(f"{path} is not a manifest of packed photos: {error!r}. Pack the folder anew.") from error
     return {name: entry for name, entry in splits.items() if any(file.is_file() for file in files[name])}
 

@@ -19,6 +19,7 @@ import pyarrow.compute as pc
 from geomae.columns import OPTIONAL_COLUMNS
 from geomae.data.archives import Storage
 from geomae.data.damage import BadTally
+from geomae.documents import parse_json
 
 __all__ = ["INDEX_SCHEMA", "OPTIONAL_COLUMNS", "PLACE_COLUMNS", "PhotoIndex", "name_apart"]
 
@@ -125,7 +126,7 @@ class PhotoIndex:
         """
         with pa.memory_map(str(path)) as file:
             table = pa.ipc.open_file(file).read_all()
-        about = json.loads(table.schema.metadata[b"geomae"])
+        about = parse_json(table.schema.metadata[b"geomae"])
         bad = BadTally.from_json(about.pop("bad"))
         return cls(table=table.replace_schema_metadata(None), bad=bad, saved_at=str(path), **about)
 

@@ -1,6 +1,5 @@
 """Sources whose photos come with their coordinates: WebDataset tars, and parquet with an image column."""
 
-import json
 import logging
 import math
 from collections import Counter
@@ -16,13 +15,14 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
-from geomae.columns import COLUMN_ALIASES, find_column, tidy_text
+from geomae.columns import COLUMN_ALIASES, as_utf8, find_column, show_columns, tidy_text
 from geomae.data.archives import Member, Storage, is_hidden, walk_tar
 from geomae.data.coordinates import PHOTO_SUFFIXES, sift_coordinates
 from geomae.data.damage import BadTally, BrokenArchive, count_broken
 from geomae.data.filesystems import FileEntry, RemoteError, bytes_of, open_file, path_exists, public_name
 from geomae.data.listing import Listing, suffix_of
 from geomae.data.photo_index import OPTIONAL_COLUMNS, PhotoIndex, name_apart
+from geomae.documents import parse_json
 from geomae.errors import SourceError
 from geomae.geography import check_coordinates
 
@@ -173,8 +173,8 @@ def _read_json(file: BinaryIO, member: Member) -> dict[str, Any] | str:
         return f"{member.size:,} bytes are more than {_MAX_JSON_BYTES:,}"
     file.seek(member.offset)
     try:
-        record = json.loads(file.read(member.size))
-    except (ValueError, RecursionError) as error:
+        record = parse_json(file.read(member.size))
+    except ValueError as error:
         return str(error)
     return record if isinstance(record, dict) else "it is no object"
 
@@ -234,7 +234,7 @@ def _text(value: Any) -> str | None:
     """What a table says, as text; None for nothing. Whole numbers that a missing one made floats are whole again."""
     if isinstance(value, float):
         return None if math.isnan(value) else str(int(value) if value.is_integer() else value)
-    return None if value in (None, "") else str(value)
+    return None if value in (None, "") else as_utf8(str(value))
 
 
 def _number(value: Any) -> float | None:
@@ -255,9 +255,10 @@ def _keep_labelled(
         index.table[name].to_numpy(zero_copy_only=False).astype(np.float64) for name in ("latitude", "longitude")
     )
     if len(index) and not (np.isfinite(latitude) & np.isfinite(longitude)).any():
+        seen = show_columns(sorted(map(as_utf8, keys_seen))) or "no columns"
         raise SourceError(
             f"no photo of {source} comes with coordinates: looked for {' or '.join(COLUMN_ALIASES['latitude'])} and "
-            f"{' or '.join(COLUMN_ALIASES['longitude'])} among {', '.join(sorted(keys_seen)) or 'no columns'}. Name "
+            f"{' or '.join(COLUMN_ALIASES['longitude'])} among {seen}. Name "
             "their table with --csv, or pack for pretraining with --unlabelled (img2dataset keeps coordinates with "
             "--save_additional_columns)."
         )
@@ -341,7 +342,7 @@ def _check_image_column(schema: pa.Schema, path: str) -> None:
     image = find_column("image", schema.names)
     if image is None:
         raise SourceError(
-            f"{path} has no column {' or '.join(COLUMN_ALIASES['image'])}; it has {', '.join(schema.names)}."
+            f"{path} has no column {' or '.join(COLUMN_ALIASES['image'])}; it has {show_columns(schema.names)}."
         )
     type_ = schema.field(image).type
     if pa.types.is_struct(type_) and type_.get_field_index("bytes") >= 0:

@@ -29,6 +29,7 @@ from geomae.data.layout import SHARD_PATTERN, list_shards
 from geomae.data.manifest import ShardReport, mark_splits, read_finished_splits, refuse_other_photos
 from geomae.data.photo_index import OPTIONAL_COLUMNS
 from geomae.data.runners import run_tasks
+from geomae.documents import parse_json
 from geomae.errors import SourceError
 
 __all__ = [
@@ -171,7 +172,7 @@ def _read_record(path: Path) -> _Stored | None:
 def _own_record(metadata: pq.FileMetaData) -> dict[str, Any]:
     """What `write_shard` keeps in the footer; nothing in a stranger's parquet."""
     try:
-        record = json.loads((metadata.metadata or {}).get(_METADATA_KEY, b"{}"))
+        record = parse_json((metadata.metadata or {}).get(_METADATA_KEY, b"{}"))
     except ValueError:
         return {}
     return record if isinstance(record, dict) else {}

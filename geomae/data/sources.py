@@ -16,6 +16,7 @@ from urllib.parse import unquote
 import numpy as np
 from tqdm import tqdm
 
+from geomae.columns import as_utf8
 from geomae.data.archives import Member, is_hidden, walk_msgpack, walk_tar, walk_zip
 from geomae.data.coordinates import PHOTO_SUFFIXES
 from geomae.data.damage import BadTally, BrokenArchive, count_broken
@@ -272,11 +273,21 @@ def _dead(fewest: int) -> str:
 
 
 def _index_files(listing: Listing, entries: Sequence[FileEntry]) -> PhotoIndex:
+    entries, bad = _sift_names(listing, entries)
     names = [listing.name(entry) for entry in entries]
     ids = [unquote(name) for name in names] if listing.root.startswith(("http://", "https://")) else names
     sizes = [-1 if entry.size is None else entry.size for entry in entries]
     states = [entry.state for entry in entries]
-    return PhotoIndex.from_columns(listing.root, {"id": ids, "file": names, "size": sizes, "state": states})
+    return PhotoIndex.from_columns(listing.root, {"id": ids, "file": names, "size": sizes, "state": states}, bad=bad)
+
+
+def _sift_names(listing: Listing, entries: Sequence[FileEntry]) -> tuple[Sequence[FileEntry], BadTally]:
+    """The files whose paths an index can hold; the others are counted."""
+    bad = BadTally()
+    named = [(entry, as_utf8(entry.path) == entry.path) for entry in entries]
+    for entry in (entry for entry, is_text in named if not is_text):
+        bad.add(as_utf8(listing.public_name(entry)), "its path is not UTF-8: rename it")
+    return (entries if not bad else [entry for entry, is_text in named if is_text]), bad
 
 
 def _index_archives(listing: Listing, kind: str, entries: Sequence[FileEntry], options: SourceOptions) -> _Photos:
@@ -347,5 +358,5 @@ def _cache_file(
     if not all(entry.is_dated for entry in [*read_inside, *tables]):
         return None  # whether a file has changed cannot be known
     for entry in [*entries, *tables]:
-        digest.update(f"{entry.path}\0{entry.size}\0{entry.state}\n".encode())
+        digest.update(f"{entry.path}\0{entry.size}\0{entry.state}\n".encode(errors="surrogateescape"))
     return folder / "indexes" / f"{digest.hexdigest()}.arrow"

@@ -10,6 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet
 
+from geomae.documents import parse_json, read_text
 from geomae.errors import ConfigError, SourceError
 from geomae.evaluation.flickr import flickr_number, photos_in_training
 from geomae.evaluation.known_test_sets import KNOWN_TEST_SETS, SHARED_PHOTOS, recognise
@@ -161,7 +162,7 @@ def read_metrics(path: str | Path) -> dict[str, Any]:
     path = Path(path)
     file = path / "metrics.json" if path.is_dir() else path
     try:
-        metrics = json.loads(file.read_text(encoding="utf-8"))
+        metrics = parse_json(read_text(file))
     except (OSError, ValueError) as problem:
         raise SourceError(f"cannot read {file}: {problem}. run_evaluate_geo.py writes it") from problem
     if not isinstance(metrics, dict):

@@ -15,7 +15,7 @@ import pyarrow.csv
 import pyarrow.parquet
 from numpy.typing import NDArray
 
-from geomae.columns import COLUMN_ALIASES, UNKNOWN, find_column, name_scene
+from geomae.columns import COLUMN_ALIASES, UNKNOWN, find_column, name_scene, show_columns
 from geomae.data.layout import list_shards
 from geomae.errors import CoordinateError, GeoMAEError, PredictionError, SourceError
 from geomae.evaluation.known_test_sets import refuse_another_set
@@ -244,7 +244,7 @@ def _read_columns(
             chosen[name] = match
         elif name in required:
             raise error(
-                f"{path} has no column for the {name}; its columns are {', '.join(available)}.\n"
+                f"{path} has no column for the {name}; its columns are {show_columns(available)}.\n"
                 f"  Accepted names: {', '.join(COLUMN_ALIASES[name])}."
             )
     table = pa.concat_tables([_read_file(file, chosen, error) for file in files])

@@ -1,6 +1,5 @@
 """`geocells.json`: what cells were made of, how many, and what they allow; in words, for the terminal."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -8,6 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from geomae.documents import parse_json, read_text
 from geomae.errors import ConfigError, SourceError
 from geomae.geocells.build import BuiltGeocells
 from geomae.geocells.partitions import Partition
@@ -101,7 +101,7 @@ def refuse_other_content(output_dir: str | Path, options: Mapping[str, Any]) -> 
     if not file.is_file():
         return
     try:
-        old = json.loads(file.read_text(encoding="utf-8"))["options"]
+        old = parse_json(read_text(file))["options"]
         differing = [name for name in {**old, **options} if old.get(name) != options.get(name)]
     except (ValueError, KeyError, TypeError) as problem:
         raise SourceError(f"{file} is no record of geocells: {problem!r}. Choose another output_dir.") from problem

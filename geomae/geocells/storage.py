@@ -7,6 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet
 
+from geomae.columns import show_columns
 from geomae.errors import SourceError
 from geomae.files import write_whole
 from geomae.geocells.partitions import Geocells, Partition
@@ -70,14 +71,20 @@ def read_geocells(path: str | Path) -> Geocells:
     if missing := [name for name in SCHEMA.names if name not in table.column_names]:
         raise SourceError(
             f"{path} holds no geocells: it lacks the columns {', '.join(missing)} and has "
-            f"{', '.join(table.column_names)}. Expected the geocells.parquet of `python -m geomae.geocells build`."
+            f"{show_columns(table.column_names)}. Expected the geocells.parquet of `python -m geomae.geocells build`."
         )
     try:
         rows = table.select(SCHEMA.names).cast(SCHEMA)
     except (pa.ArrowException, ValueError) as problem:
         raise SourceError(f"{path} holds no geocells: {problem}. Build it again.") from problem
     numbers = rows["partition"].to_numpy()
-    partitions = tuple(_to_partition(rows.filter(pa.array(numbers == n))) for n in range(max(numbers, default=-1) + 1))
+    present = np.unique(numbers)
+    absent = np.setdiff1d(np.arange(len(present)), present)  # one number may be two billion
+    if len(absent):
+        raise SourceError(
+            f"the geocells of {path} cannot be used: partition {absent[0]} has no cells. Build them again."
+        )
+    partitions = tuple(_to_partition(rows.filter(pa.array(numbers == n))) for n in range(len(present)))
     _refuse_inconsistent(partitions, path)
     return Geocells(partitions)
 

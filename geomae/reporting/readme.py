@@ -20,7 +20,6 @@ and `results/tables.yaml` says what, one entry for each NAME, files relative to 
 """
 
 import difflib
-import json
 import os
 import re
 from collections import Counter
@@ -28,8 +27,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from geomae.documents import parse_json, parse_yaml, read_text
 from geomae.errors import ConfigError, SourceError
 from geomae.evaluation.bootstrap import RESAMPLED
 
@@ -61,9 +59,11 @@ def fill_file(path: str | Path, tables_file: str | Path, *, writes: bool = True)
     path, tables_file = Path(path), Path(tables_file)
     try:
         old = path.read_text(encoding="utf-8")
-        definitions = yaml.safe_load(tables_file.read_text(encoding="utf-8")) or {}
-    except (OSError, yaml.YAMLError) as problem:
+        definitions = parse_yaml(read_text(tables_file)) or {}
+    except (OSError, ValueError) as problem:
         raise ConfigError(f"cannot fill {path} from {tables_file}: {problem}") from problem
+    if not isinstance(definitions, dict):
+        raise ConfigError(f"{tables_file} holds a {type(definitions).__name__}; expected tables by name")
     new = fill_text(old, definitions, results=tables_file.parent, page=path)
     if new != old and writes:
         path.write_text(new, encoding="utf-8")
@@ -142,7 +142,7 @@ def _read(results: Path, row: Mapping[str, Any]) -> Any:
     """The metrics that a row is about: a JSON file, or what stands `under` a dotted key of it."""
     path = results / row["file"]
     try:
-        metrics = json.loads(path.read_text(encoding="utf-8"))
+        metrics = parse_json(read_text(path))
     except (OSError, ValueError) as problem:
         raise SourceError(f"cannot read the results in {path}: {problem}") from problem
     return _look_up(metrics, row["under"], path) if "under" in row else metrics

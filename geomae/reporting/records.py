@@ -1,6 +1,5 @@
 """What a training run and an evaluation left on disk, read back for a report."""
 
-import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet
 from numpy.typing import NDArray
 
+from geomae.documents import parse_json, read_text
 from geomae.errors import SourceError
 from geomae.evaluation import read_metrics
 from geomae.evaluation.metrics import LARGEST_ERROR_KM
@@ -98,7 +98,7 @@ def read_run_record(folder: Path) -> dict[str, Any]:
 
 def _read_object(file: Path) -> dict[str, Any]:
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+        content = parse_json(read_text(file))
     except (OSError, ValueError) as problem:
         raise SourceError(f"cannot read {file}: {problem}. Is it cut off?") from problem
     if not isinstance(content, dict):
@@ -145,7 +145,7 @@ def unique_names(folders: Sequence[Path]) -> list[str]:
 
 
 def _checkpoint_states(folder: Path) -> list[Path]:
-    numbered = [
-        (int(path.parent.name.rpartition("-")[2]), path) for path in folder.glob("checkpoint-[0-9]*/trainer_state.json")
+    found = [
+        (path.parent.name.rpartition("-")[2], path) for path in folder.glob("checkpoint-[0-9]*/trainer_state.json")
     ]
-    return [path for _, path in sorted(numbered)]
+    return [path for _, path in sorted((int(number), path) for number, path in found if number.isdecimal())]

@@ -2,14 +2,15 @@
 
 import gzip
 import itertools
-import json
 import re
+import zlib
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from geomae.documents import parse_json, read_text
 from geomae.errors import SourceError
 
 __all__ = ["CATEGORIES", "PHASES", "read_profile", "summarise_trace"]
@@ -56,6 +57,7 @@ _PATTERNS = tuple(
 )
 # Whatever happens inside these is theirs: a matrix product inside attention is attention.
 _ENCLOSING = ("waiting for data", "optimizer and clipping", "attention")
+_MAX_TRACE_BYTES = 2**30  # unpacked
 _HOST = ("cpu_op", "user_annotation", "cuda_runtime", "cuda_driver")
 _DEVICE = ("kernel", "gpu_memcpy", "gpu_memset")
 
@@ -79,7 +81,7 @@ def read_profile(path: str | Path) -> dict[str, Any]:
         SourceError: there is none, or it is another file.
     """
     try:
-        profile = json.loads(Path(path).read_text(encoding="utf-8"))
+        profile = parse_json(read_text(path))
     except (OSError, ValueError) as error:
         raise SourceError(
             f"{path} is no profile ({error}): name the profile.json that a run with --profile has written to "
@@ -136,11 +138,24 @@ def summarise_trace(path: str | Path) -> dict[str, Any]:
 def _read_events(path: Path) -> list[dict[str, Any]]:
     """All that have a duration."""
     try:
-        with gzip.open(path, "rt") if path.suffix == ".gz" else path.open() as file:
-            events = json.load(file)["traceEvents"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise SourceError(f"{path} is no trace of torch's profiler ({error})") from error
-    return [event for event in events if event.get("ph") == "X" and "cat" in event]
+        with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as file:
+            content = file.read(_MAX_TRACE_BYTES + 1)
+        if len(content) > _MAX_TRACE_BYTES:
+            raise ValueError(f"it has more than {_MAX_TRACE_BYTES:,} bytes")
+        events = parse_json(content)["traceEvents"]
+        return [_tidy(event) for event in events if event.get("ph") == "X" and "cat" in event]
+    except (OSError, EOFError, zlib.error, ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
+        raise SourceError(f"{path} is no trace of torch's profiler ({error!r})") from error
+
+
+def _tidy(event: Mapping[str, Any]) -> dict[str, Any]:
+    """What is read of an event, each of its type."""
+    external_id = event.get("args", {}).get("External id")
+    return {
+        **{name: str(event.get(name)) for name in ("cat", "name", "tid")},
+        **{name: float(event[name]) for name in ("ts", "dur")},
+        "external_id": external_id if isinstance(external_id, int | str) else None,
+    }
 
 
 def _follow(events: Sequence[Mapping[str, Any]]) -> list[_Span]:
@@ -156,7 +171,7 @@ def _follow(events: Sequence[Mapping[str, Any]]) -> list[_Span]:
             end = min(end, parent.end)
             parent.own -= end - begin
         category, phase = _place(event["name"], parent)
-        open_spans.append(_Span(begin, end, category, phase, end - begin, event.get("args", {}).get("External id")))
+        open_spans.append(_Span(begin, end, category, phase, end - begin, event["external_id"]))
         spans.append(open_spans[-1])
     return spans
 
@@ -205,7 +220,7 @@ def _summarise_device(
     kernels = sorted((event for event in events if event["cat"] in _DEVICE), key=lambda event: event["ts"])
     first_of_step: dict[int, float] = {}
     for kernel in kernels:
-        span = launched.get(kernel.get("args", {}).get("External id"))
+        span = launched.get(kernel["external_id"])
         for number, (begin, end) in enumerate(windows):
             if span is not None and begin <= span.begin < end:
                 first_of_step.setdefault(number, kernel["ts"])
@@ -215,7 +230,7 @@ def _summarise_device(
     sums: dict[str, dict[str, float]] = defaultdict(lambda: defaultdict(float))
     idle = end - begin
     for kernel, busy in _one_at_a_time(kernels, begin, end):
-        span = launched.get(kernel.get("args", {}).get("External id"))
+        span = launched.get(kernel["external_id"])
         # A fused kernel bears the names of what was fused; any other one is what its operation is.
         by_name = _classify(kernel["name"]) if span is None or span.category == "fused by the compiler" else None
         sums[by_name or (span.category if span else "other operations")][span.phase if span else "rest"] += busy

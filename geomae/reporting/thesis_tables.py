@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
 from scipy.stats import binomtest
 
+from geomae.documents import parse_yaml, read_text
 from geomae.errors import SourceError
 from geomae.reporting.page import Cell, Table
 from geomae.reporting.results_section import number_cell
@@ -59,7 +59,7 @@ def read_published(path: str | Path) -> dict[str, Any]:
     Source: Wilson (1927), "Probable inference, the law of succession, and statistical inference".
     """
     try:
-        published = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        published = parse_yaml(read_text(path))
         for work in published.values():
             for test_sets in work["rows"].values():
                 for numbers in test_sets.values():
@@ -67,7 +67,7 @@ def read_published(path: str | Path) -> dict[str, Any]:
                     numbers["intervals_95"] = {
                         "accuracy_within_km": {r: _wilson(share, numbers["num_photos"]) for r, share in shares.items()}
                     }
-    except (OSError, yaml.YAMLError, AttributeError, KeyError, TypeError) as problem:
+    except (OSError, ValueError, AttributeError, KeyError, TypeError, OverflowError) as problem:
         raise SourceError(
             f"{path} is not a table of published numbers ({problem!r}); give --published results/published.yaml of "
             "the repository"

@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from geomae.documents import parse_json, read_text
 from geomae.errors import ConfigError, SourceError
 from geomae.retrieval.vector_index import import_faiss
 
@@ -100,7 +101,7 @@ def read_record(folder: str | Path) -> dict[str, Any]:
             f"`python -m geomae.retrieval index --checkpoint DIR --photos DIR --output_dir {folder}`"
         )
     try:
-        record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+        record = parse_json(read_text(folder / RECORD))
     except ValueError as problem:
         raise _damaged(folder / RECORD, problem) from problem
     lacking = [name for name in RECORDED if not isinstance(record, dict) or name not in record]

@@ -2,22 +2,21 @@
 
 import dataclasses
 import difflib
-import json
 import types
 import typing
 from collections.abc import Mapping, Sequence
 from enum import Enum
-from pathlib import Path
 from typing import Any, Literal, Union
 
-import yaml
 from transformers import HfArgumentParser
 
+from geomae.documents import DocumentError, DuplicateKeyError, parse_json, parse_yaml, read_text
 from geomae.errors import ConfigError
 
 __all__ = ["Variants", "given_keys", "option", "parse_config"]
 
 COMMAND_LINE = "the command line"
+_LONGEST_SHOWN = 200  # letters of a value in a message
 TEXT_OR_SWITCH = ("resume_from_checkpoint",)  # a path, or true; argparse knows no such type, so it is text to us
 
 
@@ -89,30 +88,16 @@ def _read(argv: Sequence[str]) -> tuple[str, dict[str, Any], dict[str, Any]]:
     return path, _load_yaml(path) if path else {}, _split_words(argv[1:] if path else argv)
 
 
-class _StrictLoader(yaml.SafeLoader):
-    """`yaml.SafeLoader` that refuses a key given twice, where YAML would keep the last one silently."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[Any] = set()
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
-            if key in seen:
-                line = key_node.start_mark.line + 1
-                raise ConfigError(f"key {key} stands twice, the second time on line {line}; keep one of them")
-            seen.add(key)
-        return super().construct_mapping(node, deep)
-
-
 def _load_yaml(path: str) -> dict[str, Any]:
     try:
-        content = yaml.load(Path(path).read_text(encoding="utf-8"), Loader=_StrictLoader)
+        content = parse_yaml(read_text(path))
     except OSError as error:
         raise ConfigError(f"cannot read {path}: {error.strerror}; the first argument is the YAML file") from error
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path} is not a text file in UTF-8; the first argument is the YAML file") from error
-    except ConfigError as error:
+    except DuplicateKeyError as error:
         raise ConfigError(f"{path}: {error}") from error
-    except yaml.YAMLError as error:
+    except DocumentError as error:
         raise ConfigError(f"{path} is not valid YAML: {error}") from error
     if content is None:
         return {}
@@ -223,9 +208,9 @@ def _value_of_words(words: list[str], hint: Any, key: str) -> Any:
 
 def _load_word(word: str, key: str) -> Any:
     try:
-        return yaml.load(word, Loader=_StrictLoader)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"--{key} on {COMMAND_LINE} is {word!r}, which is no value: {error}") from error
+        return parse_yaml(word)
+    except DocumentError as error:
+        raise ConfigError(f"--{key} on {COMMAND_LINE} is {_shown(word)}, which is no value: {error}") from error
 
 
 def _coerce(value: Any, hint: Any, key: str, source: str) -> Any:
@@ -247,7 +232,7 @@ def _coerce(value: Any, hint: Any, key: str, source: str) -> Any:
         except (TypeError, ValueError, OverflowError):  # int(inf) overflows
             continue
     raise ConfigError(
-        f"{key} {'on' if source == COMMAND_LINE else 'in'} {source} is {value!r} ({type(value).__name__}); "
+        f"{key} {'on' if source == COMMAND_LINE else 'in'} {source} is {_shown(value)} ({type(value).__name__}); "
         f"it must be {_describe(hint)}"
     )
 
@@ -262,7 +247,7 @@ def _convert(value: Any, member: Any, key: str, source: str) -> Any:
         arguments = typing.get_args(member)
         return [_coerce(item, arguments[0], key, source) for item in items] if arguments else items
     if member is dict or origin is dict:
-        loaded = json.loads(value) if isinstance(value, str) else value
+        loaded = parse_json(value) if isinstance(value, str) else value
         return dict(loaded) if isinstance(loaded, Mapping) else _refuse()
     if isinstance(value, bool) or value is None:
         return value if member is bool or (value is None and member is type(None)) else _refuse()
@@ -274,6 +259,15 @@ def _convert(value: Any, member: Any, key: str, source: str) -> Any:
     if member is str or (isinstance(member, type) and issubclass(member, Enum)):
         return value if isinstance(value, str) else _refuse()
     return value if isinstance(member, type) and isinstance(value, member) else _refuse()
+
+
+def _shown(value: Any) -> str:
+    """As Python spells it, cut off where it is long."""
+    try:
+        text = repr(value)
+    except ValueError:  # Python writes out no number of more than 4,300 digits
+        text = "a number of thousands of digits"
+    return text if len(text) <= _LONGEST_SHOWN else f"{text[:_LONGEST_SHOWN]}..."
 
 
 def _refuse() -> typing.NoReturn:
