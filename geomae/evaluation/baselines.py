@@ -176,7 +176,7 @@ def densest_point(coordinates_deg: Points, *, radius_km: float) -> Points:
     tree = cKDTree(points)
     chord = 2.0 * np.sin(min(radius_km / EARTH_RADIUS_KM, np.pi) / 2.0)
     step = chord / 5.0
-    _, cell = np.unique(np.round(points / step), axis=0, return_inverse=True)
+    cell = np.unique(np.round(points / step), axis=0, return_inverse=True)[1].reshape(-1)  # numpy 2.0 keeps the axis
     sums = np.stack([np.bincount(cell, weights=column) for column in points.T], axis=1)
     candidates = sums / np.linalg.norm(sums, axis=1, keepdims=True)
     for num_kept in (64, 16, 16):

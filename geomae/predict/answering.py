@@ -97,6 +97,7 @@ def _refuse_broken(answers: NDArray[np.float64], ids: Sequence[str]) -> None:
 def _name_places(coordinates_deg: NDArray[np.float64]) -> pa.StructArray:
     """The nearest populated place of each point `(n, 2)`; places repeat, and each is looked up once."""
     unique, number = np.unique(coordinates_deg, axis=0, return_inverse=True)
+    number = number.reshape(-1)  # numpy 2.0 keeps the axis
     found = nearest_places(unique)
     values = {
         "name": pa.array([place.name for place in found], pa.string()),
