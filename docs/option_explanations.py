@@ -2,9 +2,11 @@
 
 The options of YAML files and commands are dataclass fields that carry their text as `option(DEFAULT, TEXT)` or as
 `field(default=DEFAULT, metadata={"help": TEXT})`. griffe reads source and would show these calls as the defaults.
+The text is read from the class itself, because some of it is put together.
 """
 
 import ast
+import importlib
 from typing import Any
 
 import griffe
@@ -23,7 +25,7 @@ class OptionExplanations(griffe.Extension):
         default, explanation = _default_and_explanation(call)
         if explanation is None:
             return
-        attr.docstring = griffe.Docstring(_text(explanation), lineno=node.lineno, parent=attr)
+        attr.docstring = griffe.Docstring(_help_of(attr), lineno=node.lineno, parent=attr)
         attr.value = None if default is None else ast.unparse(default)
 
 
@@ -38,13 +40,8 @@ def _default_and_explanation(call: ast.Call) -> tuple[ast.expr | None, ast.expr 
     return named.get("default", named.get("default_factory")), texts.get("'help'")
 
 
-def _text(node: ast.expr) -> str:
-    """The text of a string that is not run: what would be put into an f-string stands there by its name."""
-    if isinstance(node, ast.Constant):
-        return str(node.value)
-    if isinstance(node, ast.FormattedValue):
-        names = [inner.id for inner in ast.walk(node.value) if isinstance(inner, ast.Name)]
-        return f"`{names[-1] if names else ast.unparse(node.value)}`"
-    if isinstance(node, ast.JoinedStr):
-        return "".join(map(_text, node.values))
-    return ast.unparse(node)
+def _help_of(attribute: griffe.Attribute) -> str:
+    """The explanation as `--help` prints it, with the values that an f-string puts into it."""
+    owner: Any = attribute.parent
+    module = importlib.import_module(owner.module.canonical_path)
+    return str(getattr(module, owner.name).__dataclass_fields__[attribute.name].metadata["help"])
