@@ -49,8 +49,10 @@ def load_checkpoint(auto_class: Any, path: str | Path) -> PreTrainedModel:
     shapes = _read_shapes(path)
     config = AutoConfig.from_pretrained(path, trust_remote_code=False)
     with torch.device("meta"):  # shapes alone, no memory
-        wanted = {name: tensor.shape for name, tensor in auto_class.from_config(config).state_dict().items()}
-    _refuse_misfits(wanted, shapes, path)
+        model = auto_class.from_config(config)
+    wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    prefix = f"{model.base_model_prefix}."  # a part of a model is filled from the whole one
+    _refuse_misfits(wanted, {name.removeprefix(prefix): shape for name, shape in shapes.items()} | shapes, path)
     return auto_class.from_pretrained(path, trust_remote_code=False, use_safetensors=True).eval()
 
 
@@ -110,16 +112,16 @@ def _read_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def _refuse_misfits(wanted: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]], path: Path) -> None:
+def _refuse_misfits(wanted: Mapping[str, tuple[int, ...]], shapes: Mapping[str, tuple[int, ...]], path: Path) -> None:
     if missing := sorted(wanted.keys() - shapes.keys()):
         raise ValueError(
             f"{path} lacks {len(missing)} of the {len(wanted)} tensors that its config.json asks for: "
             f"{', '.join(missing[:4])}{', ...' if len(missing) > 4 else ''}. They would be filled with chance. Are the "
             "weights and config.json of one training?"
         )
-    misfits = [name for name, shape in wanted.items() if tuple(shape) != shapes[name]]
+    misfits = [name for name, shape in wanted.items() if shape != shapes[name]]
     if misfits:
-        listed = "; ".join(f"{name} {shapes[name]} for {tuple(wanted[name])}" for name in misfits[:4])
+        listed = "; ".join(f"{name} {shapes[name]} for {wanted[name]}" for name in misfits[:4])
         raise ValueError(
             f"{path} has {len(misfits)} tensors of other shapes than its config.json asks for: {listed}"
             f"{'; ...' if len(misfits) > 4 else ''}. Are the weights and config.json of one training?"

@@ -25,6 +25,8 @@ __all__ = ["list_photos"]
 
 logger = logging.getLogger(__name__)
 
+ARCHIVES = ("tar", "zip", "msgpack", "parquet")
+MAX_FIELD = 2**24  # letters of a field of a list: answers with a thousand places have more than csv's own 131,072
 _STARTS_A_FORMULA = tuple("=+-@\t\r")  # in a spreadsheet that opens a table of ids
 
 
@@ -80,11 +82,14 @@ def _read_list(path: str) -> list[str]:
             if suffix_of(path) != ".csv":
                 lines = (line.rstrip("\r\n") for line in file)
                 return [line for line in lines if line.strip()]
+            csv.field_size_limit(MAX_FIELD)
             rows = csv.DictReader(file)
             column = find_column("id", rows.fieldnames or ())
             if column is None:
                 raise SourceError(f"{path} names no photos: its columns are {', '.join(rows.fieldnames or ())}.")
             return [row[column] for row in rows if row[column]]
+    except csv.Error as error:
+        raise SourceError(f"the list {path} is no CSV that can be read: {error}.") from error
     except OSError as error:
         raise SourceError(
             f"the list {path} cannot be read: {error.strerror}. A photo of that name is ./@..."
@@ -146,7 +151,19 @@ class _Photos:
 
 
 def _kind_of(listing: Listing, word: str) -> str:
-    """The kind of a source; one file that is called like nothing else is taken for a photo, and its bytes will tell."""
+    """The kind of a source; one file that is called like nothing else is taken for a photo, and its bytes will tell.
+
+    A folder that holds photos is a folder of photos, however large the archives beside them are.
+    """
+    if not listing.is_file and listing.kind is None and listing.of_kind("folder"):
+        others = [entry.path for kind in ARCHIVES for entry in listing.of_kind(kind)]
+        if others:
+            logger.warning(
+                "%d archives or tables among the photos of %s are not looked into: name them too, if photos in them "
+                "are to be answered, such as %s",
+                *(len(others), printable(word), printable(others[0])),
+            )
+        return "folder"
     try:
         return detect_kind(listing, word)
     except SourceError:
