@@ -1,6 +1,5 @@
 """Weights in and out: whatever the public calls a ViT checkpoint -> our encoder, and our encoder -> timm."""
 
-import json
 import math
 import pickle
 import re
@@ -16,6 +15,7 @@ from timm.layers import resample_abs_pos_embed
 from torch import Tensor
 from transformers import AutoModel, AutoModelForImageClassification, AutoModelForPreTraining, PreTrainedModel
 
+from .checkpoint_guard import list_weight_files, load_checkpoint, read_json
 from .patches import sincos_positions
 
 __all__ = ["LoadReport", "export_encoder", "load_embedder", "load_encoder_weights", "load_geolocator", "to_timm_names"]
@@ -134,10 +134,8 @@ def read_state_dict(source: Path) -> dict[str, Tensor]:
                 f"{source} is no folder here, and the Hub could not give a repository of that name: {reason}"
             ) from error
     if source.is_dir():
-        index = source / "model.safetensors.index.json"
-        if index.is_file():
-            shards = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-            return {name: tensor for shard in shards for name, tensor in load_file(source / shard).items()}
+        if files := list_weight_files(source):
+            return {name: tensor for file in files for name, tensor in _load_tensors(file).items()}
         present = [source / name for name in WEIGHT_FILES if (source / name).is_file()]
         if not present:
             raise ValueError(f"no weights in {source}: looked for {', '.join(WEIGHT_FILES)}.")
@@ -146,16 +144,27 @@ def read_state_dict(source: Path) -> dict[str, Tensor]:
         raise ValueError(
             f"{source} does not exist: give a checkpoint folder, a weight file or a Hub id such as owner/name."
         )
-    if source.suffix == ".safetensors":
-        return load_file(source)
+    return _load_tensors(source)
+
+
+def _load_tensors(file: Path) -> dict[str, Tensor]:
+    """Tensors of a safetensors file; of any other a pickle's, of which nothing is run."""
     try:
-        content = torch.load(source, map_location="cpu", weights_only=True)
+        if file.suffix == ".safetensors":
+            return load_file(file)
+        content = torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise ValueError(
-            f"{source} holds more than tensors, and loading it could run code: save its state_dict() instead, "
+            f"{file} holds more than tensors, and loading it could run code: save its state_dict() instead, "
             "best as .safetensors."
         ) from error
-    return content.get("model", content.get("state_dict", content))
+    except Exception as error:  # of bytes that are no weights torch says KeyError, EOFError, ...
+        raise ValueError(f"{file} is no whole file of weights: {type(error).__name__}: {error}.") from error
+    for key in ("model", "state_dict"):
+        content = content.get(key, content) if isinstance(content, dict) else content
+    if not isinstance(content, dict):
+        raise ValueError(f"{file} holds a {type(content).__name__}; expected tensors by name.")
+    return {name: tensor for name, tensor in content.items() if isinstance(name, str) and isinstance(tensor, Tensor)}
 
 
 def to_timm_names(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -230,7 +239,7 @@ def load_embedder(path: str | Path) -> PreTrainedModel:
             f"{path} holds a {architecture}, which is no model of GeoMAE: give the folder that a run of "
             "run_pretrain_mae.py or run_finetune_geo.py wrote."
         )
-    return AutoModel.from_pretrained(path).eval()
+    return load_checkpoint(AutoModel, path)
 
 
 def load_geolocator(path: str | Path) -> PreTrainedModel:
@@ -245,7 +254,7 @@ def load_geolocator(path: str | Path) -> PreTrainedModel:
             f"{path} holds a {architecture}, which answers no coordinates: fine-tune it first, "
             f"with run_finetune_geo.py ... --init_from {path}."
         )
-    return AutoModelForImageClassification.from_pretrained(path).eval()
+    return load_checkpoint(AutoModelForImageClassification, path)
 
 
 def load_autoencoder(path: str | Path) -> PreTrainedModel:
@@ -260,7 +269,7 @@ def load_autoencoder(path: str | Path) -> PreTrainedModel:
             f"{path} holds a {architecture}, which has no decoder to restore photos with: give the folder that a run "
             "of run_pretrain_mae.py wrote."
         )
-    return AutoModelForPreTraining.from_pretrained(path).eval()
+    return load_checkpoint(AutoModelForPreTraining, path)
 
 
 def read_architecture(path: str | Path) -> str:
@@ -269,7 +278,7 @@ def read_architecture(path: str | Path) -> str:
     if not config_file.is_file():
         lacks = "it has no config.json" if Path(path).is_dir() else "there is no such folder"
         raise ValueError(f"{path} is not a checkpoint: {lacks}. Give the folder that training wrote.")
-    try:
-        return str((json.loads(config_file.read_text(encoding="utf-8")).get("architectures") or ["unknown"])[0])
-    except (ValueError, AttributeError, TypeError, KeyError) as error:
-        raise ValueError(f"{config_file} is no configuration of a model: {error}.") from error
+    named = read_json(config_file).get("architectures") or ["unknown"]
+    if not isinstance(named, list) or not isinstance(named[0], str):
+        raise ValueError(f"{config_file} is no configuration of a model: its architectures are {str(named)[:80]}.")
+    return named[0]

@@ -129,14 +129,17 @@ def walk_zip(file: BinaryIO) -> Iterator[Member]:
     storages = {zipfile.ZIP_STORED: Storage.STORED, zipfile.ZIP_DEFLATED: Storage.DEFLATED}
     with archive:
         for info in sorted(archive.infolist(), key=lambda info: info.header_offset):
+            if not info.filename:
+                yield Member("", problem="a member of the archive has no name")
+                continue
             if info.is_dir():
                 continue
             if info.flag_bits & _ENCRYPTED or info.compress_type not in storages:
                 yield Member(info.filename, problem="it is encrypted, or compressed otherwise than by deflate")
                 continue
-            file.seek(info.header_offset)
+            file.seek(max(0, info.header_offset))  # a directory may claim what lies before the archive
             header = file.read(_ZIP_LOCAL_HEADER.size)
-            if len(header) < _ZIP_LOCAL_HEADER.size or header[:4] != b"PK\3\4":
+            if info.header_offset < 0 or len(header) < _ZIP_LOCAL_HEADER.size or header[:4] != b"PK\3\4":
                 yield Member(info.filename, problem="the archive holds no header where its directory says")
                 continue
             name_length, extra_length = _ZIP_LOCAL_HEADER.unpack(header)[-2:]

@@ -122,11 +122,17 @@ def _read_answers(path: Path) -> _Answers:
     if file.suffix.lower() != ".parquet" or not file.is_file() or not _is_judged(file):
         predictions = read_predictions(file)
         return _Answers(str(path), predictions.ids, predictions.coordinates_deg, None, None)
-    table = pa.parquet.read_table(file)
-    ids = table["id"].to_pylist()
-    columns = {name: table[name].to_numpy().astype(np.float64) for name in table.column_names if "itude" in name}
+    names = ("latitude", "longitude", "true_latitude", "true_longitude")
+    try:
+        table = pa.parquet.read_table(file)
+        ids = table["id"].cast(pa.string()).to_pylist()
+        columns = {name: table[name].to_numpy().astype(np.float64) for name in names}
+        authors = table["author"].cast(pa.string()).to_pylist() if "author" in table.column_names else None
+    except (pa.ArrowException, OSError, ValueError, TypeError, KeyError) as problem:
+        raise SourceError(f"{file} cannot be read as judged predictions: {problem}. Judge them anew.") from problem
+    if None in ids or len(set(ids)) < len(ids):
+        raise SourceError(f"{file} has a row without an id, or an id in two rows: it is no file of an evaluation.")
     truths = np.stack([columns["true_latitude"], columns["true_longitude"]], axis=1)
-    authors = table["author"].to_pylist() if "author" in table.column_names else None
     predicted_deg = np.stack([columns["latitude"], columns["longitude"]], axis=1)
     return _Answers(str(path), ids, predicted_deg, TestSet(str(path), ids, truths, authors), _read_radii(file.parent))
 
@@ -140,7 +146,7 @@ def _read_radii(folder: Path) -> tuple[float, ...] | None:
 def _is_judged(file: Path) -> bool:
     try:
         names = pa.parquet.read_schema(file).names
-    except (pa.ArrowException, OSError):
+    except (pa.ArrowException, OSError, UnicodeDecodeError):
         return False  # `read_predictions` says what is wrong with it
     return {"id", "latitude", "longitude", "true_latitude", "true_longitude"} <= set(names)
 

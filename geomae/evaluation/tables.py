@@ -277,7 +277,7 @@ def _broken_files_named(file: Path, error: type[GeoMAEError]) -> Iterator[None]:
     """What Arrow and Python raise about a file's content, as our error."""
     try:
         yield
-    except (pa.ArrowException, UnicodeDecodeError, OSError) as problem:
+    except (pa.ArrowException, UnicodeDecodeError, OSError, KeyError) as problem:
         raise error(
             f"{file} cannot be read as a table: {problem}.\n"
             "  Expected a whole parquet file, or a CSV in UTF-8 (`iconv -f latin1 -t utf-8` converts one in Latin-1)."

@@ -66,7 +66,7 @@ def read_geocells(path: str | Path) -> Geocells:
         raise SourceError(f"there is no file {path}; `python -m geomae.geocells build` writes geocells.parquet")
     try:
         table = pa.parquet.read_table(path)
-    except (pa.ArrowException, OSError) as problem:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as problem:
         raise SourceError(f"{path} cannot be read as parquet: {problem}. Build it again.") from problem
     if missing := [name for name in SCHEMA.names if name not in table.column_names]:
         raise SourceError(
@@ -75,7 +75,8 @@ def read_geocells(path: str | Path) -> Geocells:
         )
     try:
         rows = table.select(SCHEMA.names).cast(SCHEMA)
-    except (pa.ArrowException, ValueError) as problem:
+        rows.validate(full=True)  # Arrow takes bytes for text unseen
+    except (pa.ArrowException, ValueError, KeyError) as problem:
         raise SourceError(f"{path} holds no geocells: {problem}. Build it again.") from problem
     numbers = rows["partition"].to_numpy()
     present = np.unique(numbers)

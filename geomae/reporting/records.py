@@ -130,7 +130,7 @@ def read_evaluation(folder: str | Path) -> EvaluationRecord:
 def _read_table(file: Path) -> pa.Table:
     try:
         return pa.parquet.read_table(file)
-    except (pa.ArrowException, OSError) as problem:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as problem:
         raise SourceError(f"cannot read {file}: {problem}. run_evaluate_geo.py writes it") from problem
 
 

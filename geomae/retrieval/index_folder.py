@@ -123,11 +123,11 @@ def read_index(folder: str | Path) -> RetrievalIndex:
         table = pq.read_table(folder / PLACES)
         coordinates_deg = np.stack([table[name].to_numpy() for name in ("latitude", "longitude")], axis=1)
         ids = table["id"].to_pylist()
-    except (pa.ArrowException, KeyError) as problem:
+    except (pa.ArrowException, OSError, ValueError, KeyError) as problem:
         raise _damaged(folder / PLACES, problem) from problem
     try:
         vectors = faiss.read_index(str(folder / VECTORS))
-    except RuntimeError as problem:
+    except (RuntimeError, MemoryError) as problem:
         raise _damaged(folder / VECTORS, problem) from problem
     if vectors.ntotal != len(table):
         raise SourceError(
