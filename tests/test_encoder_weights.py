@@ -252,8 +252,6 @@ def test_broken_configuration_is_named(tmp_path: Path, content: str) -> None:
     (tmp_path / "config.json").write_bytes(content.encode("utf-8", "surrogatepass"))
     named = r"config\.json (is no configuration of a model|cannot be read as JSON|holds a list)"
     with pytest.raises(ValueError, match=named):
-        ValueError, match=r"config\.json (is no configuration of a model|cannot be read as JSON|holds a list)"
-    ):
         load_geolocator(tmp_path)
 
 
