@@ -18,6 +18,7 @@ def part(monkeypatch: pytest.MonkeyPatch) -> Any:
     return lambda name: importlib.import_module(f"processes.{name}")
 
 
+@pytest.mark.slow
 def test_two_processes_train_alone_beside_each_other_and_together(tmp_path: Path) -> None:
     command = [sys.executable, "benchmarks/process_scaling.py", "--tiny", "--batch_size", "2", "--rounds", "1"]
     command += ["--steps", "1", "--output", str(tmp_path / "result.json")]

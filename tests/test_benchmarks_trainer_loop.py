@@ -32,6 +32,7 @@ def rounds(*seconds: tuple[float, float]) -> list[Any]:
     return [interleave.Round(trainer, bare, 2.0, 1.0) for trainer, bare in seconds]
 
 
+@pytest.mark.slow
 def test_small_models_are_measured_from_photos_and_from_ready_batches(tmp_path: Path) -> None:
     command = [sys.executable, "benchmarks/trainer_loop.py", "--only", "small", "small_geolocation", "--rounds", "1"]
     command += ["--batch_size", "4", "--size", "80", "60", "--output", str(tmp_path / "result.json")]

@@ -203,15 +203,22 @@ def test_compiled_on_two_processes_trains_as_eager_on_one_with_the_doubled_batch
             assert int(num_parts) > 1
 
 
+@pytest.fixture
+def draws_as_eager_does() -> Iterator[None]:
+    """Else inductor draws other masks."""
+    with torch._inductor.config.patch(fallback_random=True):
+        yield
+
+
 INDUCTOR = pytest.param("inductor", marks=[pytest.mark.slow, pytest.mark.timeout(1800)])
 
 
+@pytest.mark.usefixtures("draws_as_eager_does")
 @pytest.mark.parametrize("backend", ["aot_eager", INDUCTOR])
 @pytest.mark.parametrize("build", [mae_trainer, geolocation_trainer])
 def test_compiled_run_repeats_the_eager_one_and_leaves_the_same_files(
-    photos: Path, tmp_path: Path, build: Callable[..., Any], backend: str, monkeypatch: pytest.MonkeyPatch
+    photos: Path, tmp_path: Path, build: Callable[..., Any], backend: str
 ) -> None:
-    monkeypatch.setattr(torch._inductor.config, "fallback_random", True)  # else it draws other masks
     logs, names = [], []
     for compiled in (False, True):
         torch.manual_seed(0)

@@ -209,7 +209,7 @@ def test_what_cannot_be_calibrated_is_refused(tmp_path, validation, tiny_sizes):
     GeoMAEForGeolocation(GeoMAEConfig(**tiny_sizes)).save_pretrained(tmp_path / "tanh")
     with pytest.raises(ConfigError, match=r"tanh has no posterior: its head, tanh, answers with a point"):
         calibrate(tmp_path / "tanh", *validation)
-    with pytest.raises(ConfigError, match=r"no config\.json"):
+    with pytest.raises(ConfigError, match=r"there is no such folder"):
         calibrate(tmp_path / "nowhere", *validation)
     with pytest.raises(ConfigError, match=r"no file or folder absent\.csv, which --validation names"):
         calibrate(tmp_path / "tanh", "--validation", "absent.csv")

@@ -178,6 +178,7 @@ dist.destroy_process_group()
 """
 
 
+@pytest.mark.slow
 def test_gradients_are_the_same_under_ddp(tmp_path: Path) -> None:
     run_twice_beside_itself(ON_TWO_PROCESSES, tmp_path, num_threads=1)
 

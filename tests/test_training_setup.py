@@ -312,5 +312,7 @@ def test_weights_that_are_damaged_are_told_in_a_sentence(tmp_path: Path, damage:
     weights.write_bytes(weights.read_bytes()[:1000])
     if damage == "gone":
         weights.unlink()
-    with pytest.raises(ConfigError, match=r"(?s)the model cannot be loaded: .* saved to its end"):
+    with pytest.raises(
+        ConfigError, match=r"is no whole safetensors file: .*|has no model\.safetensors\. Was the training ended"
+    ):
         load_geolocator(tmp_path)
