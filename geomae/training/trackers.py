@@ -7,6 +7,7 @@ from typing import Any
 
 from transformers import Trainer, TrainerCallback
 
+from geomae.shown_argv import hide_secrets_in_argv
 from geomae.training.run_folder import RECORD_FILE
 
 __all__ = ["describe_to_trackers", "show_picture", "start_trackers"]
@@ -23,6 +24,7 @@ def start_trackers(trainer: Trainer, checkpoint: str | None) -> None:
         trainer: before its training begins.
         checkpoint: the folder that it goes on from; None at the start.
     """
+    hide_secrets_in_argv()
     args: Any = trainer.args
     output_dir = Path(args.output_dir)
     callbacks = _callbacks(trainer)
