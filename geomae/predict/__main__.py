@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from geomae.data import PhotoIndex
+from geomae.data.filesystems import public_text
 from geomae.data.shards import only_run
 from geomae.errors import ConfigError, GeoMAEError, SourceError, TooManyDamagedPhotosError
 from geomae.files import sync_file
@@ -171,7 +172,7 @@ def _name_problems(problems: Iterator[dict[str, str]], num_bad: int, output_file
         return
     first = list(itertools.islice(problems, _MOST_SHOWN))
     for row in first:
-        print(f"no answer for {printable(row['id'])}: {printable(row['problem'])}", file=sys.stderr)
+        print(f"no answer for {printable(public_text(row['id']))}: {printable(row['problem'])}", file=sys.stderr)
     if path is None:
         if num_bad > len(first):
             print(f"and {num_bad - len(first):,} more, which --output_file lists", file=sys.stderr)

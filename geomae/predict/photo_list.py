@@ -3,6 +3,7 @@
 import csv
 import logging
 import os
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -27,6 +28,7 @@ logger = logging.getLogger(__name__)
 
 ARCHIVES = ("tar", "zip", "msgpack", "parquet")
 MAX_FIELD = 2**24  # letters of a field of a list: answers with a thousand places have more than csv's own 131,072
+_PASSWORD = re.compile(r"^(\w+://)[^\s/]*@")
 _STARTS_A_FORMULA = tuple("=+-@\t\r")  # in a spreadsheet that opens a table of ids
 
 
@@ -100,6 +102,11 @@ def _harmless(word: str) -> str:
     return f"./{word}" if word.startswith(_STARTS_A_FORMULA) else word
 
 
+def _without_password(word: str) -> str:
+    """An address as answers name it: they are passed on, and `user:password@` is for this machine alone."""
+    return _PASSWORD.sub(r"\1", word)
+
+
 @dataclass
 class _Photos:
     """Photos of all words, while they are collected."""
@@ -131,11 +138,11 @@ class _Photos:
         for name in PLACE_COLUMNS:
             self.columns[name] += index.column(name)
         begin = len(self.columns["id"]) - len(index)
-        for name, folder in {"id": word, "file": index.root}.items():
+        for name, folder in {"id": _without_password(word), "file": index.root}.items():
             self.columns[name][begin:] = [join(folder, value) for value in self.columns[name][begin:]]
         self.bad.counts += index.bad.counts
         for photo in index.bad.listed:
-            self.bad.listed.append(type(photo)(join(word, photo.file), photo.reason))
+            self.bad.listed.append(type(photo)(join(_without_password(word), photo.file), photo.reason))
 
     def _add_file(self, name: str, entry: FileEntry) -> None:
         path = entry.path if is_url(entry.path) else os.path.abspath(entry.path)
@@ -145,7 +152,7 @@ class _Photos:
             self.bad.add(printable(name), "its name is not UTF-8: rename it")
             return
         size = -1 if entry.size is None else entry.size
-        values = (name, path, int(Storage.WHOLE), 0, size, entry.state)
+        values = (_without_password(name), path, int(Storage.WHOLE), 0, size, entry.state)
         for column, value in zip(PLACE_COLUMNS, values, strict=True):
             self.columns[column].append(value)
 

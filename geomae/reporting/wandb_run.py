@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from geomae.reporting.records import EvaluationRecord
 from geomae.reporting.tracked_evaluation import TrackedEvaluation
+from geomae.shown_argv import hide_secrets_in_argv
 
 __all__ = ["MAX_TABLE_ROWS", "choose_rows", "send_to_wandb"]
 
@@ -26,6 +27,7 @@ def send_to_wandb(tracked: TrackedEvaluation) -> None:
     """
     import wandb  # seconds: only runs that report pay for it
 
+    hide_secrets_in_argv()
     try:
         run = wandb.init(
             project=os.environ.get("WANDB_PROJECT", "geomae"),

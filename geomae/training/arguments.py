@@ -361,6 +361,10 @@ class GeoMAETrainingArguments(TrainingArguments):
                 f"min_learning_rate is {self.min_learning_rate}, above the highest learning rate, {self.learning_rate}"
             )
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Everything but the token: every checkpoint has a `training_args.bin`, and checkpoints are passed on."""
+        return self.__dict__ | {"hub_token": None}
+
     @property
     def stream_seed(self) -> int:
         """Seed of the order and the augmentation of the photos."""

@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import TrainerCallback, TrainerControl, TrainerState
 
 from geomae.geography import great_circle_km
+from geomae.provenance import shown_path
 from geomae.training.run_folder import describe_run, write_run_record
 from geomae.training.streaming import StreamingTrainer
 from geomae.training.trackers import describe_to_trackers, show_picture
@@ -115,7 +116,7 @@ class RunRecord(TrainerCallback):
             "total_batch_size": training.total_batch_size,
             "max_steps": state.max_steps,
             "learning_rate": training.learning_rate,
-            "resumed_from": progress.guard.last_checkpoint,
+            "resumed_from": progress.guard.last_checkpoint and shown_path(progress.guard.last_checkpoint),
             "flops_per_photo": progress.flops_per_photo,
             "peak_flops_per_device": progress.peak_flops,
             "peak_flops_source": progress.peak_source,
@@ -131,7 +132,7 @@ class RunRecord(TrainerCallback):
             "global_step": state.global_step,
             "epoch": state.epoch,
             "best_metric": state.best_metric,
-            "best_model_checkpoint": state.best_model_checkpoint,
+            "best_model_checkpoint": state.best_model_checkpoint and shown_path(state.best_model_checkpoint),
             "num_bad_photos": self.trainer.progress.num_bad_photos,
         }
         self._write(state)

@@ -10,6 +10,7 @@ from typing import Any
 from transformers import Trainer, TrainerCallback
 
 from geomae.errors import ConfigError
+from geomae.shown_argv import hide_secrets_in_argv
 from geomae.tracking import WITHOUT_WANDB
 from geomae.training.run_folder import RECORD_FILE
 
@@ -32,6 +33,7 @@ def start_trackers(trainer: Trainer, checkpoint: str | None) -> None:
     Raises:
         ConfigError: W&B or trackio does not take the run, or `run.json` of the run that goes on is broken.
     """
+    hide_secrets_in_argv()
     args: Any = trainer.args
     output_dir = Path(args.output_dir)
     callbacks = _callbacks(trainer)
