@@ -98,12 +98,12 @@ def test_trackers_see_a_command_line_without_secrets(monkeypatch: pytest.MonkeyP
         "--hub_token",
         "hf_PLANTEDoption",
         "--output_dir",
-        f"/home/{USER}/run",
+        f"/elsewhere/{USER}/run",
         "--seed",
         "1",
     ]
     monkeypatch.setattr(sys, "argv", words)
     hide_secrets_in_argv()
-    assert sys.argv == ["run.py", "a b.yaml", "--hub_token", "HIDDEN", "--output_dir", "run", "--x"]
+    assert sys.argv == ["run.py", "a b.yaml", "--hub_token", "HIDDEN", "--output_dir", "run", "--seed", "1"]
     hide_secrets_in_argv()
     assert sys.argv[4:6] == ["--output_dir", "run"]
