@@ -298,6 +298,7 @@ def _read_file(file: Path, chosen: dict[str, str], error: type[GeoMAEError]) -> 
                 columns[name] = pa.array(_as_degrees(column, original, file, error))
             else:
                 columns[name] = column.cast(pa.string())
+                columns[name].validate(full=True)  # Arrow takes any bytes of a parquet file for text, unseen
     return pa.table(columns)
 
 
