@@ -13,6 +13,7 @@ POST /api/validate-yaml                         a card; 400 for one without meta
 import base64
 import contextlib
 import hashlib
+import inspect
 import json
 import re
 from collections.abc import Iterator
@@ -20,10 +21,17 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import pytest
 import yaml
+from huggingface_hub import RepoCard
 from local_server import FolderHandler, serve
 
 OWNER = "someone"
+# Older releases of huggingface_hub send a card to one fixed address, which no test may ask.
+CHECKS_CARDS_HERE = pytest.mark.skipif(
+    "huggingface.co" in inspect.getsource(RepoCard.validate).partition('"""')[2].partition('"""')[2],
+    reason="this huggingface_hub checks cards at the Hub's own address alone",
+)
 _MODEL = re.compile(r"/api/models/(?P<id>[^/]+/[^/]+)(/(?P<what>revision|tree|preupload|commit)/main)?")
 _BATCH = re.compile(r"/(?P<id>[^/]+/[^/]+)\.git/info/lfs/objects/batch")
 
