@@ -2,12 +2,20 @@
 
 import shlex
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from geomae.provenance import shown_command
 
-__all__ = ["hide_secrets_in_argv"]
+__all__ = ["argv_without_secrets"]
 
 
-def hide_secrets_in_argv() -> None:
-    """Make the words of `sys.argv` those that `run.json` has; call it once they are read, before trackers start."""
-    sys.argv[1:] = shlex.split(shown_command(sys.argv[1:]))
+@contextmanager
+def argv_without_secrets() -> Iterator[None]:
+    """Inside, the words of `sys.argv` are those that `run.json` has; for the moment in which a tracker starts."""
+    words = list(sys.argv)
+    sys.argv[1:] = shlex.split(shown_command(words[1:]))
+    try:
+        yield
+    finally:
+        sys.argv[:] = words

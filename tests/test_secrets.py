@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from packed_photos import pack, training_arguments
 
-from geomae.shown_argv import hide_secrets_in_argv
+from geomae.shown_argv import argv_without_secrets
 
 ROOT = Path(__file__).resolve().parent.parent
 USER = "planteduser"
@@ -103,7 +103,6 @@ def test_trackers_see_a_command_line_without_secrets(monkeypatch: pytest.MonkeyP
         "1",
     ]
     monkeypatch.setattr(sys, "argv", words)
-    hide_secrets_in_argv()
-    assert sys.argv == ["run.py", "a b.yaml", "--hub_token", "HIDDEN", "--output_dir", "run", "--seed", "1"]
-    hide_secrets_in_argv()
-    assert sys.argv[4:6] == ["--output_dir", "run"]
+    with argv_without_secrets():
+        assert sys.argv == ["run.py", "a b.yaml", "--hub_token", "HIDDEN", "--output_dir", "run", "--seed", "1"]
+    assert sys.argv[3:6] == ["hf_PLANTEDoption", "--output_dir", f"/elsewhere/{USER}/run"], "a second run needs them"

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from geomae.reporting.records import EvaluationRecord
 from geomae.reporting.tracked_evaluation import TrackedEvaluation
-from geomae.shown_argv import hide_secrets_in_argv
+from geomae.shown_argv import argv_without_secrets
 
 __all__ = ["MAX_TABLE_ROWS", "choose_rows", "send_to_wandb"]
 
@@ -27,17 +27,17 @@ def send_to_wandb(tracked: TrackedEvaluation) -> None:
     """
     import wandb  # seconds: only runs that report pay for it
 
-    hide_secrets_in_argv()
     try:
-        run = wandb.init(
-            project=os.environ.get("WANDB_PROJECT", "geomae"),
-            name=tracked.name,
-            group=tracked.group,
-            tags=tracked.tags or None,  # those of WANDB_TAGS
-            job_type="evaluate",
-            config=tracked.config,
-            reinit="create_new",  # a training in the same process keeps its run
-        )
+        with argv_without_secrets():
+            run = wandb.init(
+                project=os.environ.get("WANDB_PROJECT", "geomae"),
+                name=tracked.name,
+                group=tracked.group,
+                tags=tracked.tags or None,  # those of WANDB_TAGS
+                job_type="evaluate",
+                config=tracked.config,
+                reinit="create_new",  # a training in the same process keeps its run
+            )
         with run:
             run.summary.update(tracked.numbers)
             drawn = tracked.pictures.items()

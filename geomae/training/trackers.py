@@ -10,7 +10,7 @@ from typing import Any
 from transformers import Trainer, TrainerCallback
 
 from geomae.errors import ConfigError
-from geomae.shown_argv import hide_secrets_in_argv
+from geomae.shown_argv import argv_without_secrets
 from geomae.tracking import WITHOUT_WANDB
 from geomae.training.run_folder import RECORD_FILE
 
@@ -33,7 +33,6 @@ def start_trackers(trainer: Trainer, checkpoint: str | None) -> None:
     Raises:
         ConfigError: W&B or trackio does not take the run, or `run.json` of the run that goes on is broken.
     """
-    hide_secrets_in_argv()
     args: Any = trainer.args
     output_dir = Path(args.output_dir)
     callbacks = _callbacks(trainer)
@@ -76,9 +75,11 @@ def _start_in_wandb(wandb: Any, args: Any, known: dict[str, Any]) -> None:
     place |= naming | {"job_type": os.environ.get("WANDB_JOB_TYPE", "train")}
     try:
         try:
-            wandb.init(**place)
+            with argv_without_secrets():
+                wandb.init(**place)
         except wandb.errors.CommError as problem:
-            run = wandb.init(**place, mode="offline")
+            with argv_without_secrets():
+                run = wandb.init(**place, mode="offline")
             logger.warning(
                 "W&B was not reached (%s): the run is recorded offline; upload it when it has ended: wandb sync %s",
                 *(str(problem).splitlines()[0], shlex.quote(str(Path(run.dir).parent))),
