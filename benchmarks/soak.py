@@ -37,7 +37,7 @@ from machine import describe_machine
 
 ROOT = Path(__file__).resolve().parents[1]
 RUNS = {"pretraining": "run_pretrain_mae.py", "fine-tuning": "run_finetune_geo.py"}
-WATCHED = ("pss_bytes", "rss_bytes", "num_files", "num_threads", "num_processes", "shared_bytes", "num_shared")
+WATCHED = ("own_bytes", "rss_bytes", "num_files", "num_threads", "num_processes", "shared_bytes", "num_shared")
 _SETTINGS = ("minutes", "every_steps", "num_workers", "photos")
 _MODEL = {
     "image_size": 16,
@@ -54,7 +54,12 @@ _OF_RUN: dict[str, dict[str, Any]] = {
         "decoder_num_attention_heads": 2,
         "decoder_intermediate_size": 16,
     },
-    "fine-tuning": {"head_type": "vmf_mixture", "num_mixture_components": 8, "head_hidden_sizes": [16], "ema_decay": 0.99},
+    "fine-tuning": {
+        "head_type": "vmf_mixture",
+        "num_mixture_components": 8,
+        "head_hidden_sizes": [16],
+        "ema_decay": 0.99,
+    },
 }
 
 

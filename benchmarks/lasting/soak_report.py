@@ -12,7 +12,7 @@ from geomae.reporting.plots import COLOURS, style
 __all__ = ["draw", "to_markdown"]
 
 _TITLES = {
-    "pss_bytes": "memory (shared pages once), bytes",
+    "own_bytes": "memory without pages of files, bytes",
     "rss_bytes": "memory (RSS, added up), bytes",
     "num_files": "open files",
     "num_threads": "threads",
@@ -66,11 +66,13 @@ def draw(record: Mapping[str, Any]) -> Figure:
         for column, (title, run) in enumerate(runs.items()):
             steps = np.array([sample["step"] for sample in run["samples"]])
             above, below = axes[:, column]
-            pss = np.array([sample["pss_bytes"] for sample in run["samples"]]) / 2**20
+            pss = np.array([sample["own_bytes"] for sample in run["samples"]]) / 2**20
             above.plot(steps, pss, color=COLOURS[0], linewidth=0.8, label="a sample a second")
-            growth = run["growth"]["pss_bytes"]
+            growth = run["growth"]["own_bytes"]
             medians = np.array(growth["stretch_medians"]) / 2**20
-            above.plot(growth["stretch_steps"], medians, "o", color=COLOURS[1], markersize=5, label="median of a stretch")
+            above.plot(
+                growth["stretch_steps"], medians, "o", color=COLOURS[1], markersize=5, label="median of a stretch"
+            )
             above.set(title=f"{title}: {growth['per_1000_steps'] / 1024:+,.1f} KiB in 1,000 steps", ylim=(0, None))
             for number, (name, label) in enumerate({"num_files": "open files", "num_threads": "threads"}.items()):
                 values = [sample[name] for sample in run["samples"]]

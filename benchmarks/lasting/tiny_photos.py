@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-__all__ = ["draw_coordinates", "make_jpegs", "write_msgpack", "write_table"]
+__all__ = ["draw_coordinates", "make_jpegs", "photo_ids", "write_msgpack", "write_table"]
 
 NUM_AUTHORS_PER_PHOTO = 1 / 30  # of MP-16's 4.7 million photos
 _PHOTOS_PER_FILE = 25_000
@@ -42,8 +42,8 @@ def photo_ids(num_photos: int) -> Iterator[str]:
         yield f"{mixed & 255:02x}/{mixed >> 8 & 255:02x}/{10**9 + number}.jpg"
 
 
-def write_msgpack(folder: Path, num_photos: int, jpegs: list[bytes], coordinates_deg: NDArray[np.float64]) -> None:
-    """MP-16 as GeoEstimation shares it: msgpack shards, which name photo, place and bytes."""
+def write_msgpack(folder: Path, num_photos: int, jpegs: list[bytes]) -> None:
+    """MP-16 as GeoEstimation shares it: msgpack shards of names and bytes."""
     folder.mkdir(parents=True)
     packer, file = msgpack.Packer(), None
     for number, name in enumerate(photo_ids(num_photos)):
@@ -51,10 +51,8 @@ def write_msgpack(folder: Path, num_photos: int, jpegs: list[bytes], coordinates
             if file is not None:
                 file.close()
             file = (folder / f"shard_{number // _PHOTOS_PER_FILE}.msg").open("wb")
-        latitude, longitude = coordinates_deg[number]
-        record = {"id": name, "latitude": latitude, "longitude": longitude, "image": jpegs[number % len(jpegs)]}
         assert file is not None
-        file.write(packer.pack(record))
+        file.write(packer.pack({"id": name, "image": jpegs[number % len(jpegs)]}))
     if file is not None:
         file.close()
 

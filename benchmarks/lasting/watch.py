@@ -22,7 +22,13 @@ class Holding:
     """Pages of a file or of shared memory count once for each process that has them."""
 
     pss_bytes: int
-    """Pages count once, whoever shares them."""
+    """Pages count once, whoever shares them, whether he is of the tree or not."""
+
+    own_bytes: int
+    """The same without the pages of files, which others share and the kernel drops where memory is short."""
+
+    largest_bytes: int
+    """The most RSS that one of them has had so far."""
 
     num_files: int
     num_threads: int
@@ -45,30 +51,39 @@ def processes_of(pid: int) -> list[psutil.Process]:
 
 def look_at(processes: Iterable[psutil.Process]) -> Holding:
     """Look at processes; those that end meanwhile, and zombies, count as nothing."""
-    rss, pss, num_files, num_threads, num_processes = 0, 0, 0, 0, 0
+    rss, pss, own, largest, num_files, num_threads, num_processes = 0, 0, 0, 0, 0, 0, 0
     shared: dict[str, int] = {}
     for process in processes:
         folder = Path(f"/proc/{process.pid}")
         try:
-            rss_here, pss_here = _read_sizes(folder)
+            rss_here, pss_here, own_here = _read_sizes(folder)
+            largest_here = _read_largest(folder)
             files_here = sum(1 for _ in (folder / "fd").iterdir())
             threads_here = process.num_threads()
             shared_here = _read_shared(folder)
         except (OSError, psutil.Error):
             continue
-        rss, pss = rss + rss_here, pss + pss_here
+        rss, pss, own = rss + rss_here, pss + pss_here, own + own_here
+        largest = max(largest, largest_here)
         num_files, num_threads, num_processes = num_files + files_here, num_threads + threads_here, num_processes + 1
         shared |= shared_here
-    return Holding(rss, pss, num_files, num_threads, num_processes, sum(shared.values()), len(shared))
+    return Holding(rss, pss, own, largest, num_files, num_threads, num_processes, sum(shared.values()), len(shared))
 
 
-def _read_sizes(folder: Path) -> tuple[int, int]:
-    sizes = dict.fromkeys(("Rss", "Pss"), 0)
+def _read_sizes(folder: Path) -> tuple[int, int, int]:
+    sizes: dict[str, int] = {}
     for line in (folder / "smaps_rollup").read_text().splitlines()[1:]:
         name, _, rest = line.partition(":")
-        if name in sizes:
-            sizes[name] = 1024 * int(rest.split()[0])
-    return sizes["Rss"], sizes["Pss"]
+        sizes[name] = 1024 * int(rest.split()[0])
+    return sizes["Rss"], sizes["Pss"], sizes["Pss"] - sizes.get("Pss_File", 0)
+
+
+def _read_largest(folder: Path) -> int:
+    """Of the program that runs now: `getrusage` counts what its parent had when it was forked."""
+    for line in (folder / "status").read_text().splitlines():
+        if line.startswith("VmHWM:"):
+            return 1024 * int(line.split()[1])
+    return 0
 
 
 def _read_shared(folder: Path) -> dict[str, int]:
