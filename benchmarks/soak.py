@@ -147,7 +147,7 @@ def _command(title: str, counter: Path, folder: Path, arguments: argparse.Namesp
         "reconstruction_steps": every,
         "prediction_maps": True,
         "load_best_model_at_end": False,
-        **{name: every for name in ("eval_steps", "save_steps")},
+        **dict.fromkeys(("eval_steps", "save_steps"), every),
         **_MODEL,
         **_OF_RUN[title],
     }

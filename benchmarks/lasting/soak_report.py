@@ -4,10 +4,10 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from loading.report import markdown_table
 from matplotlib.figure import Figure
 
 from geomae.reporting.plots import COLOURS, style
+from loading.report import markdown_table
 
 __all__ = ["draw", "to_markdown"]
 

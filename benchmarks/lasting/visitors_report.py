@@ -40,11 +40,20 @@ def to_markdown(record: Mapping[str, Any]) -> str:
             + [f"{phase['photos_per_s']:.1f}" if "photos_per_s" in phase else ""]
         )
     memory = [
-        [title, f"{record['holding'][key]['own_bytes'] / 2**20:,.0f}", f"{record['holding'][key]['rss_bytes'] / 2**20:,.0f}"]
+        [
+            title,
+            f"{record['holding'][key]['own_bytes'] / 2**20:,.0f}",
+            f"{record['holding'][key]['rss_bytes'] / 2**20:,.0f}",
+        ]
         + [str(record["holding"][key][name]) for name in ("num_files", "num_threads")]
         for key, title in _MOMENTS.items()
     ]
-    parts = [introduction, markdown_table(header, rows), _describe_sentences(record), "## What the page's process holds"]
+    parts = [
+        introduction,
+        markdown_table(header, rows),
+        _describe_sentences(record),
+        "## What the page's process holds",
+    ]
     parts.append(markdown_table(["", "memory without files, MiB", "RSS, MiB", "open files", "threads"], memory))
     return "\n\n".join(parts) + "\n"
 

@@ -17,6 +17,7 @@ import numpy as np
 from geomae.data.exif import read_gps
 from geomae.demo import texts
 from geomae.demo.answers import Geolocator, PhotoAnswer
+from geomae.demo.forgetting import ForgettingBlocks
 from geomae.demo.game import Game, GamePhotos, score_turn
 from geomae.demo.hidden_patches import Reconstructor
 from geomae.demo.photo_gate import MAX_UPLOAD_BYTES, parse_place, preview_uri, refuse_oversized
@@ -33,6 +34,7 @@ _EVENT: dict[str, Any] = {"api_visibility": "private"}
 _PHOTO: dict[str, Any] = {**_EVENT, **ONE_AT_A_TIME, "trigger_mode": "multiple"}  # one dropped meanwhile comes next
 _SLIDER: dict[str, Any] = {**_EVENT, **ONE_AT_A_TIME, "trigger_mode": "always_last"}
 MAX_WAITING = 64  # visitors in the queue; a later one is told to come back
+MAX_SESSIONS = 500  # that are remembered, 0.9 MB each; the one that was longest quiet has to choose its photo again
 FORGOTTEN_AFTER_S = 1800  # what a visitor's session holds, where the page stays open and untouched
 FAILED = "Something went wrong with this photo on our side. The page still works: try another one."
 
@@ -49,6 +51,7 @@ LAUNCH_OPTIONS: dict[str, Any] = {
     ),
     "css_paths": [HERE / "page.css"],
     "footer_links": [],
+    "state_session_capacity": MAX_SESSIONS,
     "max_file_size": 1,  # bytes: photos do not come by Gradio's way of uploading, which makes files of them
     "run_history": False,
     "ssr_mode": False,
@@ -83,7 +86,7 @@ def build_page(
         reconstructor: shows what a pretraining sees; its tab says how to have one where there is none.
         game_photos: what rounds are drawn from; likewise.
     """
-    with gr.Blocks(title="GeoMAE", analytics_enabled=False, delete_cache=(60, 60)) as page:
+    with ForgettingBlocks(title="GeoMAE", analytics_enabled=False, delete_cache=(60, 60)) as page:
         gr.HTML(world_symbols())
         gr.Markdown(INTRODUCTION, elem_classes="geo-introduction")
         with gr.Tabs():
@@ -93,6 +96,7 @@ def build_page(
                 add_patches_tab(reconstructor)
             with gr.Tab("Beat the model"):
                 add_game_tab(geolocator, game_photos)
+        page.forgets_who_leaves()
     page.queue(max_size=MAX_WAITING, api_open=False)
     return page
 
