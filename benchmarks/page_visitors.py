@@ -5,8 +5,8 @@
         --picture outputs/visitors.png
 
 `app.py` serves a fresh model of the size of `make quick`, and is asked over HTTP as browsers ask it. A visitor sends a
-photo of 1600x1200, looks at the answer, sends two more and leaves; somebody else comes. One photo in twenty is none, and
-has to be refused with a sentence. Then `--rush` visitors send one at the same moment: the queue takes as many as it
+photo of 1600x1200, looks at the answer, sends two more and leaves; somebody else comes. One photo in twenty is none,
+and has to be refused with a sentence. Then `--rush` visitors send one at the same moment: the queue takes as many as it
 has places, and the others have to be told. Visitors and page share the machine, so that the page alone is faster.
 Takes three minutes. Writes the JSON, a page beside it and the picture.
 """

@@ -18,7 +18,7 @@ WARM_UP = 0.2  # share of the steps that is left out: caches fill, pools of memo
 def fit_growth(steps: Sequence[float], values: ArrayLike, *, warm_up: float = WARM_UP) -> dict[str, Any]:
     """The slope per 1,000 steps behind the warm-up, with a 95 % interval.
 
-    Neighbouring samples resemble each other, so that an interval from all of them would be far too narrow. The samples are
+    Neighbouring samples resemble each other, so that an interval from all of them would be far too narrow. They are
     cut into `NUM_STRETCHES` stretches, each is one point, its median, and a line goes through the points: Student's t
     with eight degrees of freedom.
 

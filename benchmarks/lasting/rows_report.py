@@ -26,7 +26,7 @@ def summarise(rows: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
 
     Returns:
         For each of `MEASURES` `per_row`: a number for each two neighbours; `bend`: the last of them over the one
-        before, None with fewer than two of them, or where one is not positive; `is_straight`: it is at most `MOST_BEND`.
+        before, None with fewer than two, or where one is not positive; `is_straight`: it is at most `MOST_BEND`.
     """
     numbers = np.array([int(number) for number in rows], dtype=np.float64)
     summary: dict[str, Any] = {}
@@ -47,7 +47,7 @@ def to_markdown(record: Mapping[str, Any]) -> str:
         f"Written by `{record['command']}` at commit `{(record['commit'] or 'unknown')[:12]}`; {machine['cpu']}, "
         f"{machine['num_cores']} cores, load average {machine['load_average_before']:.1f} before and "
         f"{machine['load_average_after']:.1f} after: seconds by the clock are noisy, core-seconds less. JPEGs of "
-        f"{record['settings']['jpeg_side']} pixels. Each stage is a process of its own, start included, with one thread."
+        f"{record['settings']['jpeg_side']} pixels. Each stage is a process of its own with one thread, start included."
     ]
     for stage, entry in record["stages"].items():
         parts += [f"## {stage}", _table(entry["rows"]), _describe(entry)]

@@ -50,10 +50,9 @@ def _growth_table(run: Mapping[str, Any]) -> str:
         growth = run["growth"][name]
         low, high = growth["interval_95"]
         digits = 0 if name.endswith("bytes") else 3
-        rows.append(
-            [title, f"{growth['least']:,.0f}", f"{growth['most']:,.0f}", f"{growth['per_1000_steps']:,.{digits}f}"]
-            + [f"{low:,.{digits}f} to {high:,.{digits}f}", f"{max(0.0, high) * _RECIPE_STEPS / 1000:,.0f}"]
-        )
+        row = [title, f"{growth['least']:,.0f}", f"{growth['most']:,.0f}"]
+        row += [f"{growth['per_1000_steps']:,.{digits}f}", f"{low:,.{digits}f} to {high:,.{digits}f}"]
+        rows.append([*row, f"{max(0.0, high) * _RECIPE_STEPS / 1000:,.0f}"])
     return markdown_table(header, rows)
 
 
