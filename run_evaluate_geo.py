@@ -46,7 +46,6 @@ def main(argv: Sequence[str]) -> None:
         photos, test_set, num_absent = load_photos_to_judge(arguments)
         with refuse_what_the_model_refuses():
             model = load_geolocator(arguments.checkpoint)
-        weights_sha256 = digest_weights(arguments.checkpoint)
         override_decoding(model, **arguments.decoding_options)
         if arguments.torch_compile:
             refuse_missing_compiler()
@@ -63,6 +62,7 @@ def main(argv: Sequence[str]) -> None:
         )
         if not is_main_process():
             return
+        weights_sha256 = digest_weights(arguments.checkpoint)
     else:
         test_set = read_test_set(arguments.test_set, split=arguments.split, swap_lat_lon=arguments.swap_lat_lon)
         predictions = read_predictions(arguments.predictions)

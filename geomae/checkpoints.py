@@ -6,6 +6,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from geomae.files import digest_file
 from geomae.training import refuse_what_the_model_refuses
 
 __all__ = [
@@ -20,12 +21,8 @@ __all__ = [
 
 def digest_weights(path: str | Path) -> str | None:
     """SHA-256 of the weights in a checkpoint folder, over all shards by name; None where there are none."""
-    files = sorted(Path(path).glob("model*.safetensors"))
-    digest = hashlib.sha256()
-    for file in files:
-        with file.open("rb") as opened:
-            digest.update(hashlib.file_digest(opened, "sha256").digest())
-    return digest.hexdigest() if files else None
+    digests = [bytes.fromhex(digest_file(file)) for file in sorted(Path(path).glob("model*.safetensors"))]
+    return hashlib.sha256(b"".join(digests)).hexdigest() if digests else None
 
 
 def read_architecture(path: str | Path) -> str:

@@ -1,13 +1,12 @@
 """A folder's list of its own files: written last, so that what was cut off or has changed since can be named."""
 
-import hashlib
 import json
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from geomae.files import write_whole
+from geomae.files import digest_file, list_files, write_whole
 
 __all__ = ["CHECKSUMS_FILE", "find_damage", "refresh_checksums", "write_checksums"]
 
@@ -17,7 +16,7 @@ NUM_THREADS = 4  # hashing releases the interpreter; weights and optimizer are t
 
 def write_checksums(folder: Path) -> None:
     """Note the size and the SHA-256 of every file below a folder in its `checksums.json`."""
-    names = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
+    names = [path.relative_to(folder).as_posix() for path in list_files(folder)]
     names = sorted(name for name in names if name != CHECKSUMS_FILE)
     with ThreadPoolExecutor(NUM_THREADS) as pool:
         known = dict(zip(names, pool.map(_describe, [folder / name for name in names]), strict=True))
@@ -70,7 +69,6 @@ def _describe(path: Path) -> dict[str, Any]:
 def _digest(path: Path) -> str | None:
     """None: it cannot be read."""
     try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return digest_file(path)
     except OSError:
         return None

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-__all__ = ["CommandParser"]
+__all__ = ["CommandParser", "advise"]
 
 
 class CommandParser(argparse.ArgumentParser):
@@ -40,6 +40,10 @@ class CommandParser(argparse.ArgumentParser):
 
     def _refuse(self, option: str) -> NoReturn:
         known = [name for name in self._option_string_actions if name.startswith("--")]
-        nearest = difflib.get_close_matches(option, known, n=1, cutoff=0.5)
-        advice = f"did you mean {nearest[0]}?" if nearest else "--help lists the known ones"
-        self.error(f"unknown option {option}; {advice}")
+        self.error(f"unknown option {option}; {advise(option, known)}")
+
+
+def advise(name: str, known: Sequence[str], *, dashes: str = "") -> str:
+    """What to say of an unknown name: the nearest of those that are known, with `dashes` in front, if one is near."""
+    nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    return f"did you mean {dashes}{nearest[0]}?" if nearest else "--help lists the known ones"

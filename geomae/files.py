@@ -1,21 +1,36 @@
 """Files that are there whole or not at all."""
 
 import contextlib
+import hashlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
-__all__ = ["sync_file", "sync_folder", "write_whole"]
+__all__ = ["digest_file", "list_files", "sync_file", "sync_folder", "whole_file", "write_whole"]
 
 
 def write_whole(path: Path, content: str | bytes) -> None:
-    """Write bytes, or text as UTF-8, under a temporary name, then move it into place: no reader sees half of it.
+    """Write bytes, or text as UTF-8, as `whole_file` does."""
+    with whole_file(path) as file:
+        file.write(content.encode("utf-8") if isinstance(content, str) else content)
+
+
+@contextlib.contextmanager
+def whole_file(path: Path, *, writer: str | None = None) -> Iterator[BinaryIO]:
+    """A file to write to, under a temporary name that then moves into place: no reader sees half of it.
 
     It is on the disk when this returns; where the disk is full, what was there before stays.
+
+    Args:
+        path: its folder exists.
+        writer: stands in the temporary name, by default this process's number; one word for all processes where only
+            one of them writes at a time: what a killed one has left is then written over.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{os.getpid() if writer is None else writer}.tmp")
     try:
         with temporary.open("wb") as file:
-            file.write(content.encode("utf-8") if isinstance(content, str) else content)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
@@ -23,6 +38,17 @@ def write_whole(path: Path, content: str | bytes) -> None:
         temporary.unlink(missing_ok=True)
         raise
     sync_file(path.parent)
+
+
+def list_files(folder: Path) -> list[Path]:
+    """The files below a folder, by name."""
+    return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
+def digest_file(path: Path) -> str:
+    """SHA-256 of a file of any size, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def sync_folder(folder: Path) -> None:

@@ -133,3 +133,23 @@ def tiny_sizes() -> dict[str, Any]:
         "decoder_intermediate_size": 32,
         "head_hidden_sizes": [16, 8],
     }
+
+
+@pytest.fixture(scope="module")
+def upload_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Where Gradio would put what is uploaded to the demo page."""
+    with pytest.MonkeyPatch.context() as patch:
+        folder = tmp_path_factory.mktemp("uploads")
+        patch.setenv("GRADIO_TEMP_DIR", str(folder))
+        yield folder
+
+
+@pytest.fixture(scope="module")
+def geolocator(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A tiny model of cells for the demo page; torch is imported for its tests alone."""
+    from geocell_models import save_cell_model
+    from packed_photos import TINY
+
+    from geomae.demo import Geolocator
+
+    return Geolocator(save_cell_model(tmp_path_factory.mktemp("cells"), TINY))

@@ -8,30 +8,14 @@ import time
 from urllib.parse import urlsplit
 
 import pytest
-from geocell_models import save_cell_model
-from packed_photos import TINY
 from PIL import Image
 
 pytest.importorskip("gradio", reason="the extra `demo` is not installed")
 
-from geomae.demo import Geolocator
 from geomae.demo.front_door import MAX_WAITING_PER_VISITOR
 from geomae.demo.page import LAUNCH_OPTIONS, MAX_SESSIONS, build_page
 
 JOIN = "/gradio_api/queue/join"
-
-
-@pytest.fixture(scope="module")
-def upload_folder(tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patch:
-        folder = tmp_path_factory.mktemp("uploads")
-        patch.setenv("GRADIO_TEMP_DIR", str(folder))
-        yield folder
-
-
-@pytest.fixture(scope="module")
-def geolocator(tmp_path_factory):
-    return Geolocator(save_cell_model(tmp_path_factory.mktemp("cells"), TINY))
 
 
 @pytest.fixture(scope="module")

@@ -10,14 +10,13 @@ import urllib.request
 import zlib
 
 import pytest
-from geocell_models import save_cell_model
 from packed_photos import TINY, pack
 from PIL import Image
 
 pytest.importorskip("gradio", reason="the extra `demo` is not installed")
 sync_api = pytest.importorskip("playwright.sync_api", reason="the extra `dev` is not installed")
 
-from geomae.demo import GamePhotos, Geolocator, Reconstructor  # noqa: E402
+from geomae.demo import GamePhotos, Reconstructor  # noqa: E402
 from geomae.demo.page import LAUNCH_OPTIONS, build_page  # noqa: E402
 from geomae.demo.photo_gate import MAX_UPLOAD_BYTES  # noqa: E402
 from modeling import GeoMAEConfig, GeoMAEForPreTraining  # noqa: E402
@@ -42,20 +41,6 @@ def bomb() -> bytes:
 
     header = struct.pack(">IIBBBBB", 30_000, 30_000, 8, 2, 0, 0, 0)
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0")) + chunk(b"IEND", b"")
-
-
-@pytest.fixture(scope="module")
-def upload_folder(tmp_path_factory):
-    """Where Gradio would put what is uploaded."""
-    with pytest.MonkeyPatch.context() as patch:
-        folder = tmp_path_factory.mktemp("uploads")
-        patch.setenv("GRADIO_TEMP_DIR", str(folder))
-        yield folder
-
-
-@pytest.fixture(scope="module")
-def geolocator(tmp_path_factory):
-    return Geolocator(save_cell_model(tmp_path_factory.mktemp("cells"), TINY))
 
 
 @pytest.fixture(scope="module")

@@ -14,13 +14,12 @@ from packed_photos import TINY
 from report_folders import EVIL_ID, make_evaluation, make_run
 from writable_hub import CHECKS_CARDS_HERE, serve_writable_hub
 
-import run_finetune_geo
 from geomae.checkpoints import digest_weights
 from geomae.errors import ConfigError, PublishError, SourceError
+from geomae.files import list_files
 from geomae.publish.__main__ import main
-from geomae.publish.folder import build_hub_folder, list_files, training_config
+from geomae.publish.folder import build_hub_folder
 from geomae.publish.upload import upload_hub_folder
-from geomae.training import DataArguments, FinetuneArguments, GeoMAETrainingArguments, parse_config
 from modeling import GeoMAEConfig, GeoMAEForPreTraining
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -290,15 +289,6 @@ def test_licence_and_data_of_an_earlier_run_come_along(small_run, tmp_path, monk
     assert "mp16\\_shards: not stated" in card.text, "a name that only resembles a known one says nothing"
 
 
-def test_training_configuration_keeps_steps_and_schedule_that_were_given():
-    defaults = {"num_train_epochs": 3.0, "lr_scheduler_type": "linear"}  # transformers', which nobody gave
-    given = {"max_steps": 700, "schedule": "step", "step_epochs": 3.0, "warmup_steps": 50}
-    config = yaml.safe_load(training_config({"config": {**defaults, **given}}))
-    assert config == given
-    config = yaml.safe_load(training_config({"config": {**defaults, "num_train_epochs": 5.0, "max_steps": 700}}))
-    assert config == {"num_train_epochs": 5.0}
-
-
 def test_training_configuration_keeps_of_two_keys_the_given_one(hub_folder):
     config = yaml.safe_load((hub_folder / "training_config.yaml").read_text())
     assert config["base_learning_rate"] == 2e-3
@@ -406,20 +396,3 @@ def test_private_upload_to_a_public_repository_is_refused(hub_folder, hub):
     with pytest.raises(ConfigError, match=r"everybody sees it, whatever --private says\. Nothing was uploaded"):
         upload_hub_folder(hub_folder, "someone/model", repeat="again", private=True)
     assert not hub.commits
-
-
-def test_training_configuration_of_a_recorded_run_is_one_that_the_script_takes(tmp_path):
-    record = json.loads((ROOT / "results" / "earth" / "finetune_mae" / "run.json").read_text())
-    file = tmp_path / "training_config.yaml"
-    file.write_text(training_config(record))
-    classes = (DataArguments, FinetuneArguments, run_finetune_geo.ARCHITECTURES, GeoMAETrainingArguments)
-    parsed = {key: value for part in parse_config(classes, [str(file)]) for key, value in vars(part).items()}
-    given = yaml.safe_load((ROOT / "configs" / "finetune" / "earth_mae.yaml").read_text())
-    given = {key: value for key, value in given.items() if not key.endswith("_strategy")}  # epochs became steps
-    assert {key: parsed[key] for key in given} == {key: _number(value) for key, value in given.items()}
-    assert (parsed["eval_steps"], parsed["save_steps"]) == (234, 234)
-
-
-def _number(value):
-    """YAML reads 2e-3 as text."""
-    return float(value) if isinstance(value, str) and value.replace("e-", "").isdigit() else value

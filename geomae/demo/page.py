@@ -187,6 +187,10 @@ def add_answer_tab(geolocator: Geolocator, photos: GamePhotos | None) -> None:
         happens(asked.judge, [place, answered], [world, truth_line, answered], show_progress="hidden", **_EVENT)
 
 
+Judged = tuple[tuple[float, float] | None, str]
+"""The true place, degrees, where there is one, and a line that says how far it is from the answer, or why not."""
+
+
 @dataclass(frozen=True)
 class Answered:
     """The last answer of a visitor, and the true place that it was judged by, as typed."""
@@ -210,9 +214,8 @@ class AnswerHandlers:
             row = self.photos.draw(np.random.default_rng(), num_photos=1).row
             photo, truth = self.photos.photo(row), self.photos.place(row)
             found = self.geolocator.answer(photo)
-            preview = texts.shown_photo(preview_uri(photo), "A photo of this page")
-            line = texts.truth_card(found, truth, "as this page knows it")
-            return preview, texts.answer_map(found, truth), line, texts.answer_card(found), Answered(found, ""), ""
+            judged = truth, texts.truth_card(found, truth, "as this page knows it")
+            return *_show(photo, "A photo of this page", Answered(found, ""), judged), ""
 
         return _or_refusal(act, lambda sentence: (sentence, texts.answer_map(None), "", "", None, ""))
 
@@ -222,10 +225,8 @@ class AnswerHandlers:
         def act() -> tuple[Any, ...]:
             photo = _photo_bytes(event)
             found = self.geolocator.answer(photo)
-            preview = texts.shown_photo(preview_uri(photo), "Your photo, made small")
-            truth, line = _find_truth(place_text, photo if wants_exif else None, found)
-            answered = Answered(found, place_text.strip())
-            return preview, texts.answer_map(found, truth), line, texts.answer_card(found), answered
+            judged = _find_truth(place_text, photo if wants_exif else None, found)
+            return _show(photo, "Your photo, made small", Answered(found, place_text.strip()), judged)
 
         return _or_refusal(act, lambda sentence: (sentence, texts.answer_map(None), "", "", None))
 
@@ -240,7 +241,14 @@ class AnswerHandlers:
         return texts.answer_map(answered.found, truth), line, Answered(answered.found, place_text)
 
 
-def _find_truth(place_text: str, photo: bytes | None, found: PhotoAnswer) -> tuple[tuple[float, float] | None, str]:
+def _show(photo: bytes, description: str, answered: Answered, judged: Judged) -> tuple[Any, ...]:
+    """Photo, map, error, card and the answer."""
+    truth, line = judged
+    preview = texts.shown_photo(preview_uri(photo), description)
+    return preview, texts.answer_map(answered.found, truth), line, texts.answer_card(answered.found), answered
+
+
+def _find_truth(place_text: str, photo: bytes | None, found: PhotoAnswer) -> Judged:
     """The true place, typed or, where there is a photo to read it from, in the photo; and a line that says so."""
     try:
         typed = parse_place(place_text)

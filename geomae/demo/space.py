@@ -12,7 +12,7 @@ from huggingface_hub.utils import HFValidationError, validate_repo_id
 
 from geomae.checkpoints import models_folder
 from geomae.errors import ConfigError
-from geomae.files import write_whole
+from geomae.files import list_files, write_whole
 
 __all__ = ["write_space"]
 
@@ -87,7 +87,7 @@ def write_space(model: str, output_dir: str | Path) -> list[Path]:
     models = models_folder()
     if not models.is_relative_to(PACKAGE):  # in a checkout they stand beside the package, in a wheel within
         shutil.copytree(models, folder / models.name, ignore=NOT_FOR_THE_SPACE)
-    return sorted(path for path in folder.rglob("*") if path.is_file())
+    return list_files(folder)
 
 
 def _requirements() -> list[str]:

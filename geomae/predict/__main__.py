@@ -17,13 +17,13 @@ import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from geomae.data import PhotoIndex
 from geomae.data.filesystems import public_text
 from geomae.data.shards import only_run
 from geomae.errors import ConfigError, GeoMAEError, SourceError, TooManyDamagedPhotosError
-from geomae.files import sync_file
+from geomae.files import whole_file
 from geomae.predict.arguments import parse_arguments
 from geomae.predict.formats import write_answers
 from geomae.predict.parts import AnswerParts
@@ -31,6 +31,7 @@ from geomae.predict.photo_list import list_photos
 from geomae.predict.printing import printable
 from geomae.provenance import shown_path
 
+WRITER = "predict"  # its parts are locked: no other process writes the same file
 _MOST_SHOWN = 20  # photos without an answer that are named on the terminal
 
 
@@ -155,7 +156,7 @@ def _finish(parts: AnswerParts, index: PhotoIndex, arguments: argparse.Namespace
         write_answers(parts.answers(), arguments.format, sys.stdout.buffer, width=width, **how)
         sys.stdout.buffer.flush()
     else:
-        with _whole_file(Path(arguments.output_file)) as file:
+        with whole_file(Path(arguments.output_file), writer=WRITER) as file:
             write_answers(parts.answers(), arguments.format, file, **how)
             parts.note_merge()
         parts.remove()
@@ -177,26 +178,14 @@ def _name_problems(problems: Iterator[dict[str, str]], num_bad: int, output_file
         if num_bad > len(first):
             print(f"and {num_bad - len(first):,} more, which --output_file lists", file=sys.stderr)
         return
-    with _whole_file(path) as file, open(os.dup(file.fileno()), "w", encoding="utf-8", newline="") as text:
+    with (
+        whole_file(path, writer=WRITER) as file,
+        open(os.dup(file.fileno()), "w", encoding="utf-8", newline="") as text,
+    ):
         rows = csv.DictWriter(text, ["id", "problem"])
         rows.writeheader()
         rows.writerows(itertools.chain(first, problems))
     print(f"photos without an answer: {num_bad:,}; {shown_path(path)} says why", file=sys.stderr)
-
-
-@contextlib.contextmanager
-def _whole_file(path: Path) -> Iterator[BinaryIO]:
-    """A file that is there whole, on the disk, or not at all."""
-    temporary = path.with_name(f".{path.name}.tmp")  # of one name: its parts are locked, and a killed run leaves one
-    try:
-        with open(temporary, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-        sync_file(path.parent)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,6 @@
 """Answers of a long run, shard by shard, on disk: what is finished is not computed again, and nothing is mixed."""
 
 import json
-import os
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -11,8 +10,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from geomae.documents import parse_json, read_text
 from geomae.errors import ConfigError
-from geomae.files import sync_file, write_whole
+from geomae.files import whole_file, write_whole
 
 __all__ = ["AnswerParts"]
 
@@ -81,14 +81,8 @@ class AnswerParts:
 
     def write(self, start: int, table: pa.Table) -> None:
         """Finish the shard that begins at a row: its file is there whole, on the disk, or not at all."""
-        path = self._path(start)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        with open(temporary, "wb") as file:
+        with whole_file(self._path(start)) as file:
             pq.write_table(table, file, compression="zstd")
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-        sync_file(self.folder)
 
     @staticmethod
     def are_merged(folder: Path) -> bool:
@@ -124,7 +118,7 @@ class AnswerParts:
 
 def _read_manifest(path: Path) -> dict[str, Any]:
     try:
-        manifest = dict(json.loads(path.read_text(encoding="utf-8")))
+        manifest = dict(parse_json(read_text(path)))
         return {**manifest, "num_photos": int(manifest["num_photos"]), "shard_size": int(manifest["shard_size"])}
     except (OSError, KeyError, ValueError, TypeError) as problem:
         raise ConfigError(

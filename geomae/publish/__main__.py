@@ -4,7 +4,6 @@ Without --repo_id the folder is only built. `python -m geomae.publish cards` wri
 """
 
 import argparse
-import hashlib
 import shlex
 import sys
 import tempfile
@@ -13,6 +12,7 @@ from pathlib import Path
 
 from geomae.command_line import CommandParser
 from geomae.errors import GeoMAEError
+from geomae.files import digest_file
 
 __all__ = ["main"]
 
@@ -62,8 +62,7 @@ def _show(arguments: argparse.Namespace) -> None:
             arguments.run, folder, repo_id=arguments.repo_id, include_photos=arguments.include_photos
         )
         for file in files:
-            digest = hashlib.sha256(file.read_bytes()).hexdigest()
-            print(f"{file.stat().st_size:>12,}  {digest}  {file.relative_to(folder).as_posix()}")
+            print(f"{file.stat().st_size:>12,}  {digest_file(file)}  {file.relative_to(folder).as_posix()}")
         total = sum(file.stat().st_size for file in files)
         target = f" would be uploaded to {arguments.repo_id}" if arguments.repo_id else ""
         print(f"{len(files)} files, {total:,} bytes{target}. Nothing was written: that was a dry run.")

@@ -1,10 +1,9 @@
 """Whether a person has changed a folder since it was built: their words must not be lost when it is built again."""
 
-import hashlib
 import json
 from pathlib import Path
 
-from geomae.files import write_whole
+from geomae.files import digest_file, list_files, write_whole
 
 __all__ = ["find_edits", "note_files"]
 
@@ -29,5 +28,4 @@ def _note_of(folder: Path) -> Path:
 
 
 def _digests(folder: Path) -> dict[str, str]:
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    return {path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+    return {path.relative_to(folder).as_posix(): digest_file(path) for path in list_files(folder)}

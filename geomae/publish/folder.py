@@ -17,7 +17,7 @@ import yaml
 from geomae.checkpoints import digest_weights, load_autoencoder, load_geolocator, read_architecture
 from geomae.errors import ConfigError, SourceError
 from geomae.evaluation import refuse_unwritable
-from geomae.files import write_whole
+from geomae.files import list_files, write_whole
 from geomae.populated_places import write_places
 from geomae.provenance import shown_command, shown_config, shown_path
 from geomae.publish.card import ROOT, CardFacts, render_card
@@ -27,12 +27,11 @@ from geomae.reporting.comparison import ComparedRun, is_of, read_runs
 from geomae.reporting.page import Picture, copy_picture
 from geomae.reporting.records import EvaluationRecord, TrainingRecord, unique_names
 from geomae.reporting.results_section import describe_posteriors, draw_error_cdf, draw_prediction_map, group_by_test_set
-from geomae.training import GeoMAETrainingArguments, refuse_what_the_model_refuses
+from geomae.training import GeoMAETrainingArguments
 
 __all__ = [
     "TRAINING_CONFIG",
     "build_hub_folder",
-    "list_files",
     "public_metrics",
     "public_record",
     "refuse_unbuilt",
@@ -98,11 +97,6 @@ def build_hub_folder(
     return list_files(target)
 
 
-def list_files(folder: Path) -> list[Path]:
-    """The files below a folder, by name."""
-    return sorted(path for path in folder.rglob("*") if path.is_file())
-
-
 def _refuse_unfinished(run: Path) -> None:
     if not run.is_dir():
         raise SourceError(f"{run} is no folder; expected one that run_pretrain_mae.py or run_finetune_geo.py wrote")
@@ -145,7 +139,8 @@ def _fill(folder: Path, run: Path, compared: ComparedRun, repo_id: str | None, *
     assert training is not None  # a run with trainer_state.json is a training
     architecture = _save_model(run, folder)
     record = public_record(training.run)
-    evaluations = [each for each in compared.evaluations if _is_of_these_weights(each, run)]
+    digest = digest_weights(run)
+    evaluations = [each for each in compared.evaluations if _is_of_these_weights(each, run, digest)]
     shown = [
         EvaluationRecord(each.folder, public_metrics(each.metrics), each.predictions, each.baseline_errors)
         for each in evaluations
@@ -170,8 +165,7 @@ def _fill(folder: Path, run: Path, compared: ComparedRun, repo_id: str | None, *
 
 def _save_model(run: Path, folder: Path) -> str:
     """Write the model anew, with today's flat code, image processor and pipeline; returns its class's name."""
-    with refuse_what_the_model_refuses():
-        architecture = read_architecture(run)
+    architecture = read_architecture(run)
     model = (load_autoencoder if architecture.endswith("ForPreTraining") else load_geolocator)(run)
     model.save_pretrained(folder)
     if architecture.endswith("ForGeolocation"):
@@ -179,7 +173,7 @@ def _save_model(run: Path, folder: Path) -> str:
     return architecture
 
 
-def _is_of_these_weights(evaluation: EvaluationRecord, run: Path) -> bool:
+def _is_of_these_weights(evaluation: EvaluationRecord, run: Path, digest: str | None) -> bool:
     """Whether it judged the weights that are here: a folder that was trained again keeps older evaluations."""
     metrics = evaluation.metrics
     if not is_of(metrics, run) or "retrieval" in metrics:
@@ -189,7 +183,7 @@ def _is_of_these_weights(evaluation: EvaluationRecord, run: Path) -> bool:
         logger.warning(
             "%s does not say which weights it judged: it is taken for those of %s", evaluation.folder, run.name
         )
-    elif judged != digest_weights(run):
+    elif judged != digest:
         logger.warning("%s judged other weights than those in %s, and is left out", evaluation.folder, run)
         return False
     return True

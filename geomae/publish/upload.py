@@ -9,6 +9,7 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import get_token, validate_repo_id
 
 from geomae.errors import ConfigError, PublishError
+from geomae.files import list_files
 
 __all__ = ["refuse_bad_name", "refuse_bad_target", "upload_hub_folder"]
 
@@ -84,7 +85,7 @@ def upload_hub_folder(
 
 def _operations(api: HfApi, folder: Path, repo_id: str) -> list[CommitOperationAdd | CommitOperationDelete]:
     """Not `upload_folder`: where hf_xet is installed, that makes several commits of one folder."""
-    names = [path.relative_to(folder).as_posix() for path in sorted(folder.rglob("*")) if path.is_file()]
+    names = [path.relative_to(folder).as_posix() for path in list_files(folder)]
     stale = [name for name in api.list_repo_files(repo_id) if REPLACED.fullmatch(name) and name not in names]
     return [
         *(CommitOperationAdd(path_in_repo=name, path_or_fileobj=folder / name) for name in names),

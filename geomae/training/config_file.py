@@ -1,7 +1,6 @@
 """One YAML file and the command line become dataclasses: every key known, every value of its type, or refused."""
 
 import dataclasses
-import difflib
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -10,6 +9,7 @@ from typing import Any, Literal, Union
 
 from transformers import HfArgumentParser
 
+from geomae.command_line import advise
 from geomae.documents import DocumentError, DuplicateKeyError, parse_json, parse_yaml, read_text
 from geomae.errors import ConfigError
 
@@ -176,9 +176,7 @@ def _resolve_negations(given: Mapping[str, list[str]], hints: Mapping[str, Any])
 
 def _describe_unknown(key: str, hints: Mapping[str, Any], source: str) -> str:
     dashes = "--" if source == COMMAND_LINE else ""
-    nearest = difflib.get_close_matches(key, list(hints), n=1, cutoff=0.5)
-    advice = f"did you mean {dashes}{nearest[0]}?" if nearest else "--help lists the known ones"
-    return f"unknown key {dashes}{key} {'on' if dashes else 'in'} {source}; {advice}"
+    return f"unknown key {dashes}{key} {'on' if dashes else 'in'} {source}; {advise(key, list(hints), dashes=dashes)}"
 
 
 def _members(hint: Any) -> tuple[Any, ...]:

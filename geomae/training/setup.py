@@ -12,7 +12,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from datasets import Dataset
-from safetensors import SafetensorError
 from torch import Tensor
 
 from geomae.columns import SCENE_COLUMNS
@@ -257,20 +256,13 @@ def pick_panel(photos: Dataset | None, collator: PhotoCollator, *, num_photos: i
 
 @contextmanager
 def refuse_what_the_model_refuses() -> Iterator[None]:
-    """Make a `ValueError` of `modeling`, whose text says what to do, a `ConfigError`, which ends without traceback.
-
-    The same of weights that are missing or cut off.
-    """
+    """Make a `ValueError` of `modeling`, whose text says what to do, a `ConfigError`, which ends without traceback."""
     try:
         yield
     except GeoMAEError:
         raise
     except ValueError as error:
         raise ConfigError(str(error)) from error
-    except (OSError, SafetensorError) as error:
-        raise ConfigError(
-            f"the model cannot be loaded: {error}. Is the folder copied whole, and was it saved to its end?"
-        ) from error
 
 
 def inherit_encoder(architecture: Architecture, init_from: str | None, *, given: Set[str]) -> Architecture:

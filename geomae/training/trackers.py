@@ -1,6 +1,5 @@
 """Where a run shows itself: W&B, trackio, TensorBoard. One that is resumed goes on in its own record there."""
 
-import json
 import logging
 import os
 import shlex
@@ -9,6 +8,7 @@ from typing import Any
 
 from transformers import Trainer, TrainerCallback
 
+from geomae.documents import parse_json, read_text
 from geomae.errors import ConfigError
 from geomae.shown_argv import argv_without_secrets
 from geomae.tracking import WITHOUT_WANDB
@@ -52,7 +52,7 @@ def _read_record(file: Path) -> dict[str, Any]:
     if not file.is_file():
         return {}
     try:
-        return dict(json.loads(file.read_text(encoding="utf-8")))
+        return dict(parse_json(read_text(file)))
     except (OSError, ValueError, TypeError) as problem:
         raise ConfigError(
             f"{file} cannot be read: {problem}. It says where the run is recorded: mend it, or remove it, and the run "
