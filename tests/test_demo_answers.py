@@ -283,6 +283,18 @@ def test_typed_nonsense_is_told_alone_and_hides_no_photo(geolocator):
     assert "This photo has no true place: no GPS position in its EXIF block." in line
 
 
+def test_box_of_the_place_that_was_never_touched_may_say_nothing_at_all(geolocator):
+    """Gradio sends null for it where a photo is dropped before the page is ready."""
+    page = pytest.importorskip("geomae.demo.page")
+    event = page.gr.EventData(target=None, _data={"base64": base64.b64encode(jpeg()).decode()})
+    handlers = page.AnswerHandlers(geolocator)
+    *_, card, answered = handlers.answer(None, None, event)
+    assert 'aria-label="Answer"' in card
+    assert answered.place_text == ""
+    assert handlers.judge(None, answered) == (page.gr.skip(),) * 3
+    assert handlers.judge(None, None)[1] == ""
+
+
 def test_taken_port_and_unknown_address_are_told_in_a_sentence():
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))

@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 import cv2
@@ -52,7 +53,7 @@ def run_tasks(
 def _run_in_processes(tasks: Sequence[Any], work: Work, num_processes: int, bar: "tqdm[Any]") -> Iterator[Any]:
     # spawn: a forked child of a process that has already run OpenCV, Arrow or torch threads can hang
     context = multiprocessing.get_context("spawn")
-    num_made = context.Value("q", 0)
+    num_made = context.Value("q", 0)  # its lock also starts multiprocessing's tracker, which would unblock Ctrl-C later
     num_processes = min(num_processes, len(tasks))
     pool = ProcessPoolExecutor(num_processes, context, _start_worker, (work, num_made))
     waiting = iter(tasks)
@@ -61,7 +62,8 @@ def _run_in_processes(tasks: Sequence[Any], work: Work, num_processes: int, bar:
         start = bar.n
         while True:
             while len(pending) < num_processes * _MAX_WAITING and (task := next(waiting, None)) is not None:
-                pending.add(pool.submit(_work_in_process, task))
+                with _deaf_to_ctrl_c():  # submitting starts the processes
+                    pending.add(pool.submit(_work_in_process, task))
             if not pending:
                 return
             done, pending = wait(pending, timeout=0.2, return_when=FIRST_COMPLETED)
@@ -80,13 +82,26 @@ def _run_in_processes(tasks: Sequence[Any], work: Work, num_processes: int, bar:
         pool.shutdown(wait=True, cancel_futures=True)
 
 
+@contextmanager
+def _deaf_to_ctrl_c() -> Iterator[None]:
+    """What is started in here never hears Ctrl-C, not even while it imports; the parent hears it afterwards."""
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 _own_work: tuple[Work, Callable[[int], object]] | None = None  # set once in each process: a task carries only itself
 
 
 def _start_worker(work: Work, num_made: Any) -> None:
     global _own_work
     cv2.setNumThreads(1)  # the processes are the parallelism
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to all of them; the parent ends them
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends them
     threading.Thread(target=_die_with_parent, daemon=True).start()
 
     def count(number: int) -> None:

@@ -219,20 +219,20 @@ class AnswerHandlers:
 
         return _or_refusal(act, lambda sentence: (sentence, texts.answer_map(None), "", "", None, ""))
 
-    def answer(self, place_text: str, wants_exif: bool, event: gr.EventData) -> tuple[Any, ...]:
+    def answer(self, place_text: str | None, wants_exif: bool, event: gr.EventData) -> tuple[Any, ...]:
         """Photo, map, error, card and the answer, of a photo that arrived."""
 
         def act() -> tuple[Any, ...]:
             photo = _photo_bytes(event)
             found = self.geolocator.answer(photo)
             judged = _find_truth(place_text, photo if wants_exif else None, found)
-            return _show(photo, "Your photo, made small", Answered(found, place_text.strip()), judged)
+            return _show(photo, "Your photo, made small", Answered(found, (place_text or "").strip()), judged)
 
         return _or_refusal(act, lambda sentence: (sentence, texts.answer_map(None), "", "", None))
 
-    def judge(self, place_text: str, answered: Answered | None) -> tuple[Any, ...]:
+    def judge(self, place_text: str | None, answered: Answered | None) -> tuple[Any, ...]:
         """Map and error, of a true place that was typed; the same text, on the way through the box, changes nothing."""
-        place_text = place_text.strip()
+        place_text = (place_text or "").strip()
         if answered is None:
             return gr.skip(), texts.notice("Choose a photo first.") if place_text else "", gr.skip()
         if place_text == answered.place_text:
@@ -248,7 +248,7 @@ def _show(photo: bytes, description: str, answered: Answered, judged: Judged) ->
     return preview, texts.answer_map(answered.found, truth), line, texts.answer_card(answered.found), answered
 
 
-def _find_truth(place_text: str, photo: bytes | None, found: PhotoAnswer) -> Judged:
+def _find_truth(place_text: str | None, photo: bytes | None, found: PhotoAnswer) -> Judged:
     """The true place, typed or, where there is a photo to read it from, in the photo; and a line that says so."""
     try:
         typed = parse_place(place_text)

@@ -66,7 +66,7 @@ def jpeg_uri(photo: NDArray[np.uint8]) -> str:
     return "data:image/jpeg;base64," + base64.b64encode(encode_jpeg(photo, PREVIEW_QUALITY)).decode("ascii")
 
 
-def parse_place(text: str) -> tuple[float, float] | None:
+def parse_place(text: str | None) -> tuple[float, float] | None:
     """Latitude and longitude that a person typed, such as `48.8584, 2.2945`; None where nothing was typed.
 
     Raises:
