@@ -19,6 +19,7 @@ from starlette.middleware import Middleware
 from geomae.data.exif import read_gps
 from geomae.demo import texts
 from geomae.demo.answers import Geolocator, PhotoAnswer
+from geomae.demo.forgetting import ForgettingBlocks
 from geomae.demo.front_door import FrontDoor
 from geomae.demo.game import Game, GamePhotos, score_turn
 from geomae.demo.hidden_patches import Reconstructor
@@ -90,7 +91,7 @@ def build_page(
         reconstructor: shows what a pretraining sees; its tab says how to have one where there is none.
         game_photos: what rounds are drawn from; likewise.
     """
-    with gr.Blocks(title="GeoMAE", analytics_enabled=False, delete_cache=(60, 60)) as page:
+    with ForgettingBlocks(title="GeoMAE", analytics_enabled=False, delete_cache=(60, 60)) as page:
         gr.HTML(world_symbols())
         gr.Markdown(INTRODUCTION, elem_classes="geo-introduction")
         with gr.Tabs():
@@ -100,12 +101,7 @@ def build_page(
                 add_patches_tab(reconstructor)
             with gr.Tab("Beat the model"):
                 add_game_tab(geolocator, game_photos)
-
-        def forget(visitor: gr.Request) -> None:
-            """Drop what the session of a visitor who left held: Gradio would keep it for an hour."""
-            page.app.state_holder.session_data.pop(visitor.session_hash, None)
-
-        page.unload(forget)
+        page.forgets_who_leaves()
     page.queue(max_size=MAX_WAITING, api_open=False)
     return page
 
