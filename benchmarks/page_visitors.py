@@ -1,14 +1,13 @@
 """The page under a crowd: fifty visitors for a minute, then more at one moment than its queue holds.
 
     python benchmarks/page_visitors.py
-    python benchmarks/page_visitors.py --visitors 10 --seconds 20 --output outputs/visitors.json \
-        --picture outputs/visitors.png
+    python benchmarks/page_visitors.py --visitors 10 --seconds 20 --output outputs/visitors.json
 
 `app.py` serves a fresh model of the size of `make quick`, and is asked over HTTP as browsers ask it. A visitor sends a
 photo of 1600x1200, looks at the answer, sends two more and leaves; somebody else comes. One photo in twenty is none,
 and has to be refused with a sentence. Then `--rush` visitors send one at the same moment: the queue takes as many as it
 has places, and the others have to be told. Visitors and page share the machine, so that the page alone is faster.
-Takes three minutes. Writes the JSON, a page beside it and the picture.
+Takes three minutes. Writes the JSON, and a page and a picture beside it.
 """
 
 import argparse
@@ -75,7 +74,7 @@ def main() -> None:
         **measured,
     }
     write_results(arguments.output, record, to_markdown)
-    save_figure(draw(record), arguments.picture)
+    save_figure(draw(record), arguments.output.with_suffix(".png"))
 
 
 def make_photos(size: tuple[int, int]) -> list[bytes]:
@@ -187,9 +186,9 @@ def _parse_arguments() -> argparse.Namespace:
     parser.add_argument("--silence_s", type=float, default=20.0, help="before memory is looked at (%(default)s)")
     parser.add_argument("--photo_size", type=int, nargs=2, default=(1600, 1200), help="WIDTH HEIGHT (1600 1200)")
     output = Path("results/reliability/page_visitors.json")
-    parser.add_argument("--output", type=Path, default=output, help="JSON; the page lies beside it (%(default)s)")
-    picture = Path("docs/pictures/page_visitors.png")
-    parser.add_argument("--picture", type=Path, default=picture, help="PNG (%(default)s)")
+    parser.add_argument(
+        "--output", type=Path, default=output, help="JSON; the page and the picture lie beside it (%(default)s)"
+    )
     arguments = parser.parse_args()
     for name, least in {"visitors": 1, "seconds": 1, "rush": 1, "photos_per_visit": 1}.items():
         if (value := getattr(arguments, name)) < least:

@@ -1,14 +1,13 @@
 """From ten thousand photos to a million: are time and memory straight lines?
 
     python benchmarks/rows_scaling.py
-    python benchmarks/rows_scaling.py --rows 1000 3000 10000 --only pack epoch --output outputs/rows.json \
-        --picture outputs/rows.png
+    python benchmarks/rows_scaling.py --rows 1000 3000 10000 --only pack epoch --output outputs/rows.json
 
 Tiny JPEGs lie in msgpack shards as MP-16's photos do, with a table of coordinates and photographers. Every number of
 them is packed, read for an epoch without a model, resumed in the middle of it, judged from a file of answers, and
 answered by a tiny model in both ways, each by the command that its users give, in a process of its own. Takes about
-half an hour on two cores, and 2 GB of the temporary folder. Writes the JSON, a page beside it and the picture; what was
-measured is written after every number of rows.
+half an hour on two cores, and 2 GB of the temporary folder. Writes the JSON, and a page and a picture beside it, after
+every number of rows.
 """
 
 import argparse
@@ -120,7 +119,7 @@ def main() -> None:
         for entry in record["stages"].values():
             entry |= summarise(entry["rows"])
         write_results(arguments.output, record, to_markdown)
-        save_figure(draw(record), arguments.picture)
+        save_figure(draw(record), arguments.output.with_suffix(".png"))
 
 
 def make_inputs(folder: Path, num_rows: int, jpeg_side: int) -> None:
@@ -170,9 +169,9 @@ def _parse_arguments() -> argparse.Namespace:
     parser.add_argument("--only", nargs="+", choices=list(STAGES), default=list(STAGES), help="stages; all by default")
     parser.add_argument("--jpeg_side", type=int, default=16, help="pixels of a photo (%(default)s)")
     output = Path("results/reliability/rows_scaling.json")
-    parser.add_argument("--output", type=Path, default=output, help="JSON; the page lies beside it (%(default)s)")
-    picture = Path("docs/pictures/rows_scaling.png")
-    parser.add_argument("--picture", type=Path, default=picture, help="PNG (%(default)s)")
+    parser.add_argument(
+        "--output", type=Path, default=output, help="JSON; the page and the picture lie beside it (%(default)s)"
+    )
     arguments = parser.parse_args()
     if min(arguments.rows) < 1000 or arguments.jpeg_side < 8:
         parser.error(f"--rows {min(arguments.rows)} --jpeg_side {arguments.jpeg_side}: expected at least 1000 and 8.")

@@ -1,16 +1,17 @@
 """Does a long run lose anything? Pretraining and fine-tuning by the thousand steps, watched from outside.
 
     python benchmarks/soak.py
-    python benchmarks/soak.py --minutes 60 --only pretraining --output outputs/soak.json --picture outputs/soak.png
+    python benchmarks/soak.py --minutes 60 --only pretraining --output outputs/soak.json
 
 The real scripts train a tiny model on tiny photos, so that a minute has as many steps as hours of a real run: with a
 reader of its own, and every `--every_steps` steps an evaluation, pictures and a checkpoint, of which two are kept. Once
 a second somebody looks at all of their processes: memory, open files, threads, shared memory. A line through ten
 stretches of the run says how much each grows in 1,000 steps. Takes twelve minutes, and a core and a half. Writes the
-JSON, a page beside it and the picture.
+JSON, and a page and a picture beside it.
 """
 
 import argparse
+import math
 import os
 import subprocess
 import sys
@@ -23,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # where modeling/ 
 import torch
 from lasting.counted_run import NUM_BYTES
 from lasting.growth import fit_growth
-from lasting.soak_report import draw, to_markdown
+from lasting.soak_report import draw, summarise, to_markdown
 from lasting.tiny_photos import draw_coordinates, make_jpegs
 from lasting.watch import Watch
 from recording import write_results
@@ -37,6 +38,7 @@ from machine import describe_machine
 
 ROOT = Path(__file__).resolve().parents[1]
 RUNS = {"pretraining": "run_pretrain_mae.py", "fine-tuning": "run_finetune_geo.py"}
+MOST_SAMPLES = 250  # that are kept, evenly spaced: for the picture; the lines go through all
 WATCHED = ("own_bytes", "rss_bytes", "num_files", "num_threads", "num_processes", "shared_bytes", "num_shared")
 _SETTINGS = ("minutes", "every_steps", "num_workers", "photos")
 _MODEL = {
@@ -82,7 +84,7 @@ def main() -> None:
         "runs": runs,
     }
     write_results(arguments.output, record, to_markdown)
-    save_figure(draw(record), arguments.picture)
+    save_figure(draw(record), arguments.output.with_suffix(".png"))
 
 
 def pack(folder: Path, num_photos: int) -> None:
@@ -100,7 +102,7 @@ def pack(folder: Path, num_photos: int) -> None:
 
 
 def soak(title: str, folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
-    """Let a script run for its minutes; what was seen of it, sample by sample, and what grows."""
+    """Let a script run for its minutes; what was seen of it, and what grows."""
     counter = folder / f"{title}.step"
     counter.write_bytes(bytes(NUM_BYTES))
     log = folder / f"{title}.log"
@@ -126,7 +128,8 @@ def soak(title: str, folder: Path, arguments: argparse.Namespace) -> dict[str, A
     growth = {name: fit_growth(steps, [sample[name] for sample in training]) for name in WATCHED}
     print(f"{title}: {last:,} steps, {growth['own_bytes']['per_1000_steps']:,.0f} bytes per 1,000", file=sys.stderr)
     seconds = training[-1]["seconds"] - training[0]["seconds"]
-    return {"num_steps": last, "seconds": seconds, "growth": growth, "samples": training}
+    shown = training[:: math.ceil(len(training) / MOST_SAMPLES)]
+    return {"num_steps": last, "seconds": seconds, **summarise(growth), "growth": growth, "samples": shown}
 
 
 def _read_step(counter: Path) -> int:
@@ -165,9 +168,9 @@ def _parse_arguments() -> argparse.Namespace:
     parser.add_argument("--num_workers", type=int, default=1, help="readers of the run (%(default)s)")
     parser.add_argument("--photos", type=int, default=4000, help="to train on (%(default)s)")
     output = Path("results/reliability/soak.json")
-    parser.add_argument("--output", type=Path, default=output, help="JSON; the page lies beside it (%(default)s)")
-    picture = Path("docs/pictures/soak.png")
-    parser.add_argument("--picture", type=Path, default=picture, help="PNG (%(default)s)")
+    parser.add_argument(
+        "--output", type=Path, default=output, help="JSON; the page and the picture lie beside it (%(default)s)"
+    )
     arguments = parser.parse_args()
     for name, least in {"minutes": 0.1, "every_steps": 1, "num_workers": 0, "photos": 100}.items():
         if (value := getattr(arguments, name)) < least:

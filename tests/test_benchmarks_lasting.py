@@ -4,10 +4,10 @@ import importlib
 import io
 import json
 import mmap
-import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -63,12 +63,25 @@ def test_a_process_that_ends_meanwhile_counts_as_nothing(part: Any) -> None:
 
 
 def test_watch_sees_the_children_and_keeps_the_highest(part: Any) -> None:
-    program = "import time; held = bytes(b'x' * 50_000_000); time.sleep(0.8); del held; time.sleep(0.8)"
-    command = [sys.executable, "-c", f"import subprocess, sys; subprocess.run([sys.executable, '-c', {program!r}])"]
-    with part("watch").Watch(os.getpid(), 0.1, lambda: {"clock": time.monotonic()}) as watch:
-        subprocess.run(command, check=True)
-    counts = [sample["num_processes"] for sample in watch.samples]
-    assert max(counts) >= counts[0] + 2
+    grandchild = "held = bytes(b'x' * 50_000_000); input(); del held; input()"
+    command = [sys.executable, "-c", f"import subprocess, sys; subprocess.run([sys.executable, '-c', {grandchild!r}])"]
+
+    def wait_until(claim: Callable[[dict[str, Any]], bool]) -> None:
+        deadline = time.monotonic() + 60
+        while not (watch.samples and claim(watch.samples[-1])):
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+
+    with subprocess.Popen(command, stdin=subprocess.PIPE, text=True) as child:
+        assert child.stdin is not None
+        with part("watch").Watch(child.pid, 0.05, lambda: {"clock": time.monotonic()}) as watch:
+            wait_until(lambda sample: sample["num_processes"] == 2 and sample["own_bytes"] > 50_000_000)
+            for is_smaller in (True, False):
+                child.stdin.write("\n")
+                child.stdin.flush()
+                if is_smaller:
+                    wait_until(lambda sample: sample["own_bytes"] < 45_000_000)
+            child.wait()
     assert watch.peak("own_bytes") - watch.samples[-1]["own_bytes"] > 45_000_000
     assert watch.samples[-1]["clock"] > watch.samples[0]["clock"]
 
@@ -100,6 +113,8 @@ def test_a_line_is_straight_and_a_parabola_is_not(part: Any) -> None:
     assert summary["core_seconds"]["bend"] == pytest.approx(1)
     assert summary["core_seconds"]["is_straight"] is True
     assert summary["peak_own_bytes"] == {"per_row": [0, 0], "bend": None, "is_straight": True}
+    assert summary["most_rows"] == 10_000
+    assert summary["at_most_rows"]["core_seconds"] == 203
     assert part("rows_report").summarise(rows(lambda n: n**2))["core_seconds"]["is_straight"] is False
     two = {key: value for key, value in rows(float).items() if key != "10000"}
     assert part("rows_report").summarise(two)["core_seconds"]["is_straight"] is None  # nobody can say
@@ -121,11 +136,10 @@ def test_photos_by_the_million_are_named_once_and_lie_on_earth(part: Any, tmp_pa
 
 
 def run(tmp_path: Path, program: str, *options: str) -> Any:
-    command = [sys.executable, f"benchmarks/{program}.py", *options]
-    command += ["--output", str(tmp_path / "result.json"), "--picture", str(tmp_path / "picture.png")]
+    command = [sys.executable, f"benchmarks/{program}.py", *options, "--output", str(tmp_path / "result.json")]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-4000:]
-    assert (tmp_path / "picture.png").stat().st_size > 10_000
+    assert (tmp_path / "result.png").stat().st_size > 10_000
     return json.loads((tmp_path / "result.json").read_text()), (tmp_path / "result.md").read_text()
 
 

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from geomae.reporting.plots import COLOURS, style
 from loading.report import markdown_table
 
-__all__ = ["draw", "to_markdown"]
+__all__ = ["draw", "summarise", "to_markdown"]
 
 _TITLES = {
     "own_bytes": "memory without pages of files, bytes",
@@ -21,6 +21,28 @@ _TITLES = {
     "num_shared": "pieces of shared memory",
 }
 _RECIPE_STEPS = 115_000  # 100 epochs of MP-16's 4.72 million photos in batches of 4,096
+
+
+def summarise(growth: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """The numbers that a reader asks for first: memory without pages of files, open files, shared memory.
+
+    Args:
+        growth: what was watched -> what `fit_growth` says of it.
+    """
+    memory, files, shared = growth["own_bytes"], growth["num_files"], growth["shared_bytes"]
+    return {
+        "memory_mib_least": memory["least"] / 2**20,
+        "memory_mib_most": memory["most"] / 2**20,
+        "memory_kib_per_1000_steps": memory["per_1000_steps"] / 2**10,
+        "files_least": int(files["least"]),
+        "files_most": int(files["most"]),
+        "files_per_1000_steps": files["per_1000_steps"],
+        "shared_kib_most": shared["most"] / 2**10,
+        "intervals_95": {
+            "memory_kib_per_1000_steps": [end / 2**10 for end in memory["interval_95"]],
+            "files_per_1000_steps": files["interval_95"],
+        },
+    }
 
 
 def to_markdown(record: Mapping[str, Any]) -> str:
