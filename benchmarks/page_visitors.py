@@ -132,7 +132,7 @@ def measure(pid: int, address: str, photos: list[bytes], arguments: argparse.Nam
     """A photo, the crowd, silence, the rush, and a photo again."""
     first = Crowd(address, photos)
     asyncio.run(first.rush(2))  # imports and caches
-    before = asdict(look_at(processes_of(pid)))
+    before = look_around(pid)
     crowd, rush, last = (Crowd(address, photos) for _ in range(3))
     with Watch(pid, 0.5) as watch:
         began = time.perf_counter()
@@ -140,18 +140,25 @@ def measure(pid: int, address: str, photos: list[bytes], arguments: argparse.Nam
         asyncio.run(crowd.stay(arguments.visitors, arguments.seconds, **stay))
         seconds = time.perf_counter() - began
         time.sleep(arguments.silence_s)
-        after_crowd = asdict(look_at(processes_of(pid)))
+        after_crowd = look_around(pid)
         asyncio.run(rush.rush(arguments.rush))
         time.sleep(arguments.silence_s)
         asyncio.run(last.rush(1))
+        in_the_end = look_around(pid)
     return {
         "crowd": describe(crowd, seconds),
         "rush": describe(rush, None),
         "afterwards": describe(last, None),
-        "holding": {"before": before, "after_the_crowd": after_crowd, "at_the_end": watch.samples[-1]},
+        "holding": {"before": before, "after_the_crowd": after_crowd, "at_the_end": in_the_end},
         "samples": watch.samples,
         "asked": [asdict(asked) for asked in crowd.asked],
     }
+
+
+def look_around(pid: int) -> dict[str, Any]:
+    """What the page holds now."""
+    holding = asdict(look_at(processes_of(pid)))
+    return holding | {"memory_mib": holding["own_bytes"] / 2**20}
 
 
 def describe(crowd: Crowd, seconds: float | None) -> dict[str, Any]:

@@ -152,6 +152,7 @@ def measure(stage: str, num_rows: int, folder: Path) -> dict[str, Any]:
     result = {
         "seconds": time.perf_counter() - started,
         "core_seconds": used.ru_utime + used.ru_stime,
+        "memory_mib": watch.peak("own_bytes") / 2**20,
         "largest_process_bytes": watch.peak("largest_bytes"),
         **{f"peak_{name}": watch.peak(name) for name in ("rss_bytes", "own_bytes", "num_files", "num_threads")},
     }

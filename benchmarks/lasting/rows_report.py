@@ -36,11 +36,7 @@ def summarise(rows: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
         bend = float(per_row[-1] / per_row[-2]) if len(per_row) > 1 and min(per_row[-2:]) > 0 else None
         is_straight = None if len(per_row) < 2 else bend is None or bend <= MOST_BEND
         summary[measure] = {"per_row": per_row.tolist(), "bend": bend, "is_straight": is_straight}
-    last = list(rows.values())[-1]
-    return summary | {
-        "most_rows": int(numbers[-1]),
-        "at_most_rows": {**last, "memory_mib": last["peak_own_bytes"] / 2**20},
-    }
+    return summary
 
 
 def to_markdown(record: Mapping[str, Any]) -> str:
