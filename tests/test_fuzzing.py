@@ -171,15 +171,18 @@ BOMBS = {
     "parse_yaml(BOMB)": "DocumentError",
     "PhotoReader(str(FOLDER)).read({'file': 'bomb', 'storage': 2, 'offset': 0, 'size': SIZE})": "inflates to more",
     "decode_photo(PIXELS, min_short_side=0)": "more than 100,000,000 pixels",
+    "read_predictions(FOLDER / 'answers.parquet')": "would take more than 4 GiB",
 }
 ATTACK = """
 import io, resource, struct, zlib
 from pathlib import Path
+import numpy as np, pyarrow as pa, pyarrow.parquet as pq
 from geomae.data.archives import walk_msgpack
 from geomae.data.photos import decode_photo
 from geomae.data.reading import PhotoReader
 from geomae.documents import parse_yaml
 from geomae.errors import GeoMAEError
+from geomae.evaluation import read_predictions
 
 def chunk(name, data):
     return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
@@ -190,13 +193,16 @@ packed = b"".join([packer.compress(bytes(2**24)) for _ in range(24)] + [packer.f
 SIZE = len(packed)
 header = struct.pack(">IIBBBBB", 60000, 60000, 8, 2, 0, 0, 0)
 PIXELS = b"\\x89PNG\\r\\n\\x1a\\n" + chunk(b"IHDR", header) + chunk(b"IDAT", packed[:1000]) + chunk(b"IEND", b"")
+ids = pa.DictionaryArray.from_arrays(np.zeros(10**6, np.int32), ["x" * 10**6])  # in a file of 60 KB
+answers = {"id": ids, "latitude": np.zeros(10**6), "longitude": np.zeros(10**6)}
+pq.write_table(pa.table(answers), FOLDER / "answers.parquet", store_schema=False)
 taken = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (taken + 900 * 2**20,) * 2)
 for bomb in BOMBS:
     try:
         print(eval(bomb))
     except (GeoMAEError, ValueError) as error:
-        print(type(error).__name__, error)
+        print(type(error).__name__, *str(error).splitlines())
 """
 
 

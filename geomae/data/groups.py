@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from geomae.bounded_parquet import read_groups
 from geomae.data.archives import Storage
 from geomae.data.filesystems import is_url, open_file
 from geomae.data.last_used import LastUsed
@@ -239,7 +240,7 @@ class _ShardReader:
         try:
             file = self._file(name)
             self._refuse_shrunken(name)
-            table = file.read_row_group(index, columns=self._shards.columns, use_threads=False)
+            table = read_groups(file, [index], self._shards.columns, use_threads=False)
         except (OSError, pa.ArrowException, SourceError) as error:  # of one group among thousands
             return [self._unreadable(name, index, row, error) for row in rows.tolist()]
         if table.num_rows != self._shards.group_sizes[group]:

@@ -10,6 +10,7 @@ from typing import Any, BinaryIO
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from geomae.bounded_parquet import read_groups
 from geomae.columns import find_column
 from geomae.data.archives import Storage
 from geomae.data.filesystems import is_url, join, open_file, public_text
@@ -127,8 +128,8 @@ class PhotoReader:
             self._group = None
             try:
                 file = self._file(name, parquet=True)
-                column = find_column("image", file.schema_arrow.names)
-                self._group = (name, group), file.read_row_group(group, columns=[column])[0]
+                column = find_column("image", file.schema_arrow.names) or "image"
+                self._group = (name, group), read_groups(file, [group], [column])[0]
             except (pa.ArrowException, IndexError, UnicodeDecodeError) as error:
                 raise DamagedPhotoError(f"its row group cannot be read: {group} of {name}: {error}") from error
         if row >= len(self._group[1]):

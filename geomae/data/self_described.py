@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
+from geomae.bounded_parquet import read_groups
 from geomae.columns import COLUMN_ALIASES, as_utf8, find_column, show_columns, tidy_text
 from geomae.data.archives import Member, Storage, is_hidden, walk_tar
 from geomae.data.coordinates import PHOTO_SUFFIXES, sift_coordinates
@@ -190,7 +191,7 @@ def _read_parquet_beside(tar_file: str, bad: BadTally) -> dict[str, dict[str, An
             known = [column for name in _KNOWN if (column := find_column(name, names))]
             if "key" not in names:
                 return {}
-            rows = parquet.read(columns=list(dict.fromkeys(["key", *known]))).to_pylist()
+            rows = read_groups(parquet, range(parquet.num_row_groups), ["key", *known]).to_pylist()
     except (OSError, UnicodeDecodeError, pa.ArrowException) as error:
         bad.add(
             public_name(path).rpartition("/")[2], f"cannot be read as parquet: {error}", kind="the file cannot be read"
@@ -322,7 +323,7 @@ def _read_one_parquet(listing: Listing, entry: FileEntry) -> tuple[PhotoIndex, s
             _check_image_column(schema, entry.path)
             sizes = [parquet.metadata.row_group(group).num_rows for group in range(parquet.metadata.num_row_groups)]
             places = _find_places(schema)
-            table = parquet.read(columns=list({column for column, _ in places.values()}))
+            table = read_groups(parquet, range(parquet.num_row_groups), list({column for column, _ in places.values()}))
     except (OSError, UnicodeDecodeError, pa.ArrowException) as error:
         return f"cannot be read as parquet: {error}"
     num_rows = sum(sizes)

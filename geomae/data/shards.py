@@ -24,6 +24,7 @@ import pyarrow.parquet as pq
 from filelock import FileLock, Timeout
 from tqdm import tqdm
 
+from geomae.bounded_parquet import read_table
 from geomae.data.damage import BadPhoto, BadTally
 from geomae.data.layout import SHARD_PATTERN, list_shards
 from geomae.data.manifest import ShardReport, mark_splits, read_finished_splits, refuse_other_photos
@@ -396,7 +397,7 @@ def read_labels(path: str | Path, *, apart_from: Collection[str] = ()) -> dict[s
         if match and match["split"] not in apart_from:
             try:
                 known = [name for name in _LABELS if name in pq.read_schema(file).names]
-                found.setdefault(match["split"], []).append(pq.read_table(file, columns=known))
+                found.setdefault(match["split"], []).append(read_table(file, known))
             except (pa.ArrowInvalid, OSError) as error:
                 raise SourceError(f"{file} cannot be read: {error}. Delete it, and pack its split anew.") from error
     return {split: pa.concat_tables(tables) for split, tables in found.items()}
@@ -409,5 +410,5 @@ def read_coordinates(path: str | Path, split: str) -> np.ndarray:
         `(n, 2)` float64 latitude and longitude in degrees, in the order of the shards; NaN where unlabelled.
     """
     columns = ["latitude", "longitude"]
-    table = pa.concat_tables([pq.read_table(file, columns=columns) for file in list_shards(path, split)])
+    table = pa.concat_tables([read_table(file, columns) for file in list_shards(path, split)])
     return np.stack([table[name].to_numpy(zero_copy_only=False).astype(np.float64) for name in columns], axis=1)

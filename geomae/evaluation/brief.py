@@ -4,8 +4,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 
+from geomae.bounded_parquet import read_table
 from geomae.evaluation.summary import align_columns, best_constant, compare_means, describe_shared_photos, format_table
 from geomae.populated_places import nearest_places
 
@@ -45,7 +45,7 @@ def format_brief(metrics: dict[str, Any], label: str, predictions_file: Path) ->
 def _some_answers(predictions_file: Path) -> list[str]:
     """The photos at a few shares of the errors, as lines."""
     columns = ["id", "latitude", "longitude", "true_latitude", "true_longitude", "error_km"]
-    table = pq.read_table(predictions_file, columns=columns)
+    table = read_table(predictions_file, columns)
     table = table.filter(table["latitude"].is_valid()).sort_by("error_km")
     chosen = table.take(np.round(np.array(SHARES) * (len(table) - 1)).astype(int)).to_pydict()
     true_deg, answered_deg = (

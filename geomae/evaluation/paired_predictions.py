@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet
 from numpy.typing import NDArray
 
+from geomae.bounded_parquet import read_table
 from geomae.errors import ConfigError, PredictionError, SourceError
 from geomae.evaluation.comparison import compare_errors
 from geomae.evaluation.judge import match_predictions, measure_errors
@@ -124,7 +125,7 @@ def _read_answers(path: Path) -> _Answers:
         return _Answers(str(path), predictions.ids, predictions.coordinates_deg, None, None)
     names = ("latitude", "longitude", "true_latitude", "true_longitude")
     try:
-        table = pa.parquet.read_table(file)
+        table = read_table(file)
         ids = table["id"].cast(pa.string()).to_pylist()
         columns = {name: table[name].to_numpy().astype(np.float64) for name in names}
         authors = table["author"].cast(pa.string()).to_pylist() if "author" in table.column_names else None

@@ -15,6 +15,7 @@ import pyarrow.csv
 import pyarrow.parquet
 from numpy.typing import NDArray
 
+from geomae.bounded_parquet import read_table
 from geomae.columns import COLUMN_ALIASES, UNKNOWN, find_column, name_scene, show_columns
 from geomae.data.layout import list_shards
 from geomae.errors import CoordinateError, GeoMAEError, PredictionError, SourceError
@@ -288,7 +289,7 @@ def _read_file(file: Path, chosen: dict[str, str], error: type[GeoMAEError]) -> 
     """The chosen columns under our names, coordinates as float64 and the others as strings."""
     with _broken_files_named(file, error):
         if file.suffix.lower() == ".parquet":
-            table = pa.parquet.read_table(file, columns=list(chosen.values()))
+            table = read_table(file, list(chosen.values()))
         else:
             table = _read_csv(file, list(chosen.values()))
         columns = {}

@@ -7,6 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet
 
+from geomae.bounded_parquet import read_table
 from geomae.columns import show_columns
 from geomae.errors import SourceError
 from geomae.files import write_whole
@@ -65,7 +66,7 @@ def read_geocells(path: str | Path) -> Geocells:
     if not path.is_file():
         raise SourceError(f"there is no file {path}; `python -m geomae.geocells build` writes geocells.parquet")
     try:
-        table = pa.parquet.read_table(path)
+        table = read_table(path)
     except (pa.ArrowException, OSError, UnicodeDecodeError) as problem:
         raise SourceError(f"{path} cannot be read as parquet: {problem}. Build it again.") from problem
     if missing := [name for name in SCHEMA.names if name not in table.column_names]:

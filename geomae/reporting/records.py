@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet
 from numpy.typing import NDArray
 
+from geomae.bounded_parquet import read_table
 from geomae.documents import parse_json, read_text
 from geomae.errors import SourceError
 from geomae.evaluation import read_metrics
@@ -129,7 +130,7 @@ def read_evaluation(folder: str | Path) -> EvaluationRecord:
 
 def _read_table(file: Path) -> pa.Table:
     try:
-        return pa.parquet.read_table(file)
+        return read_table(file)
     except (pa.ArrowException, OSError, UnicodeDecodeError) as problem:
         raise SourceError(f"cannot read {file}: {problem}. run_evaluate_geo.py writes it") from problem
 

@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from geomae.bounded_parquet import read_table
 from geomae.documents import parse_json, read_text
 from geomae.errors import ConfigError, SourceError
 from geomae.retrieval.vector_index import import_faiss
@@ -120,7 +121,7 @@ def read_index(folder: str | Path) -> RetrievalIndex:
     folder, faiss = Path(folder), import_faiss()
     record = read_record(folder)
     try:
-        table = pq.read_table(folder / PLACES)
+        table = read_table(folder / PLACES)
         coordinates_deg = np.stack([table[name].to_numpy() for name in ("latitude", "longitude")], axis=1)
         ids = table["id"].to_pylist()
     except (pa.ArrowException, OSError, ValueError, KeyError) as problem:
