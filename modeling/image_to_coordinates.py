@@ -95,8 +95,8 @@ class ImageToCoordinatesPipeline(Pipeline):
         Args:
             inputs: a photo, a list or a 4-dimensional array of photos, or a stream of them: a generator, a
                 `KeyDataset`, or a `datasets.Dataset` or `IterableDataset` with a column `image`. A photo is a path, an
-                address that begins with http:// or https://, a PIL image, or an array or tensor as
-                `GeoMAEImageProcessor` takes them.
+                address that begins with http:// or https://, a PIL image, an array or tensor as
+                `GeoMAEImageProcessor` takes them, the bytes of a file, or a row of `datasets.Image(decode=False)`.
             args: none are known.
             kwargs: `top_k`: number of likeliest places, 5 by default; `decoding`: `argmax`, `kernel`, `expected_km` or
                 `mean_in_top_k` in place of the model's; `timeout`: seconds that an address may take, 20 by default;
@@ -143,10 +143,11 @@ class ImageToCoordinatesPipeline(Pipeline):
     def preprocess(self, photo: Any, timeout: float = 20.0) -> dict[str, Any]:  # type: ignore[override]
         """Open, resize and crop one photo: `pixel_values` `(1, 3, S, S)` uint8."""
         try:
-            if isinstance(photo, (str, Path)):
-                with open_photo(photo, self.image_processor.size["shortest_edge"], timeout) as image:
+            source = photo_of_row(photo) if isinstance(photo, Mapping) else photo
+            if isinstance(source, (str, Path, bytes)):
+                with open_photo(source, self.image_processor.size["shortest_edge"], timeout) as image:
                     return dict(self.image_processor(image, return_tensors="pt"))
-            crops = dict(self.image_processor(photo, return_tensors="pt"))
+            crops = dict(self.image_processor(source, return_tensors="pt"))
             if len(crops["pixel_values"]) != 1:
                 raise ValueError(f"it holds {len(crops['pixel_values'])} photos: give them as one list.")
             return crops
@@ -260,15 +261,26 @@ def unit_vectors(coordinates_deg: np.ndarray) -> np.ndarray:
     return np.stack((np.cos(latitude) * np.cos(longitude), np.cos(latitude) * np.sin(longitude), np.sin(latitude)), -1)
 
 
-def open_photo(source: str | Path, short_side: int, timeout: float) -> Image.Image:
-    """Open a file or an address; a JPEG is decoded at a half, a quarter or an eighth where that leaves `short_side`."""
-    is_address = str(source).startswith(("http://", "https://"))
-    if not is_address and not Path(source).is_file():
-        raise ValueError("there is no such file. Give a path, an http(s) address, an image, an array or a tensor.")
+def photo_of_row(row: Mapping[str, Any]) -> Any:
+    """What stands in a row of `datasets.Image(decode=False)`: the bytes of a photo, or where it lies."""
+    photo = row.get("bytes") or row.get("path")
+    if not photo:
+        raise ValueError("it has neither bytes nor a path. Give a row of datasets.Image(decode=False), or an image.")
+    return photo
+
+
+def open_photo(source: str | Path | bytes, short_side: int, timeout: float) -> Image.Image:
+    """Open a file, its bytes or an address; a JPEG is decoded at 1/2, 1/4 or 1/8 where that leaves `short_side`."""
+    file: Any = io.BytesIO(source) if isinstance(source, bytes) else source
+    if not isinstance(source, bytes):
+        if str(source).startswith(("http://", "https://")):
+            file = io.BytesIO(download(str(source), timeout))
+        elif not Path(source).is_file():
+            raise ValueError("there is no such file. Give a path, an http(s) address, an image, an array or a tensor.")
     Image.init()
     known = [name for name in PHOTO_FORMATS if name in Image.OPEN]
     try:
-        image = Image.open(io.BytesIO(download(str(source), timeout)) if is_address else source, formats=known)
+        image = Image.open(file, formats=known)
     except UnidentifiedImageError as error:
         raise ValueError(f"it is no photo in a format that is read here: {', '.join(known)}.") from error
     if image.format in ("JPEG", "MPO"):
@@ -296,6 +308,10 @@ def download(address: str, timeout: float) -> bytes:
 
 def describe(photo: Any) -> str:
     """How an error names a photo."""
+    if isinstance(photo, Mapping):
+        return describe(photo["path"]) if photo.get("path") else f"the row of {', '.join(map(str, photo))}"
+    if isinstance(photo, bytes):
+        return f"the photo of {len(photo):,} bytes"
     if isinstance(photo, (str, Path)):
         text = str(photo)
         return repr(text if len(text) <= 200 else text[:200] + "...")

@@ -123,6 +123,23 @@ def test_streams_are_answered_one_by_one(locate: Any, photos: list[Path]) -> Non
         locate(rows.remove_columns("image"))
 
 
+def test_photos_that_datasets_leaves_encoded_are_opened(locate: Any, photos: list[Path]) -> None:
+    expected = [locate(str(path)) for path in photos]
+    paths = datasets.Dataset.from_dict({"image": [str(path) for path in photos]})
+    encoded = paths.cast_column("image", datasets.Image(decode=False))
+    embedded = [{"bytes": path.read_bytes(), "path": path.name} for path in photos]
+    features = datasets.Features(image=datasets.Image(decode=False))
+    rows = datasets.Dataset.from_dict({"image": embedded}, features=features)
+    for stream in (encoded, encoded.to_iterable_dataset(), rows, embedded, [path.read_bytes() for path in photos]):
+        assert all(same(*pair) for pair in zip(locate(stream), expected, strict=True))
+    with pytest.raises(ValueError, match=r"'a\.jpg' cannot be located: it is no photo"):
+        locate({"bytes": b"Dear model,", "path": "a.jpg"})
+    with pytest.raises(ValueError, match="the row of bytes, path cannot be located: it has neither bytes nor a path"):
+        locate({"bytes": None, "path": None})
+    with pytest.raises(ValueError, match=r"the photo of 3 bytes cannot be located: it is no photo"):
+        locate(b"abc")
+
+
 def test_the_nearest_place_is_named(folder: Path, locate: Any, photos: list[Path]) -> None:
     answer = locate(str(photos[0]))
     lines = (folder / "populated_places.csv").read_text(encoding="utf-8").splitlines()
