@@ -70,7 +70,7 @@ class ImageToCoordinatesPipeline(Pipeline):
 
     Args:
         model: a geolocator of GeoMAE or of its baselines.
-        image_processor: made for the model's image size where none is given or found.
+        image_processor: made for the model's image size where none is given or found; one of another size is refused.
         kwargs: `top_k`, `decoding` and `timeout` of every call; `device`, `batch_size`, `num_workers` and others of
             `transformers.Pipeline`.
     """
@@ -83,6 +83,7 @@ class ImageToCoordinatesPipeline(Pipeline):
     def __init__(self, model: Any, image_processor: Any = None, **kwargs: Any) -> None:
         if image_processor is None:
             image_processor = GeoMAEImageProcessor.for_image_size(model.config.image_size)
+        refuse_other_size(image_processor, model.config.image_size)
         if getattr(model.config, "custom_pipelines", None):
             # transformers has put classes into it, with which the configuration cannot be printed or saved any more
             model.config.custom_pipelines = copy.deepcopy(CUSTOM_PIPELINES)
@@ -231,6 +232,22 @@ class ImageToCoordinatesPipeline(Pipeline):
                 _raise_exceptions_for_gated_repo=False,
             )
         return Path(path) if path is not None and Path(path).is_file() else None
+
+
+def refuse_other_size(image_processor: Any, image_size: int) -> None:
+    """Photos of a size that a model was not trained on are answered, but worse.
+
+    Raises:
+        ValueError: the processor makes photos of another size than `image_size`, pixels.
+    """
+    made = getattr(image_processor, "crop_size", None) or image_processor.size  # size: of those that do not crop
+    sides = (made.get("height"), made.get("width"))
+    if sides != (image_size, image_size):
+        raise ValueError(
+            f"the image processor makes photos of {sides[0]} x {sides[1]} pixels, and the model was made for "
+            f"{image_size} x {image_size}: leave image_processor out, or give "
+            f"GeoMAEImageProcessor.for_image_size({image_size})."
+        )
 
 
 def read_places(path: Path) -> Places:

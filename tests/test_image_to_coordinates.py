@@ -12,13 +12,14 @@ import torch
 from geocell_models import save_cell_model
 from local_server import FolderHandler, serve
 from PIL import Image
-from transformers import pipeline
+from transformers import ViTImageProcessor, pipeline
 from transformers.pipelines.pt_utils import KeyDataset
 
 from geomae.data.photos import decode_photo
 from geomae.geography import great_circle_km
 from geomae.populated_places import write_places
 from modeling import GeoMAEConfig, GeoMAEForGeolocation
+from modeling.image_processing_geomae import GeoMAEImageProcessor
 from modeling.image_to_coordinates import open_photo
 
 TINY = {
@@ -248,6 +249,17 @@ def test_options_that_cannot_work_are_refused(locate: Any, photos: list[Path]) -
     point = pipeline("image-to-coordinates", model=GeoMAEForGeolocation(GeoMAEConfig(**TINY)))
     with pytest.raises(ValueError, match="answers a point, which is not decoded"):
         point(photos, decoding="kernel")
+
+
+def test_an_image_processor_of_another_size_is_refused(tmp_path: Path) -> None:
+    model = GeoMAEForGeolocation(GeoMAEConfig(**TINY))
+    for other in (GeoMAEImageProcessor.for_image_size(64), ViTImageProcessor(size={"height": 64, "width": 64})):
+        with pytest.raises(ValueError, match=r"makes photos of 64 x 64 pixels, and the model was made for 32 x 32"):
+            pipeline("image-to-coordinates", model=model, image_processor=other)
+    save_cell_model(tmp_path, TINY)
+    GeoMAEImageProcessor.for_image_size(64).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"makes photos of 64 x 64 pixels"):
+        pipeline("image-to-coordinates", model=str(tmp_path), trust_remote_code=True)
 
 
 def test_a_pipeline_saves_what_it_was_loaded_from(locate: Any, photos: list[Path], tmp_path: Path) -> None:
