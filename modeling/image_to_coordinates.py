@@ -5,11 +5,12 @@ import csv
 import http.client
 import io
 import math
+import os
 import shutil
 import time
 import urllib.request
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ from .configuration_geolocation_head import DECODINGS
 from .geodesy import EARTH_RADIUS_KM
 from .image_processing_geomae import GeoMAEImageProcessor
 
-__all__ = ["CUSTOM_PIPELINES", "PLACES_FILE", "TASK", "ImageToCoordinatesPipeline"]
+__all__ = ["CUSTOM_PIPELINES", "PLACES_FILE", "TASK", "HubAccess", "ImageToCoordinatesPipeline"]
 
 TASK = "image-to-coordinates"
 CUSTOM_PIPELINES = {
@@ -44,6 +45,19 @@ PLACES_FILE = "populated_places.csv"
 MAX_DOWNLOAD_BYTES = 100_000_000
 PHOTO_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "PPM", "AVIF", "JPEG2000", "MPO", "HEIF")
 """What is opened of a path or an address. Pillow knows more, and hands what strangers send to Ghostscript (EPS)."""
+
+
+@dataclass(frozen=True)
+class HubAccess:
+    """How a checkpoint was fetched from the Hub; its token is shown nowhere, and pickled with no model."""
+
+    revision: str | None = None
+    token: str | bool | None = field(default=None, repr=False)
+    cache_dir: str | os.PathLike[str] | None = None
+    local_files_only: bool = False
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"token": None}
 
 
 @dataclass(frozen=True)
@@ -227,6 +241,7 @@ class ImageToCoordinatesPipeline(Pipeline):
             path = cached_file(
                 source,
                 PLACES_FILE,
+                **vars(getattr(self.model, "hub_access", None) or HubAccess()),
                 _raise_exceptions_for_missing_entries=False,
                 _raise_exceptions_for_connection_errors=False,
                 _raise_exceptions_for_gated_repo=False,

@@ -1,6 +1,8 @@
 """The pipeline in a checkpoint folder: any kind of photo in, places with names out."""
 
 import json
+import pickle
+import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -166,6 +168,41 @@ def test_without_the_file_of_places_none_is_named(tmp_path: Path, photos: list[P
     answer = pipeline("image-to-coordinates", model=str(tmp_path), trust_remote_code=True)(str(photos[0]))
     assert answer["nearest_place"] is None
     assert {top["nearest_place"] for top in answer["top_places"]} == {None}
+
+
+def fill_hub_cache(cache: Path, name: str, revisions: dict[str, Path]) -> None:
+    """What `huggingface_hub` leaves where some revisions of a repository were downloaded."""
+    repository = cache / f"models--{name.replace('/', '--')}"
+    for number, (revision, folder) in enumerate(revisions.items()):
+        shutil.copytree(folder, repository / "snapshots" / (commit := f"{number:040x}"))
+        (repository / "refs").mkdir(exist_ok=True)
+        (repository / "refs" / revision).write_text(commit)
+
+
+def test_places_are_those_of_the_revision_that_the_model_was_loaded_from(tmp_path: Path, photos: list[Path]) -> None:
+    for name in ("main", "v1"):
+        save_cell_model(tmp_path / name, TINY)
+        (tmp_path / name / "populated_places.csv").write_text(f"name,country,latitude,longitude\nOf {name},X,1,2\n")
+    fill_hub_cache(tmp_path / "cache", "me/cells", {name: tmp_path / name for name in ("main", "v1")})
+    secret = "hf_" + "s" * 34
+    options: dict[str, Any] = {"cache_dir": tmp_path / "cache", "token": secret}
+    for revision in ("v1", "main"):
+        model = GeoMAEForGeolocation.from_pretrained("me/cells", revision=revision, **options)
+        answer = pipeline("image-to-coordinates", model=model)(str(photos[0]))
+        assert answer["nearest_place"]["name"] == f"Of {revision}"
+    assert secret not in repr(model.hub_access)
+    assert secret.encode() not in pickle.dumps(model)
+
+
+def test_places_are_asked_for_with_the_token_of_the_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = GeoMAEForGeolocation.from_pretrained(save_cell_model(tmp_path, TINY), token="hf_mine", revision="v1")
+    model.config.name_or_path = "me/private"
+    asked = []
+    monkeypatch.setattr("modeling.image_to_coordinates.cached_file", lambda *words, **how: asked.append((words, how)))
+    assert pipeline("image-to-coordinates", model=model).places is None
+    ((words, how),) = asked
+    assert words == ("me/private", "populated_places.csv")
+    assert (how["token"], how["revision"]) == ("hf_mine", "v1")
 
 
 def test_a_file_of_places_that_is_none_is_named(tmp_path: Path, photos: list[Path]) -> None:
