@@ -176,7 +176,14 @@ def _write_onnx(geolocator: ExportableGeolocator, example: Tensor, path: Path, c
 
     names = list(geolocator(example))
     traced = _trace(geolocator, example)
-    program = torch.onnx.export(traced, input_names=["pixel_values"], output_names=names, dynamo=True, verbose=False)
+    program = torch.onnx.export(
+        traced,
+        input_names=["pixel_values"],
+        output_names=names,
+        dynamic_shapes={"pixel_values": {0: "batch"}},  # names the dimension, which the traced program calls s99
+        dynamo=True,
+        verbose=False,
+    )
     config: Any = geolocator.model.config
     written: Any = program.model_proto  # type: ignore[union-attr]  # None where it is not dynamo's
     described: dict[str, str] = {

@@ -5,11 +5,12 @@ import csv
 import http.client
 import io
 import math
+import os
 import shutil
 import time
 import urllib.request
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ from .configuration_geolocation_head import DECODINGS
 from .geodesy import EARTH_RADIUS_KM
 from .image_processing_geomae import GeoMAEImageProcessor
 
-__all__ = ["CUSTOM_PIPELINES", "PLACES_FILE", "TASK", "ImageToCoordinatesPipeline"]
+__all__ = ["CUSTOM_PIPELINES", "PLACES_FILE", "TASK", "HubAccess", "ImageToCoordinatesPipeline"]
 
 TASK = "image-to-coordinates"
 CUSTOM_PIPELINES = {
@@ -44,6 +45,19 @@ PLACES_FILE = "populated_places.csv"
 MAX_DOWNLOAD_BYTES = 100_000_000
 PHOTO_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "PPM", "AVIF", "JPEG2000", "MPO", "HEIF")
 """What is opened of a path or an address. Pillow knows more, and hands what strangers send to Ghostscript (EPS)."""
+
+
+@dataclass(frozen=True)
+class HubAccess:
+    """How a checkpoint was fetched from the Hub; its token is shown nowhere, and pickled with no model."""
+
+    revision: str | None = None
+    token: str | bool | None = field(default=None, repr=False)
+    cache_dir: str | os.PathLike[str] | None = None
+    local_files_only: bool = False
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"token": None}
 
 
 @dataclass(frozen=True)
@@ -70,7 +84,7 @@ class ImageToCoordinatesPipeline(Pipeline):
 
     Args:
         model: a geolocator of GeoMAE or of its baselines.
-        image_processor: made for the model's image size where none is given or found.
+        image_processor: made for the model's image size where none is given or found; one of another size is refused.
         kwargs: `top_k`, `decoding` and `timeout` of every call; `device`, `batch_size`, `num_workers` and others of
             `transformers.Pipeline`.
     """
@@ -83,6 +97,7 @@ class ImageToCoordinatesPipeline(Pipeline):
     def __init__(self, model: Any, image_processor: Any = None, **kwargs: Any) -> None:
         if image_processor is None:
             image_processor = GeoMAEImageProcessor.for_image_size(model.config.image_size)
+        refuse_other_size(image_processor, model.config.image_size)
         if getattr(model.config, "custom_pipelines", None):
             # transformers has put classes into it, with which the configuration cannot be printed or saved any more
             model.config.custom_pipelines = copy.deepcopy(CUSTOM_PIPELINES)
@@ -95,8 +110,8 @@ class ImageToCoordinatesPipeline(Pipeline):
         Args:
             inputs: a photo, a list or a 4-dimensional array of photos, or a stream of them: a generator, a
                 `KeyDataset`, or a `datasets.Dataset` or `IterableDataset` with a column `image`. A photo is a path, an
-                address that begins with http:// or https://, a PIL image, or an array or tensor as
-                `GeoMAEImageProcessor` takes them.
+                address that begins with http:// or https://, a PIL image, an array or tensor as
+                `GeoMAEImageProcessor` takes them, the bytes of a file, or a row of `datasets.Image(decode=False)`.
             args: none are known.
             kwargs: `top_k`: number of likeliest places, 5 by default; `decoding`: `argmax`, `kernel`, `expected_km` or
                 `mean_in_top_k` in place of the model's; `timeout`: seconds that an address may take, 20 by default;
@@ -143,10 +158,11 @@ class ImageToCoordinatesPipeline(Pipeline):
     def preprocess(self, photo: Any, timeout: float = 20.0) -> dict[str, Any]:  # type: ignore[override]
         """Open, resize and crop one photo: `pixel_values` `(1, 3, S, S)` uint8."""
         try:
-            if isinstance(photo, (str, Path)):
-                with open_photo(photo, self.image_processor.size["shortest_edge"], timeout) as image:
+            source = photo_of_row(photo) if isinstance(photo, Mapping) else photo
+            if isinstance(source, (str, Path, bytes)):
+                with open_photo(source, self.image_processor.size["shortest_edge"], timeout) as image:
                     return dict(self.image_processor(image, return_tensors="pt"))
-            crops = dict(self.image_processor(photo, return_tensors="pt"))
+            crops = dict(self.image_processor(source, return_tensors="pt"))
             if len(crops["pixel_values"]) != 1:
                 raise ValueError(f"it holds {len(crops['pixel_values'])} photos: give them as one list.")
             return crops
@@ -225,11 +241,28 @@ class ImageToCoordinatesPipeline(Pipeline):
             path = cached_file(
                 source,
                 PLACES_FILE,
+                **vars(getattr(self.model, "hub_access", None) or HubAccess()),
                 _raise_exceptions_for_missing_entries=False,
                 _raise_exceptions_for_connection_errors=False,
                 _raise_exceptions_for_gated_repo=False,
             )
         return Path(path) if path is not None and Path(path).is_file() else None
+
+
+def refuse_other_size(image_processor: Any, image_size: int) -> None:
+    """Photos of a size that a model was not trained on are answered, but worse.
+
+    Raises:
+        ValueError: the processor makes photos of another size than `image_size`, pixels.
+    """
+    made = getattr(image_processor, "crop_size", None) or image_processor.size  # size: of those that do not crop
+    sides = (made.get("height"), made.get("width"))
+    if sides != (image_size, image_size):
+        raise ValueError(
+            f"the image processor makes photos of {sides[0]} x {sides[1]} pixels, and the model was made for "
+            f"{image_size} x {image_size}: leave image_processor out, or give "
+            f"GeoMAEImageProcessor.for_image_size({image_size})."
+        )
 
 
 def read_places(path: Path) -> Places:
@@ -260,15 +293,26 @@ def unit_vectors(coordinates_deg: np.ndarray) -> np.ndarray:
     return np.stack((np.cos(latitude) * np.cos(longitude), np.cos(latitude) * np.sin(longitude), np.sin(latitude)), -1)
 
 
-def open_photo(source: str | Path, short_side: int, timeout: float) -> Image.Image:
-    """Open a file or an address; a JPEG is decoded at a half, a quarter or an eighth where that leaves `short_side`."""
-    is_address = str(source).startswith(("http://", "https://"))
-    if not is_address and not Path(source).is_file():
-        raise ValueError("there is no such file. Give a path, an http(s) address, an image, an array or a tensor.")
+def photo_of_row(row: Mapping[str, Any]) -> Any:
+    """What stands in a row of `datasets.Image(decode=False)`: the bytes of a photo, or where it lies."""
+    photo = row.get("bytes") or row.get("path")
+    if not photo:
+        raise ValueError("it has neither bytes nor a path. Give a row of datasets.Image(decode=False), or an image.")
+    return photo
+
+
+def open_photo(source: str | Path | bytes, short_side: int, timeout: float) -> Image.Image:
+    """Open a file, its bytes or an address; a JPEG is decoded at 1/2, 1/4 or 1/8 where that leaves `short_side`."""
+    file: Any = io.BytesIO(source) if isinstance(source, bytes) else source
+    if not isinstance(source, bytes):
+        if str(source).startswith(("http://", "https://")):
+            file = io.BytesIO(download(str(source), timeout))
+        elif not Path(source).is_file():
+            raise ValueError("there is no such file. Give a path, an http(s) address, an image, an array or a tensor.")
     Image.init()
     known = [name for name in PHOTO_FORMATS if name in Image.OPEN]
     try:
-        image = Image.open(io.BytesIO(download(str(source), timeout)) if is_address else source, formats=known)
+        image = Image.open(file, formats=known)
     except UnidentifiedImageError as error:
         raise ValueError(f"it is no photo in a format that is read here: {', '.join(known)}.") from error
     if image.format in ("JPEG", "MPO"):
@@ -296,6 +340,10 @@ def download(address: str, timeout: float) -> bytes:
 
 def describe(photo: Any) -> str:
     """How an error names a photo."""
+    if isinstance(photo, Mapping):
+        return describe(photo["path"]) if photo.get("path") else f"the row of {', '.join(map(str, photo))}"
+    if isinstance(photo, bytes):
+        return f"the photo of {len(photo):,} bytes"
     if isinstance(photo, (str, Path)):
         text = str(photo)
         return repr(text if len(text) <= 200 else text[:200] + "...")

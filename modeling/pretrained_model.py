@@ -2,7 +2,8 @@
 
 import copy
 import os
-from typing import Any
+from dataclasses import fields
+from typing import Any, Self, cast
 
 import torch
 from torch import nn
@@ -10,7 +11,7 @@ from transformers import PreTrainedModel
 
 from .geocell_tensors import GeocellTensors
 from .image_processing_geomae import GeoMAEImageProcessor
-from .image_to_coordinates import CUSTOM_PIPELINES
+from .image_to_coordinates import CUSTOM_PIPELINES, HubAccess
 from .step_flops import count_step_flops
 
 __all__ = ["GeoPreTrainedModel"]
@@ -26,6 +27,19 @@ class GeoPreTrainedModel(PreTrainedModel):
     input_modalities = "image"
     supports_gradient_checkpointing = True
     _keep_in_fp32_modules_strict = {"head"}
+
+    hub_access: HubAccess | None = None
+    """What the model was fetched with, for files beside its weights; None of one that was not loaded."""
+
+    @classmethod
+    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Self:
+        """As transformers does it; `hub_access` keeps which revision was asked for, and how."""
+        known = {each.name for each in fields(HubAccess)}
+        access = HubAccess(**{name: value for name, value in kwargs.items() if name in known})
+        loaded: Any = super().from_pretrained(*args, **kwargs)
+        model = loaded[0] if isinstance(loaded, tuple) else loaded  # with output_loading_info
+        model.hub_access = access
+        return cast(Self, loaded)
 
     def save_pretrained(
         self, save_directory: str | os.PathLike[Any], is_main_process: bool = True, *args: Any, **kwargs: Any

@@ -136,6 +136,17 @@ def test_without_a_network_the_error_says_so() -> None:
         open_source("nobody/nothing")
 
 
+def test_the_hub_is_not_asked_in_silence_where_the_first_part_is_a_folder_here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "holiday" / "munich").mkdir(parents=True)
+    for name in ("nobody/munch", "holiday/munch"):
+        with pytest.raises(SourceError, match=f"{name} is neither a file or folder here nor a data set"):
+            open_source(name)
+    assert caplog.messages == ["the folder holiday has no munch: the Hub is asked for a data set holiday/munch"]
+
+
 def test_ids_of_the_hub_are_told_from_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert is_hub_id("osv5m/osv5m-wds")
     assert is_hub_id("owner/name@refs/convert/parquet")

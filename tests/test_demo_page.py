@@ -307,6 +307,36 @@ def test_round_is_played_to_its_end(visit):
     assert visit.get_by_role("button", name="Another round").is_visible()
 
 
+def wait_for_focus(page, name: str) -> None:
+    page.wait_for_function("name => document.activeElement.textContent.trim() === name", arg=name)
+
+
+def test_focus_goes_on_with_the_game_and_a_typed_guess_moves_the_mark(visit):
+    visit.get_by_role("tab", name="Beat the model").click()
+    visit.get_by_role("button", name="Start a round").press("Enter")
+    wait_for_focus(visit, "That is my guess")
+    box, marks = visit.get_by_role("textbox", name="Your guess"), visit.locator("#game-map .geo-own .geo-pin")
+    visit.locator("#game-map svg").click(position={"x": 200, "y": 60})
+    marks.nth(2).wait_for(state="attached")  # one beyond each edge, too
+    visit.wait_for_function("[...document.querySelectorAll('input')].some((e) => /^-?[0-9.]+, /.test(e.value))")
+    for text in ("10, ", "10, 200", "somewhere", "1, 2, 3", ""):
+        box.fill(text)
+        marks.first.wait_for(state="detached")
+        box.fill("10, 20")
+        marks.nth(1).wait_for(state="attached")
+        assert marks.nth(1).get_attribute("style") == "--x:20px;--y:-10px"
+    box.fill("-10.5° +20")
+    visit.wait_for_function("document.querySelector('#game-map .geo-own')?.innerHTML.includes('--x:20px;--y:10.5px')")
+    box.press("Enter")
+    wait_for_focus(visit, "Next photo")
+    visit.keyboard.press("Enter")
+    wait_for_focus(visit, "That is my guess")
+    visit.get_by_text("Photo 2 of 5").wait_for()
+    visit.keyboard.press("Enter")
+    visit.get_by_text("Click the map where you think").wait_for()
+    wait_for_focus(visit, "That is my guess")
+
+
 @pytest.mark.slow
 def test_guess_that_is_no_place_is_explained(visit):
     visit.get_by_role("tab", name="Beat the model").click()

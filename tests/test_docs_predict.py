@@ -1,8 +1,10 @@
 """`docs/predict.md` names every option with its default, and every command in it is taken."""
 
+import json
 import re
 
 import pytest
+from doc_blocks import blocks_of
 from test_docs_data import commands, read
 
 from geomae.evaluation.posterior import DECODINGS
@@ -40,3 +42,15 @@ def test_every_command_is_parsed(program):
         if program[0] == "accelerate":
             words = words[words.index("geomae.predict") + 1 :]
         assert build_parser().parse_args(words).model == "outputs/quick/finetune"
+
+
+def test_the_example_in_python_runs_as_it_stands(tmp_path, monkeypatch):
+    (block,) = [block for block in blocks_of(f"docs/{PAGE}") if block.language == "python"]
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "outputs").mkdir()
+    (tmp_path / "my_photos").mkdir()
+    (tmp_path / "my_photos" / "1.jpg").touch()
+    exec(block.code, {})
+    (feature,) = json.loads((tmp_path / "outputs/mine.geojson").read_text(encoding="utf-8"))["features"]
+    assert feature["geometry"]["coordinates"] == [12.52, 55.78]
+    assert "<coordinates>12.52000,55.78000</coordinates>" in (tmp_path / "outputs/mine.kml").read_text(encoding="utf-8")

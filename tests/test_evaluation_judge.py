@@ -149,6 +149,23 @@ def test_a_photo_predicted_twice_is_refused(test_set):
         match_predictions(Predictions(["03.jpg", "04.jpg", "03.jpg"], np.zeros((3, 2))), test_set)
 
 
+def test_a_repeated_id_is_found_without_comparing_each_with_each():
+    class CountedId(str):
+        num_comparisons = 0
+        __hash__ = str.__hash__
+
+        def __eq__(self, other):
+            CountedId.num_comparisons += 1
+            return str(self) == str(other)
+
+    ids = [CountedId(name) for name in range(1000)]
+    test_set = TestSet("set.csv", ids, np.zeros((1000, 2)), None)
+    CountedId.num_comparisons = 0
+    with pytest.raises(PredictionError, match=r"id 998 is predicted more than once, and 1 more;"):
+        match_predictions(Predictions([*ids, CountedId("998"), CountedId("999")], np.zeros((1002, 2))), test_set)
+    assert CountedId.num_comparisons < 10 * len(ids)
+
+
 def test_no_predictions_at_all_are_refused(test_set):
     with pytest.raises(PredictionError, match="not one prediction for the 40 photos"):
         match_predictions(Predictions([], np.empty((0, 2))), test_set)

@@ -89,6 +89,9 @@ def test_exported_model_answers_as_the_model_does(
             masses = np.sort(log_mass.exp().numpy(), axis=1)[:, ::-1][:, :5]
             assert np.abs(answer["top_probabilities"] - masses).max() < 1e-4
     if suffix == ".onnx":
+        session = onnxruntime.InferenceSession(path)
+        sizes = {each.name: each.shape[0] for each in (*session.get_inputs(), *session.get_outputs())}
+        assert set(sizes.values()) == {"batch"}, sizes
         described = {each.key: each.value for each in onnx.load(path).metadata_props}
         assert described["model"] == "model"
         assert described["image_size"] == "32"

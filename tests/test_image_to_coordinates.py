@@ -1,6 +1,8 @@
 """The pipeline in a checkpoint folder: any kind of photo in, places with names out."""
 
 import json
+import pickle
+import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -12,13 +14,14 @@ import torch
 from geocell_models import save_cell_model
 from local_server import FolderHandler, serve
 from PIL import Image
-from transformers import pipeline
+from transformers import ViTImageProcessor, pipeline
 from transformers.pipelines.pt_utils import KeyDataset
 
 from geomae.data.photos import decode_photo
 from geomae.geography import great_circle_km
 from geomae.populated_places import write_places
 from modeling import GeoMAEConfig, GeoMAEForGeolocation
+from modeling.image_processing_geomae import GeoMAEImageProcessor
 from modeling.image_to_coordinates import open_photo
 
 TINY = {
@@ -123,6 +126,23 @@ def test_streams_are_answered_one_by_one(locate: Any, photos: list[Path]) -> Non
         locate(rows.remove_columns("image"))
 
 
+def test_photos_that_datasets_leaves_encoded_are_opened(locate: Any, photos: list[Path]) -> None:
+    expected = [locate(str(path)) for path in photos]
+    paths = datasets.Dataset.from_dict({"image": [str(path) for path in photos]})
+    encoded = paths.cast_column("image", datasets.Image(decode=False))
+    embedded = [{"bytes": path.read_bytes(), "path": path.name} for path in photos]
+    features = datasets.Features(image=datasets.Image(decode=False))
+    rows = datasets.Dataset.from_dict({"image": embedded}, features=features)
+    for stream in (encoded, encoded.to_iterable_dataset(), rows, embedded, [path.read_bytes() for path in photos]):
+        assert all(same(*pair) for pair in zip(locate(stream), expected, strict=True))
+    with pytest.raises(ValueError, match=r"'a\.jpg' cannot be located: it is no photo"):
+        locate({"bytes": b"Dear model,", "path": "a.jpg"})
+    with pytest.raises(ValueError, match="the row of bytes, path cannot be located: it has neither bytes nor a path"):
+        locate({"bytes": None, "path": None})
+    with pytest.raises(ValueError, match=r"the photo of 3 bytes cannot be located: it is no photo"):
+        locate(b"abc")
+
+
 def test_the_nearest_place_is_named(folder: Path, locate: Any, photos: list[Path]) -> None:
     answer = locate(str(photos[0]))
     lines = (folder / "populated_places.csv").read_text(encoding="utf-8").splitlines()
@@ -148,6 +168,41 @@ def test_without_the_file_of_places_none_is_named(tmp_path: Path, photos: list[P
     answer = pipeline("image-to-coordinates", model=str(tmp_path), trust_remote_code=True)(str(photos[0]))
     assert answer["nearest_place"] is None
     assert {top["nearest_place"] for top in answer["top_places"]} == {None}
+
+
+def fill_hub_cache(cache: Path, name: str, revisions: dict[str, Path]) -> None:
+    """What `huggingface_hub` leaves where some revisions of a repository were downloaded."""
+    repository = cache / f"models--{name.replace('/', '--')}"
+    for number, (revision, folder) in enumerate(revisions.items()):
+        shutil.copytree(folder, repository / "snapshots" / (commit := f"{number:040x}"))
+        (repository / "refs").mkdir(exist_ok=True)
+        (repository / "refs" / revision).write_text(commit)
+
+
+def test_places_are_those_of_the_revision_that_the_model_was_loaded_from(tmp_path: Path, photos: list[Path]) -> None:
+    for name in ("main", "v1"):
+        save_cell_model(tmp_path / name, TINY)
+        (tmp_path / name / "populated_places.csv").write_text(f"name,country,latitude,longitude\nOf {name},X,1,2\n")
+    fill_hub_cache(tmp_path / "cache", "me/cells", {name: tmp_path / name for name in ("main", "v1")})
+    secret = "hf_" + "s" * 34
+    options: dict[str, Any] = {"cache_dir": tmp_path / "cache", "token": secret}
+    for revision in ("v1", "main"):
+        model = GeoMAEForGeolocation.from_pretrained("me/cells", revision=revision, **options)
+        answer = pipeline("image-to-coordinates", model=model)(str(photos[0]))
+        assert answer["nearest_place"]["name"] == f"Of {revision}"
+    assert secret not in repr(model.hub_access)
+    assert secret.encode() not in pickle.dumps(model)
+
+
+def test_places_are_asked_for_with_the_token_of_the_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = GeoMAEForGeolocation.from_pretrained(save_cell_model(tmp_path, TINY), token="hf_mine", revision="v1")
+    model.config.name_or_path = "me/private"
+    asked = []
+    monkeypatch.setattr("modeling.image_to_coordinates.cached_file", lambda *words, **how: asked.append((words, how)))
+    assert pipeline("image-to-coordinates", model=model).places is None
+    ((words, how),) = asked
+    assert words == ("me/private", "populated_places.csv")
+    assert (how["token"], how["revision"]) == ("hf_mine", "v1")
 
 
 def test_a_file_of_places_that_is_none_is_named(tmp_path: Path, photos: list[Path]) -> None:
@@ -231,6 +286,17 @@ def test_options_that_cannot_work_are_refused(locate: Any, photos: list[Path]) -
     point = pipeline("image-to-coordinates", model=GeoMAEForGeolocation(GeoMAEConfig(**TINY)))
     with pytest.raises(ValueError, match="answers a point, which is not decoded"):
         point(photos, decoding="kernel")
+
+
+def test_an_image_processor_of_another_size_is_refused(tmp_path: Path) -> None:
+    model = GeoMAEForGeolocation(GeoMAEConfig(**TINY))
+    for other in (GeoMAEImageProcessor.for_image_size(64), ViTImageProcessor(size={"height": 64, "width": 64})):
+        with pytest.raises(ValueError, match=r"makes photos of 64 x 64 pixels, and the model was made for 32 x 32"):
+            pipeline("image-to-coordinates", model=model, image_processor=other)
+    save_cell_model(tmp_path, TINY)
+    GeoMAEImageProcessor.for_image_size(64).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"makes photos of 64 x 64 pixels"):
+        pipeline("image-to-coordinates", model=str(tmp_path), trust_remote_code=True)
 
 
 def test_a_pipeline_saves_what_it_was_loaded_from(locate: Any, photos: list[Path], tmp_path: Path) -> None:

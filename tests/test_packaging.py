@@ -67,7 +67,7 @@ def test_wheel_holds_every_module_and_both_type_markers(wheel: Path) -> None:
     expected = {str(path.relative_to(ROOT)) for path in (ROOT / "geomae").rglob("*.py")}
     expected |= {f"geomae/modeling/{path.name}" for path in (ROOT / "modeling").glob("*.py")}
     expected |= {"geomae/py.typed", "geomae/modeling/py.typed"}
-    expected |= {f"geomae/demo/{name}" for name in ("drop.js", "map.js", "page.css", "world.json")}
+    expected |= {f"geomae/demo/{name}" for name in ("drop.js", "focus.js", "map.js", "page.css", "world.json")}
     with zipfile.ZipFile(wheel) as archive:
         held = {name for name in archive.namelist() if name.startswith("geomae/")}
     assert held == expected

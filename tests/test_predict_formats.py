@@ -14,6 +14,7 @@ from geojson_pydantic import FeatureCollection
 
 from geomae.predict.answer_schema import answer_schema
 from geomae.predict.formats import FORMATS, format_of, write_answers
+from geomae.predict.kml import to_kml
 from geomae.predict.printing import printable, shorten_left, text_width
 
 HOSTILE = [
@@ -56,6 +57,20 @@ def write(answers, kind, *, compares=False, width=None):
 def parse_kml(data):
     assert fastkml.validator.validate(file_to_validate=io.BytesIO(data))
     return fastkml.KML.parse(io.BytesIO(data)).features[0].features
+
+
+@pytest.mark.parametrize("missing", ["radius_50_km", "radius_90_km", "top_places", "nearest_place", "all"])
+def test_kml_takes_an_answer_that_knows_less(missing):
+    given = {key: value for key, value in answer("a.jpg").items() if key != missing}
+    given["top_places"] = [{**place, "nearest_place": None} for place in given.get("top_places", [])]
+    if missing == "all":
+        given = {key: given[key] for key in ("id", "latitude", "longitude")}
+    (placemark,) = parse_kml("".join(to_kml([given])).encode())
+    lines = placemark.description.split("<br/>") if placemark.description else []
+    assert ("near Paris &lt;b&gt;, France &amp; co (1 km away)" in lines) == (missing not in ("nearest_place", "all"))
+    assert any("within 12 km by 50 %" in line for line in lines) == (missing not in ("radius_50_km", "all"))
+    assert any("within 1,500 km by 90 %" in line for line in lines) == (missing not in ("radius_90_km", "all"))
+    assert ("25.0% -33.40, -70.60" in lines) == (missing not in ("top_places", "all"))
 
 
 def test_geojson_is_valid_and_gives_every_id_back_as_it_was():

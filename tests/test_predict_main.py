@@ -192,7 +192,9 @@ def test_what_does_not_exist_is_said_before_the_model_is_loaded(here, capsys, mo
     run("photos", "photos/missing.jpg", status=1)
     assert "SourceError: 1 of the 2 photos and folders" in capsys.readouterr().err
     assert main(["photos", "--model", "nowhere"]) == 1
-    assert "--model nowhere is no checkpoint" in capsys.readouterr().err
+    assert "nowhere is not a checkpoint: there is no such folder" in capsys.readouterr().err
+    assert main(["photos", "--model", "photos"]) == 1
+    assert "photos is not a checkpoint: it has no config.json" in capsys.readouterr().err
     (here / "there.csv").touch()
     run("photos", "--output_file", "there.csv", status=1)
     assert "there.csv is there already" in capsys.readouterr().err

@@ -104,6 +104,15 @@ def test_runs_are_grouped_by_experiment_and_job_type_and_panels_stand_in_their_s
     assert (first["xAxis"], first["metrics"], first["yLogScale"]) == ("train/global_step", ["eval/mean_km"], True)
 
 
+def test_every_panel_has_the_title_that_is_given_or_is_of_the_kind_that_has_its_own(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main(["workspace", "--entity", "me", "--dry_run"]) == 0
+    drawn = [panel for panels in panels_of(json.loads(capsys.readouterr().out)).values() for panel in panels]
+    shown = [panel["config"].get("chartTitle", panel["viewType"]).lower() for panel in drawn]
+    assert shown == [panel.title.lower() for panel in PANELS]
+
+
 def test_panels_show_what_the_document_says_that_runs_log() -> None:
     tables = DOCUMENT[DOCUMENT.index("## What is logged") : DOCUMENT.index("## The panels")]  # see test_docs_wandb.py
     logged = {name.removesuffix("_low").removesuffix("_high") for name in re.findall(r"`([\w/.]+)`", tables)}

@@ -1,10 +1,11 @@
-"""Parameter groups cover every parameter once; schedules are those of torch and of the thesis."""
+"""Parameter groups cover every parameter once; schedules are those of torch and of the thesis; resumed optimizers."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from packed_photos import TINY
+from packed_photos import TINY, mae_trainer, pack, training_arguments
 from torch import nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, MultiStepLR, StepLR
 
@@ -17,6 +18,11 @@ from modeling import (
     GeoMAEForGeolocation,
     GeoMAEForPreTraining,
 )
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return pack(tmp_path_factory.mktemp("photos"), train=40, validation=2)
 
 
 def tiny_model(kind: str) -> Any:
@@ -162,3 +168,22 @@ def test_schedule_resumes_exactly() -> None:
     resumed.load_state_dict(unbroken.state_dict())
     second.load_state_dict(first.state_dict())
     assert rates_of(second, resumed, 12) == rates_of(first, unbroken, 12)
+
+
+@pytest.mark.parametrize(("saved", "resumed"), [(True, None), (None, True)], ids=["fused_before", "fused_now"])
+def test_resumed_run_takes_the_implementation_of_its_own_optim(
+    photos: Path, tmp_path: Path, saved: bool | None, resumed: bool | None
+) -> None:
+    optims = {True: "adamw_torch_fused", None: "adamw_torch"}
+    mae_trainer(photos, training_arguments(tmp_path, save_strategy="steps", save_steps=4, optim=optims[saved])).train()
+    other = mae_trainer(photos, training_arguments(tmp_path, max_steps=5, optim=optims[resumed]))
+    other.train(resume_from_checkpoint="true")
+    assert {group["fused"] for group in other.optimizer.param_groups} == {resumed}
+    assert {float(state["step"]) for state in other.optimizer.state.values()} == {5.0}
+
+
+def test_checkpoint_of_another_optimizer_is_refused(photos: Path, tmp_path: Path) -> None:
+    mae_trainer(photos, training_arguments(tmp_path, save_strategy="steps", save_steps=4)).train()
+    other = mae_trainer(photos, training_arguments(tmp_path, max_steps=5, optim="sgd"))
+    with pytest.raises(ConfigError, match=r"another optimizer .* no .*momentum.* the optim of that run, .*--init_from"):
+        other.train(resume_from_checkpoint="true")

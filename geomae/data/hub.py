@@ -1,5 +1,6 @@
 """Data sets of the Hub: which files a data set id stands for, as `datasets` itself resolves them."""
 
+import logging
 import re
 from pathlib import Path
 
@@ -7,6 +8,8 @@ from geomae.data.filesystems import FileEntry, remote_entry
 from geomae.errors import SourceError
 
 __all__ = ["is_hub_id", "list_hub_files"]
+
+logger = logging.getLogger(__name__)
 
 _HUB_ID = re.compile(r"(?!\.)[\w.-]+/[\w.-]+(@[\w./-]+)?")
 # Builders of `datasets` whose files hold photos at places that can be jumped to, and what we call them.
@@ -31,6 +34,8 @@ def list_hub_files(source: str, *, split: str | None = None) -> tuple[str, list[
     import datasets  # takes a second to import: packing local photos does without
 
     name, _, revision = source.partition("@")
+    if (folder := Path(name).parent).is_dir():  # a misspelt path; without a network the Hub takes half a minute
+        logger.warning("the folder %s has no %s: the Hub is asked for a data set %s", folder, Path(name).name, source)
     try:
         builder = datasets.load_dataset_builder(name, revision=revision or None)
     except Exception as error:  # the Hub's client has a family of errors of its own, and offline mode another

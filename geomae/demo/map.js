@@ -44,14 +44,25 @@ function zoom(svg, factor, at) {
   const { x, y, height } = svg.view, next = clamp(height * factor, CLOSEST, WORLD_HEIGHT), center = at || { x, y };
   show(svg, center.x + (x - center.x) * next / height, center.y + (y - center.y) * next / height, next);
 }
-function guess(svg, { x, y }) {
-  const longitude = x - WORLD_WIDTH * Math.round(x / WORLD_WIDTH), latitude = clamp(-y, -90, 90);
+function mark(svg, latitude, longitude) {
   svg.querySelector('.geo-own').innerHTML = [-360, 0, 360].map((shift) =>
     `<g class="geo-pin geo-guess" style="--x:${longitude + shift}px;--y:${-latitude}px">` +
     '<circle r="7"></circle><circle class="geo-dot" r="2.5"></circle></g>').join('');
+}
+function guess(svg, { x, y }) {
+  const longitude = x - WORLD_WIDTH * Math.round(x / WORLD_WIDTH), latitude = clamp(-y, -90, 90);
+  mark(svg, latitude, longitude);
   trigger('guess', { latitude: Number(latitude.toFixed(4)), longitude: Number(longitude.toFixed(4)) });
 }
 const takesGuess = (svg) => svg.closest('.geo-guessing') !== null;
+// The mark is where the text says, and nowhere while that is no place: the pattern is that of photo_gate.py.
+const PLACE = /^\s*([+-]?(?:\d+\.?\d*|\.\d+))°?(?:\s*[,;]\s*|\s+)([+-]?(?:\d+\.?\d*|\.\d+))°?\s*$/;
+element.addEventListener('typed', (event) => {
+  const svg = event.target, [, latitude, longitude] = (PLACE.exec(event.detail || '') || []).map(Number);
+  if (!takesGuess(svg)) return;
+  if (Math.abs(latitude) <= 90 && Math.abs(longitude) <= 180) mark(svg, latitude, longitude);
+  else svg.querySelector('.geo-own').replaceChildren();
+});
 
 const fingers = new Map();
 let travelled = 0;

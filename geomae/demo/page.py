@@ -78,6 +78,10 @@ NO_PRETRAINED = (
 )
 GAME_LABEL = "Five photos whose places are known. Guess where each was taken, and see if you beat the model."
 GUESS_LABEL = "Your guess: latitude, longitude"
+GAME_BUTTON = "geo-game-button"  # by which focus.js knows them
+SHOW_TYPED = """(text) => {
+  document.querySelector('#game-map svg')?.dispatchEvent(new CustomEvent('typed', { bubbles: true, detail: text }));
+}"""  # map.js listens
 PLACE_LABEL = "True place, if you know it: latitude, longitude"
 
 
@@ -318,16 +322,19 @@ def add_game_tab(geolocator: Geolocator, photos: GamePhotos | None) -> None:
         with gr.Column(scale=2, min_width=280):
             shown = _status(texts.notice(GAME_LABEL))
             guess = gr.Textbox(label=GUESS_LABEL, placeholder="click the map, or type", max_lines=1, visible=False)
-            settle = gr.Button("That is my guess", variant="primary", visible=False)
-            go_on = gr.Button("Start a round", variant="primary")
+            settle = gr.Button("That is my guess", variant="primary", visible=False, elem_classes=GAME_BUTTON)
+            go_on = gr.Button("Start a round", variant="primary", elem_classes=GAME_BUTTON)
         with gr.Column(scale=5, min_width=300):
             world = _map(texts.game_map(None), "game")
             tally = _status()
     everything = [shown, guess, settle, go_on, world, tally, game]
     world.guess(handlers.place_guess, None, guess, show_progress="hidden", **_EVENT)
-    go_on.click(handlers.advance, game, everything, **_EVENT)
+    guess.change(None, guess, None, js=SHOW_TYPED, **_EVENT)
+    played = [go_on.click(handlers.advance, game, everything, **_EVENT)]
     for happens in (settle.click, guess.submit):
-        happens(handlers.play, [guess, game], everything, **_EVENT, **ONE_AT_A_TIME)
+        played.append(happens(handlers.play, [guess, game], everything, **_EVENT, **ONE_AT_A_TIME))
+    for done in played:
+        done.then(None, None, None, js=(HERE / "focus.js").read_text(encoding="utf-8"), **_EVENT)
 
 
 class GameHandlers:

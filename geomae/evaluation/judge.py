@@ -1,5 +1,6 @@
 """The judge: predictions against a test set, every photo exactly once, beside answers that never saw a photo."""
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -47,9 +48,10 @@ def match_predictions(predictions: Predictions, test_set: TestSet) -> NDArray[np
             f"{unknown[0]} (the test set has ids such as {nearest_ids(unknown[0], test_set.ids)}). "
             "Is it the right test set?"
         )
-    if len(set(predictions.ids)) < len(predictions.ids):
-        first = next(name for row, name in enumerate(predictions.ids) if name in predictions.ids[:row])
-        raise PredictionError(f"id {first} is predicted more than once; every photo counts once")
+    repeated = [name for name, num_rows in Counter(predictions.ids).items() if num_rows > 1]
+    if repeated:
+        others = f", and {len(repeated) - 1:,} more" if len(repeated) > 1 else ""
+        raise PredictionError(f"id {repeated[0]} is predicted more than once{others}; every photo counts once")
     if not predictions.ids:
         raise PredictionError(f"there is not one prediction for the {len(test_set.ids)} photos of {test_set.name}")
     matched = np.full((len(test_set.ids), 2), np.nan)

@@ -67,9 +67,9 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
         if getattr(arguments, name) < least:
             raise ConfigError(f"--{name} must be at least {least}; got {getattr(arguments, name)}")
     if not (Path(arguments.model) / "config.json").is_file():
-        raise ConfigError(
-            f"--model {arguments.model} is no checkpoint: it has no config.json. Give the folder that training wrote."
-        )
+        from geomae.checkpoints import read_architecture  # seconds of imports, where it will only say what is wrong
+
+        read_architecture(arguments.model)
     arguments.format = arguments.format or format_of(arguments.output_file)
     if arguments.output_file is None:
         return arguments

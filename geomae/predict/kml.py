@@ -17,6 +17,8 @@ __all__ = ["circle_polygons", "to_kml"]
 _FORBIDDEN = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")  # XML 1.0 (2008), production Char
 _NUM_BEARINGS = 37  # of half a circle: a corner every five degrees, and 0.1 % of the radius between chord and arc
 
+_RADII = {"radius_50_km": "50 %", "radius_90_km": "90 %"}
+
 _HEAD = """<?xml version="1.0" encoding="UTF-8"?>
 <kml xmlns="http://www.opengis.net/kml/2.2">
 <Document>
@@ -28,6 +30,9 @@ _TAIL = "</Document>\n</kml>\n"
 
 def to_kml(answers: Iterable[Mapping[str, Any]]) -> Iterator[str]:
     """Answers -> pieces of one KML document, a placemark at a time.
+
+    An answer has `id`, `latitude` and `longitude`, and what it knows of the rest of `answer_schema`: what the pipeline
+    `image-to-coordinates` answers will do, with an `id`.
 
     Names are text in XML, in which characters that XML forbids become U+FFFD; the description, which Google Earth reads
     as HTML, holds no id, and is escaped for HTML too.
@@ -60,7 +65,7 @@ def _placemark(answer: Mapping[str, Any]) -> ElementTree.Element:
     geometry = ElementTree.SubElement(placemark, "MultiGeometry")
     point = ElementTree.SubElement(geometry, "Point")
     _add(point, "coordinates", _coordinates([(answer["latitude"], answer["longitude"])]))
-    radius_km = answer["radius_90_km"]
+    radius_km = answer.get("radius_90_km")
     for ring in circle_polygons(answer["latitude"], answer["longitude"], radius_km) if radius_km else ():
         polygon = ElementTree.SubElement(geometry, "Polygon")
         boundary = ElementTree.SubElement(ElementTree.SubElement(polygon, "outerBoundaryIs"), "LinearRing")
@@ -78,13 +83,15 @@ def _coordinates(points: Iterable[Sequence[float]]) -> str:
 
 
 def _describe(answer: Mapping[str, Any]) -> Iterator[str]:
-    near = answer["nearest_place"]
-    yield f"near {near['name']}, {near['country']} ({near['distance_km']:,.0f} km away)"
-    if answer["radius_90_km"] is not None:
-        yield f"within {answer['radius_50_km']:,.0f} km by 50 %, within {answer['radius_90_km']:,.0f} km by 90 %"
-    for place in answer["top_places"]:
-        near = place["nearest_place"]
-        yield f"{place['probability']:.1%} {near['name']}, {near['country']}"
+    if near := answer.get("nearest_place"):
+        yield f"near {near['name']}, {near['country']} ({near['distance_km']:,.0f} km away)"
+    radii = [(answer[name], share) for name, share in _RADII.items() if answer.get(name) is not None]
+    if radii:
+        yield ", ".join(f"within {radius_km:,.0f} km by {share}" for radius_km, share in radii)
+    for place in answer.get("top_places") or ():
+        near = place.get("nearest_place")
+        where = f"{near['name']}, {near['country']}" if near else f"{place['latitude']:.2f}, {place['longitude']:.2f}"
+        yield f"{place['probability']:.1%} {where}"
     if answer.get("error_km") is not None:
         yield f"{answer['error_km']:,.0f} km from the position that the photo itself has"
 

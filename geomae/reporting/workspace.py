@@ -25,6 +25,7 @@ class PanelSpec:
 
     section: str
     title: str
+    """Of `importance` W&B's own name of the panel: the library takes no other."""
     kind: Kind
     logged: tuple[str, ...]
     """Numbers or pictures by the names under which runs log them."""
@@ -53,7 +54,7 @@ PANELS = (
     PanelSpec("Final numbers", "Share within the 90 % radius", "bar", (f"test/{TEST_SET}/coverage_0.9",)),
     PanelSpec("Settings against error", "On the test set", "parallel", (f"test/{TEST_SET}/mean_km",), SWEPT),
     PanelSpec("Settings against error", "In a sweep", "parallel", ("eval/mean_km",), SWEPT),
-    PanelSpec("Settings against error", "What counts in a sweep", "importance", ("eval/mean_km",)),
+    PanelSpec("Settings against error", "Parameter importance", "importance", ("eval/mean_km",)),
     PanelSpec("Settings against error", "In a sweep of pretraining", "parallel", ("eval/loss",), PRETRAINING_SWEPT),
     PanelSpec("Pictures", "Answers on the test set", "media", (f"test/{TEST_SET}/map",)),
     PanelSpec("Pictures", "Distribution of the errors", "media", (f"test/{TEST_SET}/error_cdf",)),

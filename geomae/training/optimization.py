@@ -13,12 +13,19 @@ from transformers import PreTrainedModel
 
 from geomae.errors import ConfigError
 
-__all__ = ["build_parameter_groups", "build_schedule", "learning_rate_factor", "set_hyperparameters"]
+__all__ = [
+    "build_optimizer",
+    "build_parameter_groups",
+    "build_schedule",
+    "learning_rate_factor",
+    "set_hyperparameters",
+]
 
 # Names that end so are positions and learned tokens: vectors in the shape of matrices, which decay must not touch.
 NEVER_DECAYED = ("pos_embed", "position_embedding", "position_embeddings", "_token")
 
 HYPERPARAMETERS = ("initial_lr", "weight_decay", "betas", "eps")  # what a user sets
+IMPLEMENTATION = ("fused", "foreach", "capturable", "differentiable")  # how a step is computed, not what
 
 
 def build_parameter_groups(
@@ -70,6 +77,42 @@ def _layer_scales(model: nn.Module, layer_decay: float | None) -> dict[int, floa
     groups = param_groups_layer_decay(backbone, layer_decay=layer_decay)
     # timm counts from its own top layer; the head stands one layer above it, as in MAE's and BEiT's fine-tuning.
     return {id(parameter): layer_decay * group["lr_scale"] for group in groups for parameter in group["params"]}
+
+
+def build_optimizer(
+    model: PreTrainedModel, args: Any, optimizer_class: type[Optimizer], options: Mapping[str, Any]
+) -> Optimizer:
+    """An optimizer over `build_parameter_groups`; a state that it loads does not change how it computes a step.
+
+    Args:
+        model: whose parameters are trained.
+        args: `GeoMAETrainingArguments`.
+        optimizer_class: what `args.optim` names.
+        options: keyword arguments of that class.
+    """
+    groups = build_parameter_groups(
+        model,
+        learning_rate=args.learning_rate,
+        weight_decay=args.weight_decay,
+        layer_decay=args.layer_decay,
+        decays_all_parameters=args.decays_all_parameters,
+    )
+    optimizer: Optimizer = optimizer_class(groups, **options)
+    optimizer.register_load_state_dict_pre_hook(_keep_implementation)
+    return optimizer
+
+
+def _keep_implementation(optimizer: Optimizer, state: dict[str, Any]) -> dict[str, Any] | None:
+    """How a step is computed, fused or not, is not the checkpoint's: torch would take that from the state as well.
+
+    Before the state is loaded, since torch puts the count of steps on the device or leaves it on the CPU by it.
+    """
+    groups, saved = optimizer.param_groups, state["param_groups"]
+    if len(groups) != len(saved):
+        return None  # torch refuses it
+    pairs = zip(groups, saved, strict=True)
+    kept = [old | {name: group[name] for name in IMPLEMENTATION if name in group} for group, old in pairs]
+    return state | {"param_groups": kept}
 
 
 def learning_rate_factor(
@@ -138,7 +181,16 @@ def set_hyperparameters(optimizer: Optimizer, schedule: LambdaLR, groups: Sequen
         schedule: of the same optimizer, restored as well.
         groups: as many, with `initial_lr`, the highest learning rate, and `weight_decay`; `betas` and `eps` where the
             optimizer has them. What an optimizer counts in its groups stays.
+
+    Raises:
+        ConfigError: the checkpoint is another optimizer's, whose groups lack what this one needs.
     """
+    missing = sorted(groups[0].keys() - optimizer.param_groups[0].keys())
+    if missing:
+        raise ConfigError(
+            f"another optimizer saved the checkpoint: it knows no {', '.join(missing)}. Resume with the optim of that "
+            "run, or start from its weights with --init_from"
+        )
     schedule.base_lrs = [group["initial_lr"] for group in groups]
     for restored, group, factor in zip(optimizer.param_groups, groups, schedule.lr_lambdas, strict=True):
         restored.update({name: group[name] for name in HYPERPARAMETERS if name in group})

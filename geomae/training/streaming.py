@@ -28,7 +28,7 @@ from geomae.training.arguments import GeoMAETrainingArguments
 from geomae.training.averaging import WeightAverage, load_trained_weights, save_trained_weights
 from geomae.training.evaluation_rows import EvaluationRows, black_photo, join_rows
 from geomae.training.memory import explains_memory
-from geomae.training.optimization import build_parameter_groups, build_schedule, set_hyperparameters
+from geomae.training.optimization import build_optimizer, build_schedule, set_hyperparameters
 from geomae.training.progress import StreamProgress
 from geomae.training.reading import RestartingLoader, loader_options
 from geomae.training.run_folder import STATE_FILE
@@ -233,15 +233,9 @@ class StreamingTrainer(SavingTrainer):
     def create_optimizer(self, model: nn.Module | None = None) -> Optimizer:
         """The optimizer of `args.optim` over `build_parameter_groups`."""
         if self.optimizer is None:
-            groups = build_parameter_groups(
-                cast(PreTrainedModel, self.model if model is None else model),
-                learning_rate=self.args.learning_rate,
-                weight_decay=self.args.weight_decay,
-                layer_decay=self.args.layer_decay,
-                decays_all_parameters=self.args.decays_all_parameters,
-            )
+            trained = cast(PreTrainedModel, self.model if model is None else model)
             optimizer_class, options = self.get_optimizer_cls_and_kwargs(self.args, self.model)
-            self.optimizer = optimizer_class(groups, **options)
+            self.optimizer = build_optimizer(trained, self.args, optimizer_class, options)
         return self.optimizer
 
     def create_scheduler(self, num_training_steps: int, optimizer: Optimizer | None = None) -> LRScheduler:
