@@ -12,7 +12,7 @@ from geomae.errors import ConfigError
 __all__ = ["NUM_STRETCHES", "WARM_UP", "fit_growth"]
 
 NUM_STRETCHES = 10
-WARM_UP = 0.2  # share of the steps that is left out: caches fill, pools of memory find their size
+WARM_UP = 0.5  # share of the steps that is left out: caches fill, pools of memory find their size
 
 
 def fit_growth(steps: Sequence[float], values: ArrayLike, *, warm_up: float = WARM_UP) -> dict[str, Any]:
@@ -43,8 +43,10 @@ def fit_growth(steps: Sequence[float], values: ArrayLike, *, warm_up: float = WA
     middles, medians = (
         np.array([np.median(stretch) for stretch in np.array_split(numbers, NUM_STRETCHES)]) for numbers in (at, seen)
     )
-    line = stats.linregress(middles, medians)
-    slope, error = 1000 * float(line.slope), 1000 * float(line.stderr)
+    slope, error = 0.0, 0.0
+    if np.ptp(medians):  # of equal points SciPy knows no error
+        line = stats.linregress(middles, medians)
+        slope, error = 1000 * float(line.slope), 1000 * float(line.stderr)
     margin = float(stats.t.ppf(0.975, NUM_STRETCHES - 2)) * error
     return {
         "per_1000_steps": slope,
