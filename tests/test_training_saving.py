@@ -141,6 +141,49 @@ def test_best_checkpoint_is_known_by_its_own_name(photos: Path, tmp_path: Path) 
     assert newest.get("best_model_checkpoint", str(best)) == str(best)
 
 
+BEST: dict[str, Any] = {
+    **{"save_strategy": "steps", "save_steps": 1, "eval_strategy": "steps", "eval_steps": 1},
+    **{"load_best_model_at_end": True, "metric_for_best_model": "eval_loss"},
+}
+
+
+def trainer_that_worsens(photos: Path, folder: Path | str, **changes: Any) -> Any:
+    """Whose best model is that of the first step, so that a limit would remove it first."""
+    args = training_arguments(Path(folder), **BEST | changes)
+    args.output_dir = str(folder)  # as it was typed
+    trainer = geolocation_trainer(photos, args)
+    measure = trainer.evaluation_metrics
+    trainer.evaluation_metrics = lambda rows: measure(rows) | {"loss": float(trainer.state.global_step)}
+    return trainer
+
+
+@pytest.mark.parametrize("limit", [1, 2])
+@pytest.mark.parametrize("spelling", ["./run", "run/"])
+def test_best_checkpoint_is_kept_however_the_folder_is_spelt(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spelling: str, limit: int
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    trainer = trainer_that_worsens(photos, spelling, max_steps=3, save_total_limit=limit)
+    trainer.train()
+    best = load_file(tmp_path / "run/checkpoint-1/model.safetensors")
+    assert all(torch.equal(weights, best[name]) for name, weights in trainer.model.state_dict().items())
+
+
+@pytest.mark.parametrize("moved", [False, True])
+@pytest.mark.parametrize("max_steps", [2, 4])
+def test_best_checkpoint_is_found_again_where_the_run_goes_on_by_another_path(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moved: bool, max_steps: int
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    trainer_that_worsens(photos, "run", max_steps=2, save_total_limit=2).train()
+    folder = (tmp_path / "run").rename(tmp_path / "moved") if moved else tmp_path / "run"
+    again = trainer_that_worsens(photos, folder, max_steps=max_steps, save_total_limit=2)
+    again.train(resume_from_checkpoint="true")
+    assert again.state.best_model_checkpoint == str(folder / "checkpoint-1")
+    best = load_file(folder / "checkpoint-1/model.safetensors")
+    assert all(torch.equal(weights, best[name]) for name, weights in again.model.state_dict().items())
+
+
 @pytest.mark.parametrize("room", [3000, 12_000, 60_000])
 def test_full_disk_is_told_and_leaves_the_last_checkpoint_and_no_half_of_another(
     photos: Path, run: Path, room: int, small_files: Callable[[int], None]

@@ -11,7 +11,7 @@ from typing import Any, cast
 
 from accelerate.utils import broadcast_object_list
 from safetensors import SafetensorError
-from transformers import PreTrainedModel, Trainer
+from transformers import PreTrainedModel, Trainer, TrainerState
 
 from geomae.checksums import write_checksums
 from geomae.errors import CheckpointError, ConfigError
@@ -53,7 +53,34 @@ class SavingTrainer(PublishingTrainer):
 
     def _get_output_dir(self, trial: Any) -> str:
         folder = super()._get_output_dir(trial)
-        return os.path.join(folder, STAGING_FOLDER) if self.is_staging else folder
+        return str(Path(folder) / STAGING_FOLDER) if self.is_staging else folder  # spelt as `_save_checkpoint` does
+
+    def _init_training_state(
+        self,
+        max_steps: int,
+        num_update_steps_per_epoch: int,
+        num_train_epochs: int,
+        resume_from_checkpoint: str | None,
+        trial: Any,
+    ) -> tuple[int, int]:
+        """With the best checkpoint where it is now: a run that goes on may have moved, or be spelt otherwise."""
+        begun: tuple[int, int] = super()._init_training_state(
+            max_steps, num_update_steps_per_epoch, num_train_epochs, resume_from_checkpoint, trial
+        )
+        if resume_from_checkpoint is not None:
+            self._find_best(resume_from_checkpoint)
+        return begun
+
+    def _find_best(self, checkpoint: str) -> None:
+        """Beside the checkpoint that the run goes on from, or else where its state says."""
+        recorded = TrainerState.load_from_json(str(Path(checkpoint) / STATE_FILE)).best_model_checkpoint
+        if recorded is None:
+            return
+        beside = Path(checkpoint).parent / Path(recorded).name
+        best = beside if beside.is_dir() else Path(recorded)
+        if best.resolve().parent == self.folder.resolve():
+            best = self.folder / best.name
+        self.state.best_model_checkpoint = str(best) if best.is_dir() else None
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """Every process comes here, whoever decided to save.
