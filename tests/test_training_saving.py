@@ -223,6 +223,24 @@ def test_full_disk_leaves_the_earlier_model_at_the_top(
     assert (tmp_path / "model.safetensors").read_bytes() != weights
 
 
+@pytest.mark.parametrize("left", [b"", b"{", b"[]", b"5"])
+def test_metrics_that_were_cut_off_do_not_end_a_later_run(
+    photos: Path, tmp_path: Path, left: bytes, small_files: Callable[[int], None]
+) -> None:
+    trainer = mae_trainer(photos, training_arguments(tmp_path))
+    (tmp_path / "all_results.json").write_bytes(left)
+    trainer.save_metrics("eval", {"eval_loss": 1.0})
+    trainer.save_metrics("train", {"train_loss": 2.0})
+    before = {path.name: path.read_bytes() for path in tmp_path.glob("*_results.json")}
+    assert json.loads(before["eval_results.json"]) == {"eval_loss": 1.0}
+    assert json.loads(before["all_results.json"]) == {"eval_loss": 1.0, "train_loss": 2.0}
+    small_files(10)
+    with pytest.raises(CheckpointError, match="the metrics could not be written"):
+        trainer.save_metrics("eval", {"eval_loss": 3.0})
+    small_files(resource.RLIM_INFINITY)
+    assert {path.name: path.read_bytes() for path in tmp_path.glob("*_results.json")} == before
+
+
 def test_too_small_a_disk_is_refused_before_the_first_step(
     photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -1,5 +1,6 @@
 """Checkpoints that are there whole or not at all: written aside, synced to the disk, listed, and only then named."""
 
+import json
 import logging
 import os
 import re
@@ -14,8 +15,9 @@ from safetensors import SafetensorError
 from transformers import PreTrainedModel, Trainer, TrainerState
 
 from geomae.checksums import write_checksums
+from geomae.documents import parse_json, read_text
 from geomae.errors import CheckpointError, ConfigError
-from geomae.files import sync_file, sync_folder
+from geomae.files import sync_file, sync_folder, write_whole
 from geomae.training.arguments import GeoMAETrainingArguments
 from geomae.training.publishing import PublishingTrainer
 from geomae.training.run_folder import (
@@ -152,6 +154,19 @@ class SavingTrainer(PublishingTrainer):
                 os.replace(staged, self.folder / STATE_FILE)
                 shutil.rmtree(staged.parent, ignore_errors=True)
 
+    def save_metrics(self, split: str, metrics: dict[str, float], combined: bool = True) -> None:
+        """`eval_results.json` and the like, whole; of `all_results.json`, what can be read stays.
+
+        transformers writes in place, and a file that was cut off would end every later run before its model is saved.
+        """
+        if self.is_world_process_zero():
+            found = {f"{split}_results.json": metrics}
+            if combined:
+                found["all_results.json"] = _read_results(self.folder / "all_results.json") | metrics
+            with explained("the metrics", self):
+                for name, content in found.items():
+                    write_whole(self.folder / name, json.dumps(content, indent=4, sort_keys=True) + "\n")
+
     def choose_checkpoint(self, resume_from: str | bool | None) -> str | None:
         """What `find_checkpoint` finds; the main process reads the files, and all go on from the same.
 
@@ -171,6 +186,16 @@ class SavingTrainer(PublishingTrainer):
         if found[1] is not None:
             raise ConfigError(found[1])
         return found[0]
+
+
+def _read_results(path: Path) -> dict[str, float]:
+    try:
+        return dict(parse_json(read_text(path)))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, TypeError) as problem:
+        logger.warning("%s cannot be read (%s) and is written anew", path, problem)
+        return {}
 
 
 @contextmanager
