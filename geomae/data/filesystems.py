@@ -21,6 +21,7 @@ from fsspec.core import url_to_fs
 from geomae.errors import SourceError
 
 __all__ = [
+    "PASSWORD",
     "FileEntry",
     "RemoteError",
     "bytes_of",
@@ -43,7 +44,9 @@ _STATE_KEYS = (
     *("ETag", "etag", "mtime", "LastModified", "last_modified", "Last-Modified", "updated", "created"),
     *("md5Hash", "oid", "blob_id"),
 )
-_SECRETS = re.compile(r"(\w+://)(?:[^\s/]*@)?([^\s?]*)(?:\?\S*)?")
+PASSWORD = re.compile(r"(?<=://)[^\s/]*@")
+"""`user:password@` of an address, also of one within another: `zip://*.jpg::https://user:password@host/photos.zip`."""
+_QUERY = re.compile(r"(\w+://[^\s?]*)\?\S*")
 _MAX_PATHS = 1_000_000  # that one pattern may stand for
 _RANGE = re.compile(r"(\d{1,12})\.\.(\d{1,12})")
 _BRACES = re.compile(r"\{([^{}]*)\}")
@@ -76,8 +79,7 @@ def public_name(source: str) -> str:
     """What a record may say of a source: a folder's name without the folders above it, a URL without its secrets."""
     if is_url(source):
         protocol, _, rest = source.partition("://")
-        host, slash, path = re.split(r"[?#]", rest)[0].partition("/")
-        return f"{protocol}://{host.rpartition('@')[2]}{slash}{path}"
+        return PASSWORD.sub("", f"{protocol}://{re.split(r'[?#]', rest)[0]}")
     if is_pattern(source) or os.path.isabs(source) or os.path.exists(source):
         parts = Path(os.path.abspath(source)).parts
         first = next((place for place, part in enumerate(parts) if is_pattern(part)), len(parts) - 1)
@@ -87,7 +89,7 @@ def public_name(source: str) -> str:
 
 def public_text(text: str) -> str:
     """A message in which no URL has a password or a query, where tokens stand."""
-    return _SECRETS.sub(r"\1\2", text)
+    return _QUERY.sub(r"\1", PASSWORD.sub("", text))
 
 
 def is_pattern(path: str) -> bool:
