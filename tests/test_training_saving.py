@@ -297,3 +297,23 @@ def test_loss_that_is_no_number_leaves_the_ids_in_a_file_and_the_last_checkpoint
     assert json.loads((run / "not_finite_step_9_process_0.json").read_text())["ids"] == ids
     assert find_checkpoint("true", str(run)) == str(run / "checkpoint-8")
     assert torch.isfinite(load_file(run / "checkpoint-8/model.safetensors")["geomae.encoder.cls_token"]).all()
+
+
+def test_gradient_that_is_no_number_names_the_photos_of_all_batches_of_its_step(photos: Path, tmp_path: Path) -> None:
+    """Of several batches whose gradients are added up, any may be the cause."""
+    args = training_arguments(tmp_path, gradient_accumulation_steps=2, per_device_train_batch_size=4)
+    trainer = mae_trainer(photos, args)
+    step, ids = trainer.training_step, []
+
+    def poisoned(model: Any, inputs: Any, *rest: Any) -> Any:
+        if trainer.state.global_step == 1:
+            ids.extend(inputs["ids"])
+            if len(ids) == 4:
+                model.decoder.mask_token.register_hook(lambda gradient: gradient * torch.nan)
+        return step(model, inputs, *rest)
+
+    trainer.training_step = poisoned
+    with pytest.raises(NonFiniteLossError, match="norm of the gradient of step 2 is nan"):
+        trainer.train()
+    assert len(ids) == 8
+    assert json.loads((tmp_path / "not_finite_step_2_process_0.json").read_text())["ids"] == ids

@@ -229,7 +229,8 @@ class StreamingTrainer(SavingTrainer):
         return norm
 
     def _guard(self, value: Tensor, what: str) -> None:
-        self.progress.guard.add(value, what=what, step=self.state.global_step + 1, ids=self.progress.ids)
+        ids = self.progress.ids if what == "loss" else self.progress.ids_of_step
+        self.progress.guard.add(value, what=what, step=self.state.global_step + 1, ids=ids)
 
     def create_optimizer(self, model: nn.Module | None = None) -> Optimizer:
         """The optimizer of `args.optim` over `build_parameter_groups`."""
