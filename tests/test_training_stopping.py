@@ -189,6 +189,18 @@ def test_signal_to_everything_that_a_run_has_started_leaves_a_checkpoint(
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="asks Linux to be told of the launcher's end")
+def test_signal_to_the_launcher_alone_leaves_a_checkpoint(photos: Path, tmp_path: Path) -> None:
+    """`accelerate launch` of one process does not pass SIGTERM on, and its process would go on alone."""
+    process = start_script(photos, tmp_path, "-m", "accelerate.commands.launch")
+    process.terminate()
+    text = ending(process)
+    (checkpoint,) = (tmp_path / "run").glob("checkpoint-*")
+    assert f"stopped by SIGTERM after step {checkpoint.name.rpartition('-')[2]} of 400" in text
+    assert find_damage(checkpoint) is None
+
+
+@pytest.mark.slow
 def test_second_ctrl_c_stops_at_once(photos: Path, tmp_path: Path) -> None:
     process = start_script(photos, tmp_path)
     os.kill(process.pid, signal.SIGSTOP)  # so that the step cannot end between the two

@@ -1,6 +1,7 @@
 """What a signal does to a run: it ends the step, saves, and says how to go on."""
 
 import contextlib
+import ctypes
 import logging
 import os
 import select
@@ -11,6 +12,7 @@ import time
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -28,6 +30,7 @@ logger = logging.getLogger(__name__)
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 SECONDS_OF_ONE_SIGNAL = 1.0  # a terminal sends Ctrl-C to all processes, and torchrun sends it to its own once more
 SECONDS_OF_THE_READER = 0.2  # Ctrl-C ends `tee` of `| tee log` as well, a moment later
+PR_SET_PDEATHSIG = 1  # of Linux's prctl: the signal that comes when the parent dies
 STEPS_ON_ITS_WAY = 2  # on a GPU: steps that the host may be ahead of the device before it looks at their answers
 
 
@@ -52,6 +55,7 @@ class StopOnSignal(TrainerCallback):
         if threading.current_thread() is not threading.main_thread():
             yield
             return
+        stop_with_the_launcher()
         before = {number: signal.signal(number, self._receive) for number in SIGNALS}
         try:
             yield
@@ -113,6 +117,14 @@ class StopOnSignal(TrainerCallback):
         answer, event = self._answers.popleft()
         event.synchronize()
         return bool(answer)
+
+
+def stop_with_the_launcher() -> None:
+    """`accelerate launch` of one process dies of SIGTERM without passing it on: Linux then sends it to this process."""
+    with contextlib.suppress(OSError):  # no /proc: not Linux
+        words = Path(f"/proc/{os.getppid()}/cmdline").read_bytes().split(b"\0")
+        if any(b"accelerate" in word for word in words[:4]):
+            ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def drop_what_nobody_reads() -> None:
