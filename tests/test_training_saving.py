@@ -169,6 +169,18 @@ def test_best_checkpoint_is_kept_however_the_folder_is_spelt(
     assert all(torch.equal(weights, best[name]) for name, weights in trainer.model.state_dict().items())
 
 
+def test_newest_checkpoint_stays_beside_the_best_so_that_an_ended_run_is_not_trained_again(
+    photos: Path, tmp_path: Path
+) -> None:
+    trainer_that_worsens(photos, tmp_path, max_steps=3, save_total_limit=1).train()
+    assert names(tmp_path) == ["checkpoint-1", "checkpoint-3"]
+    again = trainer_that_worsens(photos, tmp_path, max_steps=3, save_total_limit=1)
+    again.training_step = lambda *_: pytest.fail("it was trained again")
+    again.train(resume_from_checkpoint="last")
+    best = load_file(tmp_path / "checkpoint-1/model.safetensors")
+    assert all(torch.equal(weights, best[name]) for name, weights in again.model.state_dict().items())
+
+
 @pytest.mark.parametrize("moved", [False, True])
 @pytest.mark.parametrize("max_steps", [2, 4])
 def test_best_checkpoint_is_found_again_where_the_run_goes_on_by_another_path(

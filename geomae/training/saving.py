@@ -116,6 +116,17 @@ class SavingTrainer(PublishingTrainer):
                 shutil.rmtree(staging, ignore_errors=True)
         self.accelerator.wait_for_everyone()
 
+    def _finalize_training(self, trial: Any, num_train_samples: int, start_time: float) -> Any:
+        """Keep the newest checkpoint, which transformers removes where the limit is 1 and another is the best.
+
+        A run that is killed before its model is saved, or started again, would then train from that one once more.
+        """
+        limit, self.args.save_total_limit = self.args.save_total_limit, None
+        try:
+            return super()._finalize_training(trial, num_train_samples, start_time)
+        finally:
+            self.args.save_total_limit = limit
+
     def _before_saving(self) -> None:
         """Bring together what the checkpoint says; in every process."""
 
