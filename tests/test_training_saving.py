@@ -196,6 +196,30 @@ def test_best_checkpoint_is_found_again_where_the_run_goes_on_by_another_path(
     assert all(torch.equal(weights, best[name]) for name, weights in again.model.state_dict().items())
 
 
+@pytest.mark.parametrize("when", ["before it goes on", "while it trains", "when it has ended"])
+def test_damaged_best_checkpoint_is_named_and_keeps_no_run_from_its_end(
+    photos: Path, tmp_path: Path, when: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    weights = tmp_path / "checkpoint-1/model.safetensors"
+    trainer_that_worsens(photos, tmp_path, max_steps=2, save_total_limit=3).train()
+    again = trainer_that_worsens(
+        photos, tmp_path, max_steps=2 if when == "when it has ended" else 4, save_total_limit=3
+    )
+    if when == "while it trains":
+        step = again.training_step
+        again.training_step = lambda *inputs: (weights.write_bytes(b"cut"), step(*inputs))[1]
+    else:
+        weights.write_bytes(b"cut")
+    with caplog.at_level(logging.WARNING):
+        again.train(resume_from_checkpoint="true")
+    assert f"{tmp_path}/checkpoint-1, the best checkpoint" in caplog.text
+    assert "model.safetensors has 3 bytes" in caplog.text
+    expected = f"{tmp_path}/checkpoint-3" if when == "before it goes on" else None
+    assert again.state.best_model_checkpoint == expected
+    kept = load_file(tmp_path / f"checkpoint-{3 if expected else again.state.global_step}/model.safetensors")
+    assert all(torch.equal(weights, kept[name]) for name, weights in again.model.state_dict().items())
+
+
 @pytest.mark.parametrize("room", [3000, 12_000, 60_000])
 def test_full_disk_is_told_and_leaves_the_last_checkpoint_and_no_half_of_another(
     photos: Path, run: Path, room: int, small_files: Callable[[int], None]

@@ -14,7 +14,7 @@ from accelerate.utils import broadcast_object_list
 from safetensors import SafetensorError
 from transformers import PreTrainedModel, Trainer, TrainerState
 
-from geomae.checksums import write_checksums
+from geomae.checksums import find_damage, write_checksums
 from geomae.documents import parse_json, read_text
 from geomae.errors import CheckpointError, ConfigError
 from geomae.files import sync_file, sync_folder, write_whole
@@ -74,7 +74,7 @@ class SavingTrainer(PublishingTrainer):
         return begun
 
     def _find_best(self, checkpoint: str) -> None:
-        """Beside the checkpoint that the run goes on from, or else where its state says."""
+        """Beside the checkpoint that the run goes on from, or else where its state says; a lost one is forgotten."""
         recorded = TrainerState.load_from_json(str(Path(checkpoint) / STATE_FILE)).best_model_checkpoint
         if recorded is None:
             return
@@ -82,7 +82,20 @@ class SavingTrainer(PublishingTrainer):
         best = beside if beside.is_dir() else Path(recorded)
         if best.resolve().parent == self.folder.resolve():
             best = self.folder / best.name
-        self.state.best_model_checkpoint = str(best) if best.is_dir() else None
+        damage = find_damage(best)
+        self.state.best_model_checkpoint = str(best) if damage is None else None
+        if damage is not None:  # of what comes now, something is to be the best
+            logger.warning("%s, the best checkpoint so far, is left out: %s", best, damage)
+            self.state.best_metric = self.state.best_global_step = None
+
+    def _load_best_model(self) -> None:
+        """Where it was damaged meanwhile, the last model stays, and the log says so."""
+        best = str(self.state.best_model_checkpoint)
+        if (damage := find_damage(Path(best))) is not None:
+            logger.warning("%s, the best checkpoint, is left out: %s. The last model is kept", best, damage)
+            self.state.best_model_checkpoint = None
+            return
+        super()._load_best_model()
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """Every process comes here, whoever decided to save.
