@@ -1,20 +1,19 @@
 """How the training scripts end: in a sentence that says what to do, and with the exit code that shells expect."""
 
 import atexit
-import errno
 import multiprocessing
 import re
 import sys
 from collections.abc import Callable, Sequence
 
 from geomae.errors import GeoMAEError, RunStoppedError
+from geomae.files import FULL_DISK
 from geomae.training.reading import KILLED_READER
 
 __all__ = ["run_to_its_end"]
 
 ENDED_PEER = re.compile(r"Connection closed by peer|Connection reset by peer|Broken pipe|remote process exited")
 NO_MEMORY = re.compile(r"DefaultCPUAllocator|bad_alloc|out of memory")
-FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def run_to_its_end(main: Callable[[Sequence[str]], None]) -> None:
