@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from geomae.documents import parse_json, read_text
 from geomae.files import digest_file, list_files, write_whole
 
 __all__ = ["CHECKSUMS_FILE", "find_damage", "refresh_checksums", "write_checksums"]
@@ -42,13 +43,15 @@ def find_damage(folder: Path, *, is_thorough: bool = True) -> str | None:
         is_thorough: read every file; otherwise only their sizes are looked at.
     """
     try:
-        known: dict[str, dict[str, Any]] = json.loads((folder / CHECKSUMS_FILE).read_text(encoding="utf-8"))["files"]
+        known: dict[str, dict[str, Any]] = parse_json(read_text(folder / CHECKSUMS_FILE))["files"]
         sizes = {name: int(entry["bytes"]) for name, entry in known.items()}
         digests = {name: str(entry["sha256"]) for name, entry in known.items()}
     except FileNotFoundError:
         return f"{CHECKSUMS_FILE}, which is written last, is missing"
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         return f"{CHECKSUMS_FILE} cannot be read ({type(error).__name__})"
+    if not known:
+        return f"{CHECKSUMS_FILE} names no file"
     for name, size in sizes.items():
         if not (folder / name).is_file():
             return f"{name} is missing"

@@ -1,13 +1,17 @@
 """Files that are there whole or not at all."""
 
 import contextlib
+import errno
 import hashlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-__all__ = ["digest_file", "list_files", "sync_file", "sync_folder", "whole_file", "write_whole"]
+__all__ = ["FULL_DISK", "digest_file", "list_files", "sync_file", "sync_folder", "whole_file", "write_whole"]
+
+FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""What an `OSError` says where there is no room: on the disk, of a quota, in a file."""
 
 
 def write_whole(path: Path, content: str | bytes) -> None:

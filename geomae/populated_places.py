@@ -15,6 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.spatial import cKDTree
 
 from geomae.columns import UNKNOWN
+from geomae.files import write_whole
 from geomae.geography import EARTH_RADIUS_KM, great_circle_km, unit_vectors
 
 __all__ = [
@@ -153,7 +154,7 @@ def write_places(folder: str | Path) -> Path:
         folder: of a checkpoint; it exists.
     """
     path = Path(folder) / PLACES_FILE
-    path.write_text(_places_as_csv(), encoding="utf-8")
+    write_whole(path, _places_as_csv())
     return path
 
 

@@ -30,6 +30,8 @@ PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 REFUSED_KEYS = ("quantization_config", "attn_implementation", "_attn_implementation", "experts_implementation")
 """Keys of a configuration that make transformers look for other code; this project writes none of them."""
 DTYPES = ("float32", "bfloat16", "float16", None)
+UNBUILDABLE = (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError)
+"""What transformers and timm raise where a key of theirs has a value that it cannot have."""
 REFUSED_FILES = ("adapter_config.json",)
 
 
@@ -47,9 +49,14 @@ def load_checkpoint(auto_class: Any, path: str | Path) -> PreTrainedModel:
     path = Path(path)
     _refuse_config(read_json(path / "config.json"), path / "config.json")
     shapes = _read_shapes(path)
-    config = AutoConfig.from_pretrained(path, trust_remote_code=False)
-    with torch.device("meta"):  # shapes alone, no memory
-        model = auto_class.from_config(config)
+    try:
+        config = AutoConfig.from_pretrained(path, trust_remote_code=False)
+        with torch.device("meta"):  # shapes alone, no memory
+            model = auto_class.from_config(config)
+    except UNBUILDABLE as error:
+        raise ValueError(
+            f"no model can be built from {path / 'config.json'}: {type(error).__name__}: {str(error)[:200]}"
+        ) from error
     wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     prefix = f"{model.base_model_prefix}."  # a part of a model is filled from the whole one
     _refuse_misfits(wanted, {name.removeprefix(prefix): shape for name, shape in shapes.items()} | shapes, path)

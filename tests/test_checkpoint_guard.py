@@ -64,6 +64,21 @@ def test_configurations_that_cannot_be_are_refused_by_their_key(
         load_geolocator(change_config(checkpoint, **changes))
 
 
+@pytest.mark.parametrize("changes", [{"id2label": [1]}, {"sub_configs": 1}, {"__class__": 5}, {"to_dict": 5}], ids=str)
+def test_keys_of_transformers_that_cannot_be_end_in_one_kind_of_error(
+    checkpoint: Path, changes: dict[str, Any]
+) -> None:
+    with pytest.raises(ValueError, match=r"no model can be built from .*config\.json: \w+Error: "):
+        load_geolocator(change_config(checkpoint, **changes))
+
+
+@pytest.mark.parametrize("options", [{"act_layer": "nope"}, {"features_only": True}, {"norm_layer": {"a": 1}}], ids=str)
+def test_options_of_timm_that_cannot_be_end_in_one_kind_of_error(tmp_path: Path, options: dict[str, Any]) -> None:
+    GeoBaselineForGeolocation(GeoBaselineConfig(backbone="resnet10t", image_size=32)).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"no model can be built from .*config\.json: \w+Error"):
+        load_geolocator(change_config(tmp_path, backbone_kwargs=options))
+
+
 def test_a_configuration_too_deep_or_too_large_is_refused(checkpoint: Path, tmp_path: Path) -> None:
     (checkpoint / "config.json").write_text("[" * 100_000)
     with pytest.raises(ValueError, match=r"config.json cannot be read as JSON: maximum recursion"):

@@ -49,6 +49,14 @@ def test_damaged_file_is_named(folder: Path, name: str, damage: str) -> None:
     assert name in found or name == CHECKSUMS_FILE
 
 
+@pytest.mark.parametrize("left", ['{"files": {"weights.bin": {"bytes": 1e999, "sha256": ""}}}', "[" * 100_000, "[]"])
+def test_list_that_is_none_is_told(folder: Path, left: str) -> None:
+    (folder / CHECKSUMS_FILE).write_text(left)
+    assert str(find_damage(folder)).startswith(f"{CHECKSUMS_FILE} cannot be read")
+    (folder / CHECKSUMS_FILE).write_text('{"files": {}}')
+    assert find_damage(folder) == f"{CHECKSUMS_FILE} names no file"
+
+
 def test_sizes_alone_are_looked_at_where_it_must_be_quick(folder: Path) -> None:
     flip(folder / "weights.bin")
     assert find_damage(folder, is_thorough=False) is None

@@ -2,6 +2,8 @@
 
 import io
 import os
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -27,7 +29,7 @@ from source_files import (
 from torch.utils.data import DataLoader
 
 from geomae.data import filesystems
-from geomae.data.filesystems import expand_pattern, list_files, open_file
+from geomae.data.filesystems import RemoteError, expand_pattern, list_files, open_file
 from geomae.data.loading import stream_photos
 from geomae.data.sources import SourceOptions, open_source
 from geomae.errors import SourceError
@@ -212,6 +214,28 @@ def test_request_that_fails_once_is_made_again(
     (error,) = images_of(index).values()
     assert isinstance(error, OSError)
     assert "503" in str(error)
+
+
+def test_server_that_falls_silent_has_failed_after_a_while(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    speaks = threading.Event()
+
+    class Silent(FolderHandler):
+        def send_file(self, data: bytes, headers: dict[str, str] | None = None) -> None:
+            if self.command == "GET":
+                speaks.wait(30)
+            super().send_file(data, headers)
+
+    monkeypatch.setattr(filesystems, "_PAUSE_SECONDS", 0.01)
+    monkeypatch.setattr(filesystems, "_SECONDS_OF_SILENCE", 0.2)
+    monkeypatch.setattr("fsspec.config.conf", {})
+    write_file(tmp_path / "a.bin", b"0123456789")
+    with serve(Silent, root=tmp_path) as (address, _), open_file(f"{address}/a.bin") as file:
+        begin = time.monotonic()
+        with pytest.raises(RemoteError, match=r"a\.bin cannot be read: \w*Timeout"):
+            file.read(4)
+        assert time.monotonic() - begin < 10
+        speaks.set()
+        assert file.read(4) == b"0123"
 
 
 def test_server_that_fails_while_it_is_indexed_leaves_nothing_behind(

@@ -106,6 +106,7 @@ def test_swap_is_not_advised_without_what_speaks_against_it(tmp_path: Path) -> N
         ("/pictures/alice/mp16", "mp16"),
         ("https://blob/x.tar?se=2026-01-01T00:00:00Z&sig=SECRET#part", "https://blob/x.tar"),
         ("s3://key:p@ss@bucket/My Photos/x", "s3://bucket/My Photos/x"),
+        ("zip://*.jpg::https://eve:SECRET@host/p.zip?sig=SECRET", "zip://*.jpg::https://host/p.zip"),
         ("owner/name", "owner/name"),
     ],
 )
@@ -118,6 +119,8 @@ def test_public_text_keeps_what_is_no_secret() -> None:
     assert public_text(message) == "http://host/p.jpg 503, url='http://host/p.jpg (is it there?)"
     signed = "https://a:b@c@blob/x.tar?se=2026-01-01T00:00:00Z&x='1'&sig=SECRET gone"
     assert public_text(signed) == "https://blob/x.tar gone"
+    assert public_text("at zip://*.jpg::https://a:b@host/p.zip?sig=c: 503") == "at zip://*.jpg::https://host/p.zip 503"
+    assert public_text("https://host/p,https://a:b@host/q") == "https://host/p,https://host/q"
     assert public_text("what? a@b is no url") == "what? a@b is no url"
 
 

@@ -116,6 +116,17 @@ def test_what_is_no_question_is_refused(ask, body):
     assert ask("POST", JOIN, body)[0] == 400
 
 
+def test_question_that_would_grow_when_it_is_read_is_refused_unread(ask, monkeypatch):
+    monkeypatch.setattr("geomae.demo.front_door.json.loads", lambda body: pytest.fail("it was read"))
+    grows = b'{"data": [], "session_hash": "a", "event_data": [' + b"[]," * 7_000_000 + b"0]}"
+    assert ask("POST", JOIN, grows, Content_Type="application/json")[0] == 400
+
+
+def test_name_of_a_session_is_short(join, page):
+    assert join("a" * 101)[0] == 400
+    assert not any(len(name) > 100 for name in page.app.state_holder.session_data)
+
+
 def test_large_body_is_refused_before_it_is_sent(page):
     address = urlsplit(page.local_url)
     connection = http.client.HTTPConnection(address.hostname, address.port, timeout=30)

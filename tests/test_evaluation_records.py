@@ -66,6 +66,15 @@ def test_an_evaluation_that_is_cut_off_leaves_no_metrics_of_an_older_one(tmp_pat
     assert not (tmp_path / "metrics.json").exists()
 
 
+def test_full_disk_leaves_the_older_evaluation_and_no_half_of_another(tmp_path, full_disk):
+    many = pa.table({"id": [f"photo-{number}" for number in range(10_000)]})
+    write_evaluation(tmp_path, {"mean_km": 1.0}, predictions=many.slice(0, 9))
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    with full_disk(2000), pytest.raises(ConfigError, match=r"which is as it was: .*Free space, and start it again"):
+        write_evaluation(tmp_path, {"mean_km": 2.0}, predictions=many)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
 def test_metrics_appear_whole_or_not_at_all(tmp_path, monkeypatch):
     def fail(*paths):
         raise OSError("the disk is gone")

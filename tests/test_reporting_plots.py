@@ -79,6 +79,15 @@ def test_saved_figures_are_pictures_of_a_readable_size(tmp_path):
         assert min(picture.size) > 300
 
 
+def test_full_disk_leaves_the_earlier_picture(tmp_path, full_disk):
+    path = save_figure(reconstruction_grid(photos(1), photos(2), photos(3)), tmp_path / "grid.png")
+    before = path.read_bytes()
+    with full_disk(2000), pytest.raises(OSError, match="too large"):
+        save_figure(reconstruction_grid(photos(4), photos(5), photos(6)), path)
+    assert path.read_bytes() == before
+    assert [each.name for each in tmp_path.iterdir()] == ["grid.png"]
+
+
 def test_loss_curves_can_run_along_epochs():
     history = [{"step": 10, "epoch": 0.5, "loss": 3.0}, {"step": 20, "epoch": 1.0, "loss": 2.0}]
     figure = loss_curves({"run": history}, {"loss": "training"}, title="t", unit="u", along="epoch")

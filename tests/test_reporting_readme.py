@@ -88,6 +88,15 @@ def test_a_picture_is_linked_from_where_the_page_is(page):
     assert "![Where](../results/run/map.png)" in docs.read_text()
 
 
+def test_full_disk_leaves_the_page_as_it_was(page, full_disk):
+    page.write_text("<!-- results:headline -->\nold\n<!-- /results:headline -->\n" + "text\n" * 1000)
+    before = page.read_text()
+    with full_disk(2000), pytest.raises(OSError, match="too large"):
+        fill(page)
+    assert page.read_text() == before
+    assert sorted(path.name for path in page.parent.iterdir()) == ["README.md", "results"]
+
+
 def test_check_finds_a_stale_page_and_leaves_it_alone(page, capsys):
     text = "<!-- results:gain -->3,000<!-- /results:gain -->"
     page.write_text(text)

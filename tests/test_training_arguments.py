@@ -239,7 +239,11 @@ def test_arguments_as_others_see_them_name_no_path_of_this_machine(tmp_path: Pat
 
 
 @pytest.mark.parametrize(
-    "written, expected", [("true", "true"), ("last", "last"), ("outputs/checkpoint-3", "outputs/checkpoint-3")]
+    "written, expected",
+    [
+        *(("true", "true"), ("True", "true"), ("False", "false"), ("last", "last"), ("LAST", "last")),
+        ("outputs/checkpoint-3", "outputs/checkpoint-3"),
+    ],
 )
 def test_resume_is_a_path_or_true_or_last(tmp_path: Path, written: str, expected: str) -> None:
     path = tmp_path / "run.yaml"

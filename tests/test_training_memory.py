@@ -63,6 +63,12 @@ def test_evaluation_that_does_not_fit_names_its_own_batch_size(photos: Path, tmp
         assert "bf16" not in str(told.value)
 
 
+def test_evaluation_of_single_photos_asks_for_more_memory(photos: Path, tmp_path: Path) -> None:
+    trainer = trainer_without_memory(photos, tmp_path, OF_CUDA, trains=False, per_device_eval_batch_size=1, bf16=True)
+    with pytest.raises(DeviceMemoryError, match="Try a device with more memory"):
+        trainer.evaluate()
+
+
 def test_other_errors_stay_what_they_are(photos: Path, tmp_path: Path) -> None:
     trainer = trainer_without_memory(photos, tmp_path, RuntimeError("shapes differ"), trains=True)
     with pytest.raises(RuntimeError, match="shapes differ"):

@@ -141,6 +141,85 @@ def test_best_checkpoint_is_known_by_its_own_name(photos: Path, tmp_path: Path) 
     assert newest.get("best_model_checkpoint", str(best)) == str(best)
 
 
+BEST: dict[str, Any] = {
+    **{"save_strategy": "steps", "save_steps": 1, "eval_strategy": "steps", "eval_steps": 1},
+    **{"load_best_model_at_end": True, "metric_for_best_model": "eval_loss"},
+}
+
+
+def trainer_that_worsens(photos: Path, folder: Path | str, **changes: Any) -> Any:
+    """Whose best model is that of the first step, so that a limit would remove it first."""
+    args = training_arguments(Path(folder), **BEST | changes)
+    args.output_dir = str(folder)  # as it was typed
+    trainer = geolocation_trainer(photos, args)
+    measure = trainer.evaluation_metrics
+    trainer.evaluation_metrics = lambda rows: measure(rows) | {"loss": float(trainer.state.global_step)}
+    return trainer
+
+
+@pytest.mark.parametrize("limit", [1, 2])
+@pytest.mark.parametrize("spelling", ["./run", "run/"])
+def test_best_checkpoint_is_kept_however_the_folder_is_spelt(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spelling: str, limit: int
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    trainer = trainer_that_worsens(photos, spelling, max_steps=3, save_total_limit=limit)
+    trainer.train()
+    best = load_file(tmp_path / "run/checkpoint-1/model.safetensors")
+    assert all(torch.equal(weights, best[name]) for name, weights in trainer.model.state_dict().items())
+
+
+def test_newest_checkpoint_stays_beside_the_best_so_that_an_ended_run_is_not_trained_again(
+    photos: Path, tmp_path: Path
+) -> None:
+    trainer_that_worsens(photos, tmp_path, max_steps=3, save_total_limit=1).train()
+    assert names(tmp_path) == ["checkpoint-1", "checkpoint-3"]
+    again = trainer_that_worsens(photos, tmp_path, max_steps=3, save_total_limit=1)
+    again.training_step = lambda *_: pytest.fail("it was trained again")
+    again.train(resume_from_checkpoint="last")
+    best = load_file(tmp_path / "checkpoint-1/model.safetensors")
+    assert all(torch.equal(weights, best[name]) for name, weights in again.model.state_dict().items())
+
+
+@pytest.mark.parametrize("moved", [False, True])
+@pytest.mark.parametrize("max_steps", [2, 4])
+def test_best_checkpoint_is_found_again_where_the_run_goes_on_by_another_path(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moved: bool, max_steps: int
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    trainer_that_worsens(photos, "run", max_steps=2, save_total_limit=2).train()
+    folder = (tmp_path / "run").rename(tmp_path / "moved") if moved else tmp_path / "run"
+    again = trainer_that_worsens(photos, folder, max_steps=max_steps, save_total_limit=2)
+    again.train(resume_from_checkpoint="true")
+    assert again.state.best_model_checkpoint == str(folder / "checkpoint-1")
+    best = load_file(folder / "checkpoint-1/model.safetensors")
+    assert all(torch.equal(weights, best[name]) for name, weights in again.model.state_dict().items())
+
+
+@pytest.mark.parametrize("when", ["before it goes on", "while it trains", "when it has ended"])
+def test_damaged_best_checkpoint_is_named_and_keeps_no_run_from_its_end(
+    photos: Path, tmp_path: Path, when: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    weights = tmp_path / "checkpoint-1/model.safetensors"
+    trainer_that_worsens(photos, tmp_path, max_steps=2, save_total_limit=3).train()
+    again = trainer_that_worsens(
+        photos, tmp_path, max_steps=2 if when == "when it has ended" else 4, save_total_limit=3
+    )
+    if when == "while it trains":
+        step = again.training_step
+        again.training_step = lambda *inputs: (weights.write_bytes(b"cut"), step(*inputs))[1]
+    else:
+        weights.write_bytes(b"cut")
+    with caplog.at_level(logging.WARNING):
+        again.train(resume_from_checkpoint="true")
+    assert f"{tmp_path}/checkpoint-1, the best checkpoint" in caplog.text
+    assert "model.safetensors has 3 bytes" in caplog.text
+    expected = f"{tmp_path}/checkpoint-3" if when == "before it goes on" else None
+    assert again.state.best_model_checkpoint == expected
+    kept = load_file(tmp_path / f"checkpoint-{3 if expected else again.state.global_step}/model.safetensors")
+    assert all(torch.equal(weights, kept[name]) for name, weights in again.model.state_dict().items())
+
+
 @pytest.mark.parametrize("room", [3000, 12_000, 60_000])
 def test_full_disk_is_told_and_leaves_the_last_checkpoint_and_no_half_of_another(
     photos: Path, run: Path, room: int, small_files: Callable[[int], None]
@@ -178,6 +257,24 @@ def test_full_disk_leaves_the_earlier_model_at_the_top(
     trainer.save_model()
     assert names(tmp_path) == before
     assert (tmp_path / "model.safetensors").read_bytes() != weights
+
+
+@pytest.mark.parametrize("left", [b"", b"{", b"[]", b"5"])
+def test_metrics_that_were_cut_off_do_not_end_a_later_run(
+    photos: Path, tmp_path: Path, left: bytes, small_files: Callable[[int], None]
+) -> None:
+    trainer = mae_trainer(photos, training_arguments(tmp_path))
+    (tmp_path / "all_results.json").write_bytes(left)
+    trainer.save_metrics("eval", {"eval_loss": 1.0})
+    trainer.save_metrics("train", {"train_loss": 2.0})
+    before = {path.name: path.read_bytes() for path in tmp_path.glob("*_results.json")}
+    assert json.loads(before["eval_results.json"]) == {"eval_loss": 1.0}
+    assert json.loads(before["all_results.json"]) == {"eval_loss": 1.0, "train_loss": 2.0}
+    small_files(10)
+    with pytest.raises(CheckpointError, match="the metrics could not be written"):
+        trainer.save_metrics("eval", {"eval_loss": 3.0})
+    small_files(resource.RLIM_INFINITY)
+    assert {path.name: path.read_bytes() for path in tmp_path.glob("*_results.json")} == before
 
 
 def test_too_small_a_disk_is_refused_before_the_first_step(
@@ -236,3 +333,23 @@ def test_loss_that_is_no_number_leaves_the_ids_in_a_file_and_the_last_checkpoint
     assert json.loads((run / "not_finite_step_9_process_0.json").read_text())["ids"] == ids
     assert find_checkpoint("true", str(run)) == str(run / "checkpoint-8")
     assert torch.isfinite(load_file(run / "checkpoint-8/model.safetensors")["geomae.encoder.cls_token"]).all()
+
+
+def test_gradient_that_is_no_number_names_the_photos_of_all_batches_of_its_step(photos: Path, tmp_path: Path) -> None:
+    """Of several batches whose gradients are added up, any may be the cause."""
+    args = training_arguments(tmp_path, gradient_accumulation_steps=2, per_device_train_batch_size=4)
+    trainer = mae_trainer(photos, args)
+    step, ids = trainer.training_step, []
+
+    def poisoned(model: Any, inputs: Any, *rest: Any) -> Any:
+        if trainer.state.global_step == 1:
+            ids.extend(inputs["ids"])
+            if len(ids) == 4:
+                model.decoder.mask_token.register_hook(lambda gradient: gradient * torch.nan)
+        return step(model, inputs, *rest)
+
+    trainer.training_step = poisoned
+    with pytest.raises(NonFiniteLossError, match="norm of the gradient of step 2 is nan"):
+        trainer.train()
+    assert len(ids) == 8
+    assert json.loads((tmp_path / "not_finite_step_2_process_0.json").read_text())["ids"] == ids

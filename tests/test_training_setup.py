@@ -241,6 +241,34 @@ def test_refusal_of_the_model_becomes_one_of_ours_and_ours_stay() -> None:
         raise SourceError("mine")
 
 
+@pytest.mark.parametrize("left", ["[1]", "5", "{", "[" * 100_000])
+def test_configuration_that_is_none_is_refused_by_its_path(tmp_path: Path, left: str) -> None:
+    (tmp_path / "config.json").write_text(left)
+    with pytest.raises(ConfigError, match=r"init_from: .*config\.json is no configuration of a model"):
+        inherit_encoder(GeoMAEArguments(), str(tmp_path), given=set())
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"hidden_size": "large"},
+        {"hidden_size": None},
+        {"num_hidden_layers": 10**8},
+        {"patch_size": True},
+        {"qkv_bias": 1},
+        {"layer_norm_eps": "x"},
+        {"image_mean": 5},
+        {"image_std": ["a"]},
+        {"position_embedding": []},
+    ],
+    ids=str,
+)
+def test_size_of_a_checkpoint_that_cannot_be_is_refused_by_its_key(tmp_path: Path, wrong: dict[str, Any]) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "geomae", **wrong}))
+    with pytest.raises(ConfigError, match=f"init_from: {next(iter(wrong))} in .*which cannot be"):
+        inherit_encoder(GeoMAEArguments(), str(tmp_path), given=set())
+
+
 def test_other_weights_give_no_sizes(tmp_path: Path) -> None:
     own = GeoMAEArguments()
     assert inherit_encoder(own, None, given=set()) is own

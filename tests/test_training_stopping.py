@@ -5,7 +5,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +61,41 @@ def test_signal_ends_the_step_and_saves_a_checkpoint_from_which_the_run_repeats_
     resumed.train(resume_from_checkpoint="true")
     for name, weights in unbroken.model.state_dict().items():
         assert torch.equal(weights, resumed.model.state_dict()[name]), name
+
+
+@pytest.fixture
+def pipe_without_reader() -> Iterator[Callable[[], None]]:
+    """A function after which stdout and stderr are as behind `| tee log` when Ctrl-C has ended `tee`."""
+    before = {number: os.dup(number) for number in (1, 2)}
+
+    def close_reader() -> None:
+        reader, writer = os.pipe()
+        for number in before:
+            os.dup2(writer, number)
+        os.close(reader)
+        os.close(writer)
+
+    yield close_reader
+    for number, kept in before.items():
+        os.dup2(kept, number)
+        os.close(kept)
+
+
+def test_checkpoint_is_saved_though_ctrl_c_has_ended_the_reader_of_what_is_printed(
+    photos: Path, tmp_path: Path, pipe_without_reader: Callable[[], None]
+) -> None:
+    trainer = mae_trainer(photos, training_arguments(tmp_path))
+
+    def act() -> None:
+        pipe_without_reader()
+        signal.raise_signal(signal.SIGINT)
+        for number in (1, 2):
+            os.write(number, b"loss, a bar of progress")
+
+    call_in_step(trainer, 2, act)
+    with pytest.raises(RunStoppedError, match="stopped by SIGINT after step 2"):
+        trainer.train()
+    assert find_damage(tmp_path / "checkpoint-2") is None
 
 
 def test_signal_puts_off_an_evaluation(photos: Path, tmp_path: Path) -> None:
@@ -151,6 +186,18 @@ def test_signal_to_everything_that_a_run_has_started_leaves_a_checkpoint(
     if not launcher:
         assert process.returncode == 128 + number
         assert "Traceback" not in text
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="asks Linux to be told of the launcher's end")
+def test_signal_to_the_launcher_alone_leaves_a_checkpoint(photos: Path, tmp_path: Path) -> None:
+    """`accelerate launch` of one process does not pass SIGTERM on, and its process would go on alone."""
+    process = start_script(photos, tmp_path, "-m", "accelerate.commands.launch")
+    process.terminate()
+    text = ending(process)
+    (checkpoint,) = (tmp_path / "run").glob("checkpoint-*")
+    assert f"stopped by SIGTERM after step {checkpoint.name.rpartition('-')[2]} of 400" in text
+    assert find_damage(checkpoint) is None
 
 
 @pytest.mark.slow

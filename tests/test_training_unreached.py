@@ -88,3 +88,25 @@ def test_tracker_that_answers_is_not_doubted(photos: Path, tmp_path: Path, monke
     trainer = mae_trainer(photos, training_arguments(tmp_path, report_to=["wandb"]))
     with pytest.raises(ConfigError, match="report_to wandb: api_key not configured"):
         trainer.train()
+
+
+@pytest.mark.parametrize("by_environment", [False, True])
+def test_run_whose_space_is_not_reached_is_recorded_on_the_disk(
+    photos: Path,
+    tmp_path: Path,
+    by_environment: bool,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    pytest.importorskip("trackio", reason="the extra `dashboards` is not installed")
+    monkeypatch.setenv("HF_TOKEN", "hf_SECRET")
+    if by_environment:
+        monkeypatch.setenv("TRACKIO_SPACE_ID", "someone/runs")
+    options = {"report_to": ["trackio"], "project": f"unreached-{by_environment}", "max_steps": 2}
+    options |= {} if by_environment else {"trackio_space_id": "someone/runs"}
+    trainer = mae_trainer(photos, training_arguments(tmp_path / "run", **options))
+    with caplog.at_level(logging.WARNING):
+        trainer.train()
+    assert trainer.state.global_step == 2
+    assert f"trackio sync --project unreached-{by_environment} --space-id someone/runs" in caplog.text
+    assert "SECRET" not in caplog.text

@@ -21,6 +21,7 @@ from fsspec.core import url_to_fs
 from geomae.errors import SourceError
 
 __all__ = [
+    "PASSWORD",
     "FileEntry",
     "RemoteError",
     "bytes_of",
@@ -43,13 +44,16 @@ _STATE_KEYS = (
     *("ETag", "etag", "mtime", "LastModified", "last_modified", "Last-Modified", "updated", "created"),
     *("md5Hash", "oid", "blob_id"),
 )
-_SECRETS = re.compile(r"(\w+://)(?:[^\s/]*@)?([^\s?]*)(?:\?\S*)?")
+PASSWORD = re.compile(r"(?<=://)[^\s/]*@")
+"""`user:password@` of an address, also of one within another: `zip://*.jpg::https://user:password@host/photos.zip`."""
+_QUERY = re.compile(r"(\w+://[^\s?]*)\?\S*")
 _MAX_PATHS = 1_000_000  # that one pattern may stand for
 _RANGE = re.compile(r"(\d{1,12})\.\.(\d{1,12})")
 _BRACES = re.compile(r"\{([^{}]*)\}")
 _READ_ATTEMPTS = 3  # of a remote read; servers of millions of photos fail now and then
 _MAX_REQUESTS = 16  # to a server at once
 _PAUSE_SECONDS = 0.5  # before the second attempt, twice as long before the third
+_SECONDS_OF_SILENCE = 60.0  # of a web server, after which a request to it has failed; aiohttp would wait for 300
 _NO_RANGES = ("range requests", "Cannot seek streaming")  # what fsspec's http says of servers without them
 
 
@@ -76,8 +80,7 @@ def public_name(source: str) -> str:
     """What a record may say of a source: a folder's name without the folders above it, a URL without its secrets."""
     if is_url(source):
         protocol, _, rest = source.partition("://")
-        host, slash, path = re.split(r"[?#]", rest)[0].partition("/")
-        return f"{protocol}://{host.rpartition('@')[2]}{slash}{path}"
+        return PASSWORD.sub("", f"{protocol}://{re.split(r'[?#]', rest)[0]}")
     if is_pattern(source) or os.path.isabs(source) or os.path.exists(source):
         parts = Path(os.path.abspath(source)).parts
         first = next((place for place, part in enumerate(parts) if is_pattern(part)), len(parts) - 1)
@@ -87,7 +90,7 @@ def public_name(source: str) -> str:
 
 def public_text(text: str) -> str:
     """A message in which no URL has a password or a query, where tokens stand."""
-    return _SECRETS.sub(r"\1\2", text)
+    return _QUERY.sub(r"\1", PASSWORD.sub("", text))
 
 
 def is_pattern(path: str) -> bool:
@@ -118,7 +121,7 @@ def open_file(path: str, *, whole: bool = False) -> BinaryIO:
         return open(path, "rb")
     with _explained(path):
         cache = {"cache_type": "readahead", "block_size": 2**23} if whole else {"cache_type": "none"}
-        file_system, name = url_to_fs(path)
+        file_system, name = _file_system(path)
         try:
             file = file_system.open(name, "rb", **cache)
         except FileNotFoundError as error:  # http says so of a server that is down, too
@@ -191,12 +194,23 @@ class _RemoteFile(io.RawIOBase):
             ) from error
 
 
+def _file_system(path: str) -> tuple[Any, str]:
+    """The file system of a URL, and its own name for the file; a timeout in a user's configuration of fsspec stands."""
+    if "http" in path:
+        from fsspec.implementations import http
+
+        timeout = http.aiohttp.ClientTimeout(total=300.0, sock_connect=30.0, sock_read=_SECONDS_OF_SILENCE)
+        for protocol in ("http", "https"):
+            fsspec.config.conf.setdefault(protocol, {}).setdefault("client_kwargs", {}).setdefault("timeout", timeout)
+    return cast("tuple[Any, str]", url_to_fs(path))
+
+
 def path_exists(path: str) -> bool:
     """Whether there is a file or a folder."""
     if not is_url(path):
         return os.path.exists(path)
     with _explained(path):
-        file_system, name = url_to_fs(path)
+        file_system, name = _file_system(path)
         return bool(file_system.exists(name))
 
 
@@ -249,7 +263,7 @@ def _local_entry(path: str, stat: os.stat_result) -> FileEntry:
 
 def _list_remote(root: str) -> list[FileEntry]:
     with _explained(root):
-        file_system, name = url_to_fs(root)
+        file_system, name = _file_system(root)
         try:
             info: dict[str, Any] = file_system.info(name)
             # http calls everything a file; its folders are pages of links
@@ -281,7 +295,7 @@ def stat_remote(entries: Sequence[FileEntry]) -> list[FileEntry]:
 
 def _stat_one(entry: FileEntry) -> FileEntry:
     with _explained(entry.path):
-        file_system, name = url_to_fs(entry.path)
+        file_system, name = _file_system(entry.path)
         try:
             return remote_entry(entry.path, file_system.info(name))
         except FileNotFoundError:  # it fails when it is opened, which says so
@@ -314,7 +328,7 @@ def size_of(path: str) -> int:
     if not is_url(path):
         return os.path.getsize(path)
     with _explained(path):
-        file_system, name = url_to_fs(path)
+        file_system, name = _file_system(path)
         size = file_system.size(name)
     if size is None:
         with open_file(path) as file:
@@ -342,7 +356,7 @@ def expand_pattern(path: str) -> list[str]:
     if path.startswith(("http://", "https://")):
         return [path]  # `?` begins a query there
     with _explained(path):
-        file_system, name = url_to_fs(path)
+        file_system, name = _file_system(path)
         return sorted(_unstrip(file_system, found) for found in file_system.glob(name)) or [path]
 
 

@@ -19,6 +19,8 @@ MAX_WAITING_PER_VISITOR = 3
 MAX_PHOTO_BODY = MAX_UPLOAD_BYTES * 4 // 3 + 2**16  # as base64, and what stands around it
 MAX_OTHER_BODY = 2**16
 MAX_TYPED = 10_000  # letters of a text box
+MAX_SESSION = 100  # letters of its name, by which Gradio keeps what it shows; a browser's has eleven
+MAX_VALUES = 2 * MAX_TYPED  # of a question; read, a list of nothing takes twenty times the room of its two letters
 JOIN = "/gradio_api/queue/join"
 
 _OPEN = {
@@ -90,12 +92,14 @@ async def _read_body(scope: Message, receive: Receive) -> bytes:
 def _check_join(body: bytes, scope: Message) -> None:
     """Inputs are texts, numbers and switches: of anything else Gradio might make a file, or download one."""
     strange = RefusedError(400, "This page does not ask for that.")
+    if sum(map(body.count, (b"[", b"{", b","))) > MAX_VALUES:  # none of which is in a photo's base64
+        raise strange
     try:
         asked = json.loads(body)
         inputs, session = asked.get("data"), asked.get("session_hash")
     except (ValueError, AttributeError, RecursionError):
         raise strange from None
-    if not isinstance(inputs, list) or not isinstance(session, str):
+    if not isinstance(inputs, list) or not isinstance(session, str) or len(session) > MAX_SESSION:
         raise strange
     for given in inputs:
         if not isinstance(given, (str, int, float, bool, type(None))) or len(str(given)) > MAX_TYPED:

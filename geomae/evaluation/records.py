@@ -3,7 +3,8 @@
 import json
 import os
 import re
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from geomae.evaluation.flickr import flickr_number, photos_in_training
 from geomae.evaluation.known_test_sets import KNOWN_TEST_SETS, SHARED_PHOTOS, recognise
 from geomae.evaluation.posterior import DECODINGS
 from geomae.evaluation.tables import TestSet
-from geomae.files import write_whole
+from geomae.files import FULL_DISK, sync_file, sync_folder
 from geomae.provenance import find_commit, find_versions, shown_command, shown_path
 
 __all__ = [
@@ -133,8 +134,11 @@ def write_evaluation(output_dir: str | Path, metrics: dict[str, Any], **tables: 
         tables: name -> table.
 
     Returns:
-        The paths written, `metrics.json` last and whole; an older evaluation is removed first, so that the presence
-        of `metrics.json` says that this one is complete.
+        The paths written, `metrics.json` last and each whole. An older evaluation stays until all of this one is on
+        the disk, and is then removed first, so that the presence of `metrics.json` says that this one is complete.
+
+    Raises:
+        ConfigError: there is no room on the disk.
     """
     folder = Path(output_dir)
     folder.mkdir(parents=True, exist_ok=True)
@@ -142,15 +146,31 @@ def write_evaluation(output_dir: str | Path, metrics: dict[str, Any], **tables: 
     # Lists of numbers, and objects of numbers, on one line: a line break is never part of a text, which escapes it.
     text = re.sub(r"\[\n[-+.\deE,\s]+\]", _on_one_line, text)
     text = re.sub(r'\{\n(?:\s+"[^"\n]*": [-+.\deE]+,?\n)+\s+\}', _on_one_line, text)
-    file = folder / "metrics.json"
-    for old in (file, *(folder / f"{name}.parquet" for name in TABLES)):
-        old.unlink(missing_ok=True)
-    written = []
-    for name, table in tables.items():
-        pa.parquet.write_table(table, folder / f"{name}.parquet")
-        written.append(folder / f"{name}.parquet")
-    write_whole(file, text + "\n")
-    return [*written, file]
+    try:
+        files = _replace_evaluation(folder, text + "\n", tables)
+    except OSError as error:
+        if error.errno not in FULL_DISK:
+            raise
+        raise ConfigError(
+            f"the evaluation could not be written to {output_dir}, which is as it was: {error.strerror or error}. Free "
+            "space, and start it again"
+        ) from error
+    return [folder / file for file in files]
+
+
+def _replace_evaluation(folder: Path, text: str, tables: Mapping[str, pa.Table]) -> list[str]:
+    with tempfile.TemporaryDirectory(prefix=".writing-", dir=folder) as aside:
+        for name, table in tables.items():
+            pa.parquet.write_table(table, Path(aside, f"{name}.parquet.tmp"))
+        Path(aside, "metrics.json.tmp").write_text(text, encoding="utf-8")
+        sync_folder(Path(aside))
+        files = [f"{name}.parquet" for name in tables] + ["metrics.json"]
+        for old in ("metrics.json", *(f"{name}.parquet" for name in TABLES)):
+            (folder / old).unlink(missing_ok=True)
+        for file in files:
+            os.replace(Path(aside, f"{file}.tmp"), folder / file)
+    sync_file(folder)
+    return files
 
 
 def read_metrics(path: str | Path) -> dict[str, Any]:

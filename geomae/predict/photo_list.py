@@ -3,7 +3,6 @@
 import csv
 import logging
 import os
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,7 +12,7 @@ from geomae.columns import find_column
 from geomae.data.archives import Storage
 from geomae.data.coordinates import PHOTO_SUFFIXES
 from geomae.data.damage import BadTally
-from geomae.data.filesystems import FileEntry, is_url, join, list_files
+from geomae.data.filesystems import PASSWORD, FileEntry, is_url, join, list_files
 from geomae.data.hub import is_hub_id
 from geomae.data.labelling import drop_repeats, explain_emptiness
 from geomae.data.listing import Listing, detect_kind, list_source, suffix_of
@@ -28,7 +27,6 @@ logger = logging.getLogger(__name__)
 
 ARCHIVES = ("tar", "zip", "msgpack", "parquet")
 MAX_FIELD = 2**24  # letters of a field of a list: answers with a thousand places have more than csv's own 131,072
-_PASSWORD = re.compile(r"^(\w+://)[^\s/]*@")
 _STARTS_A_FORMULA = tuple("=+-@\t\r")  # in a spreadsheet that opens a table of ids
 
 
@@ -104,7 +102,7 @@ def _harmless(word: str) -> str:
 
 def _without_password(word: str) -> str:
     """An address as answers name it: they are passed on, and `user:password@` is for this machine alone."""
-    return _PASSWORD.sub(r"\1", word)
+    return PASSWORD.sub("", word)
 
 
 @dataclass

@@ -18,6 +18,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from geomae.evaluation.metrics import LARGEST_ERROR_KM, THRESHOLDS_KM
+from geomae.files import whole_file
 from geomae.reporting.step_profile import PHASES
 
 __all__ = [
@@ -73,7 +74,8 @@ def save_figure(figure: Figure, path: str | Path) -> Path:
         figure.savefig(drawn, format="png", dpi=DOTS_PER_INCH, bbox_inches="tight", pad_inches=0.12)
     made_by = PngInfo()
     made_by.add_text("Software", "GeoMAE")
-    Image.open(drawn).convert("RGB").save(path, "PNG", optimize=True, pnginfo=made_by)
+    with whole_file(path) as file:
+        Image.open(drawn).convert("RGB").save(file, "PNG", optimize=True, pnginfo=made_by)
     return path
 
 

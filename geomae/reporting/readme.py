@@ -30,6 +30,7 @@ from typing import Any
 from geomae.documents import parse_json, parse_yaml, read_text
 from geomae.errors import ConfigError, SourceError
 from geomae.evaluation.bootstrap import RESAMPLED
+from geomae.files import write_whole
 
 __all__ = ["fill_file", "fill_text"]
 
@@ -66,7 +67,7 @@ def fill_file(path: str | Path, tables_file: str | Path, *, writes: bool = True)
         raise ConfigError(f"{tables_file} holds a {type(definitions).__name__}; expected tables by name")
     new = fill_text(old, definitions, results=tables_file.parent, page=path)
     if new != old and writes:
-        path.write_text(new, encoding="utf-8")
+        write_whole(path, new)
     return new != old
 
 

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from geomae.evaluation import refuse_unwritable
+from geomae.files import write_whole
 from geomae.reporting.maps import coordinate_map
 from geomae.reporting.page import (
     Block,
@@ -83,8 +84,8 @@ def write_report(
 def write_pages(blocks: Sequence[Block], folder: Path, name: str, *, title: str) -> list[Path]:
     """Write `<name>.md` and `<name>.html`; returns their paths, and those of the pictures that they show."""
     pages = [folder / f"{name}.md", folder / f"{name}.html"]
-    pages[0].write_text(render_markdown(blocks), encoding="utf-8")
-    pages[1].write_text(render_html(blocks, title=title, folder=folder), encoding="utf-8")
+    write_whole(pages[0], render_markdown(blocks))
+    write_whole(pages[1], render_html(blocks, title=title, folder=folder))
     return [*pages, *(folder / block.file for block in blocks if isinstance(block, Picture))]
 
 

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from geomae.bounded_parquet import read_table
 from geomae.documents import parse_json, read_text
 from geomae.errors import ConfigError, SourceError
+from geomae.files import sync_file, sync_folder
 from geomae.retrieval.vector_index import import_faiss
 
 __all__ = [
@@ -82,7 +83,9 @@ def write_index(output_dir: str | Path, index: RetrievalIndex) -> list[Path]:
         pq.write_table(pa.table(columns), temporary / PLACES)
         text = json.dumps(index.record, indent=2, allow_nan=False, ensure_ascii=False)
         (temporary / RECORD).write_text(text + "\n", encoding="utf-8")
+        sync_folder(temporary)
         os.replace(temporary, folder)  # an empty folder gives way
+        sync_file(folder.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return [folder / name for name in (VECTORS, PLACES, RECORD)]

@@ -263,6 +263,8 @@ class GeoMAETrainingArguments(TrainingArguments):
     def __post_init__(self) -> None:
         if not self.output_dir:
             raise ConfigError("output_dir is missing: name the run's folder, such as outputs/my_run")
+        if str(self.resume_from_checkpoint).lower() in ("true", "false", "last"):  # Python's True is no folder
+            self.resume_from_checkpoint = str(self.resume_from_checkpoint).lower()
         if not torch.cuda.is_available():
             self.use_cpu = self.use_cpu or not torch.backends.mps.is_available()
             self.dataloader_pin_memory = False

@@ -43,6 +43,8 @@ def _describe(args: Any, error: RuntimeError, *, is_training: bool) -> str:
         ways.append("--gradient_checkpointing true")
     if is_training:
         ways.append("configs/accelerate/ with FSDP on several GPUs")
+    if not ways:
+        ways.append("a device with more memory")
     return (
         f"{'a training step' if is_training else 'an evaluation'} with {name} {size} does not fit into the memory of "
         f"{args.device}{f' ({asked[1]} more were asked for)' if asked else ''}. Try {'; or '.join(ways)}. "

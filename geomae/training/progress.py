@@ -48,6 +48,8 @@ class StreamProgress(TrainerCallback, ExportableState):
         """Damaged photos over all processes and all sessions of the run, as of the last log or save."""
         self.ids: Sequence[str] = ()
         """Photos of this process's latest batch."""
+        self.ids_of_step: list[str] = []
+        """Photos of this process's batches since the last step: of several, where gradients are accumulated."""
         self.peak_flops: float | None = None
         self.peak_source = ""
         self.flops_per_photo: float | None = None
@@ -68,6 +70,7 @@ class StreamProgress(TrainerCallback, ExportableState):
             TooManyDamagedPhotosError: this process alone has met too many damaged photos.
         """
         self.ids = batch["ids"]
+        self.ids_of_step = [*self.ids_of_step, *self.ids]
         self.num_batches_done += 1
         self.num_photos_seen += self.args.per_device_train_batch_size * self.args.world_size
         self._own_positions[batch["lane"]] = batch["position"]
@@ -141,6 +144,7 @@ class StreamProgress(TrainerCallback, ExportableState):
 
     def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Count the step; look at every pending loss before anything is logged, judged or saved."""
+        self.ids_of_step = []
         state.epoch = self.num_photos_seen / self.args.num_photos
         self._num_steps += 1
         if self._num_steps == 1 and not control.should_log:
@@ -187,7 +191,7 @@ class StreamProgress(TrainerCallback, ExportableState):
         """
         self.guard.last_checkpoint = checkpoint
         self._num_bad_before, self._num_seen_before, self.num_batches_done, self.num_photos_seen = 0, 0, 0, 0
-        self.stream.place, self._own_positions = None, {}
+        self.stream.place, self._own_positions, self.ids_of_step = None, {}, []
         self.damage.num_bad, self.damage.num_seen = 0, 0
         if checkpoint is not None:
             saved = _read_saved(checkpoint)

@@ -9,12 +9,17 @@ from transformers import Trainer
 
 from geomae.errors import ConfigError, PublishError
 
-__all__ = ["PublishingTrainer"]
+__all__ = ["SECONDS_TO_ANSWER", "PublishingTrainer", "is_unreached"]
 
 logger = logging.getLogger(__name__)
 
 SECONDS_TO_ANSWER = 120.0
 UNREACHED = {"TransportError", "ConnectionError", "TimeoutError", "OfflineModeIsEnabled"}  # of httpx, Python, the Hub
+
+
+def is_unreached(problem: Exception) -> bool:
+    """Whether nobody answered, or nobody may be asked: another time it may go well."""
+    return bool(UNREACHED & {each.__name__ for each in type(problem).__mro__})
 
 
 class PublishingTrainer(Trainer):
@@ -36,7 +41,7 @@ class PublishingTrainer(Trainer):
         try:
             super().init_hf_repo(token=token, private=private)
         except Exception as problem:  # whatever a network can do
-            if UNREACHED & {each.__name__ for each in type(problem).__mro__}:
+            if is_unreached(problem):
                 logger.warning(
                     "the Hub was not reached (%s: %s): the run goes on, and is pushed when it has ended",
                     *(type(problem).__name__, problem),

@@ -1,5 +1,6 @@
 """Checkpoints that are there whole or not at all: written aside, synced to the disk, listed, and only then named."""
 
+import json
 import logging
 import os
 import re
@@ -11,11 +12,12 @@ from typing import Any, cast
 
 from accelerate.utils import broadcast_object_list
 from safetensors import SafetensorError
-from transformers import PreTrainedModel, Trainer
+from transformers import PreTrainedModel, Trainer, TrainerState
 
-from geomae.checksums import write_checksums
+from geomae.checksums import find_damage, write_checksums
+from geomae.documents import parse_json, read_text
 from geomae.errors import CheckpointError, ConfigError
-from geomae.files import sync_file, sync_folder
+from geomae.files import sync_file, sync_folder, write_whole
 from geomae.training.arguments import GeoMAETrainingArguments
 from geomae.training.publishing import PublishingTrainer
 from geomae.training.run_folder import (
@@ -53,7 +55,47 @@ class SavingTrainer(PublishingTrainer):
 
     def _get_output_dir(self, trial: Any) -> str:
         folder = super()._get_output_dir(trial)
-        return os.path.join(folder, STAGING_FOLDER) if self.is_staging else folder
+        return str(Path(folder) / STAGING_FOLDER) if self.is_staging else folder  # spelt as `_save_checkpoint` does
+
+    def _init_training_state(
+        self,
+        max_steps: int,
+        num_update_steps_per_epoch: int,
+        num_train_epochs: int,
+        resume_from_checkpoint: str | None,
+        trial: Any,
+    ) -> tuple[int, int]:
+        """With the best checkpoint where it is now: a run that goes on may have moved, or be spelt otherwise."""
+        begun: tuple[int, int] = super()._init_training_state(
+            max_steps, num_update_steps_per_epoch, num_train_epochs, resume_from_checkpoint, trial
+        )
+        if resume_from_checkpoint is not None:
+            self._find_best(resume_from_checkpoint)
+        return begun
+
+    def _find_best(self, checkpoint: str) -> None:
+        """Beside the checkpoint that the run goes on from, or else where its state says; a lost one is forgotten."""
+        recorded = TrainerState.load_from_json(str(Path(checkpoint) / STATE_FILE)).best_model_checkpoint
+        if recorded is None:
+            return
+        beside = Path(checkpoint).parent / Path(recorded).name
+        best = beside if beside.is_dir() else Path(recorded)
+        if best.resolve().parent == self.folder.resolve():
+            best = self.folder / best.name
+        damage = find_damage(best)
+        self.state.best_model_checkpoint = str(best) if damage is None else None
+        if damage is not None:  # of what comes now, something is to be the best
+            logger.warning("%s, the best checkpoint so far, is left out: %s", best, damage)
+            self.state.best_metric = self.state.best_global_step = None
+
+    def _load_best_model(self) -> None:
+        """Where it was damaged meanwhile, the last model stays, and the log says so."""
+        best = str(self.state.best_model_checkpoint)
+        if (damage := find_damage(Path(best))) is not None:
+            logger.warning("%s, the best checkpoint, is left out: %s. The last model is kept", best, damage)
+            self.state.best_model_checkpoint = None
+            return
+        super()._load_best_model()
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """Every process comes here, whoever decided to save.
@@ -86,6 +128,17 @@ class SavingTrainer(PublishingTrainer):
                 remove_checkpoints(str(self.folder), limit, latest=self.state.global_step, kept=kept)
                 shutil.rmtree(staging, ignore_errors=True)
         self.accelerator.wait_for_everyone()
+
+    def _finalize_training(self, trial: Any, num_train_samples: int, start_time: float) -> Any:
+        """Keep the newest checkpoint, which transformers removes where the limit is 1 and another is the best.
+
+        A run that is killed before its model is saved, or started again, would then train from that one once more.
+        """
+        limit, self.args.save_total_limit = self.args.save_total_limit, None
+        try:
+            return super()._finalize_training(trial, num_train_samples, start_time)
+        finally:
+            self.args.save_total_limit = limit
 
     def _before_saving(self) -> None:
         """Bring together what the checkpoint says; in every process."""
@@ -125,6 +178,19 @@ class SavingTrainer(PublishingTrainer):
                 os.replace(staged, self.folder / STATE_FILE)
                 shutil.rmtree(staged.parent, ignore_errors=True)
 
+    def save_metrics(self, split: str, metrics: dict[str, float], combined: bool = True) -> None:
+        """`eval_results.json` and the like, whole; of `all_results.json`, what can be read stays.
+
+        transformers writes in place, and a file that was cut off would end every later run before its model is saved.
+        """
+        if self.is_world_process_zero():
+            found = {f"{split}_results.json": metrics}
+            if combined:
+                found["all_results.json"] = _read_results(self.folder / "all_results.json") | metrics
+            with explained("the metrics", self):
+                for name, content in found.items():
+                    write_whole(self.folder / name, json.dumps(content, indent=4, sort_keys=True) + "\n")
+
     def choose_checkpoint(self, resume_from: str | bool | None) -> str | None:
         """What `find_checkpoint` finds; the main process reads the files, and all go on from the same.
 
@@ -144,6 +210,16 @@ class SavingTrainer(PublishingTrainer):
         if found[1] is not None:
             raise ConfigError(found[1])
         return found[0]
+
+
+def _read_results(path: Path) -> dict[str, float]:
+    try:
+        return dict(parse_json(read_text(path)))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, TypeError) as problem:
+        logger.warning("%s cannot be read (%s) and is written anew", path, problem)
+        return {}
 
 
 @contextmanager

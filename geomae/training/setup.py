@@ -1,7 +1,6 @@
 """From arguments to what a trainer takes: the stream, the validation photos, the collators, the architecture."""
 
 import dataclasses
-import json
 import logging
 from collections.abc import Iterator, Set
 from contextlib import contextmanager
@@ -24,6 +23,7 @@ from geomae.data.loading import load_photos
 from geomae.data.manifest import refuse_other_sizes
 from geomae.data.sources import SourceOptions, open_source
 from geomae.data.stream import PhotoStream
+from geomae.documents import parse_json, read_text
 from geomae.errors import ConfigError, GeoMAEError, SourceError
 from geomae.training.arguments import Architecture, DataArguments, GeoMAETrainingArguments
 
@@ -39,6 +39,7 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
+LARGEST_SIZE = 2**16  # of a checkpoint's encoder: features, pixels, layers
 # What a checkpoint's encoder is built of; dropout, head and decoder are each run's own.
 ENCODER_FIELDS = (
     "hidden_size",
@@ -272,13 +273,33 @@ def inherit_encoder(architecture: Architecture, init_from: str | None, *, given:
         architecture: of the run; a baseline has only the photos' size and normalisation in common with GeoMAE.
         init_from: a checkpoint folder of GeoMAE gives its sizes; anything else gives none.
         given: keys that the user has set; they stand.
+
+    Raises:
+        ConfigError: the checkpoint's `config.json` is none, or a size in it cannot be.
     """
     config_file = Path(init_from or "") / "config.json"
     if init_from is None or not config_file.is_file():
         return architecture
-    saved = json.loads(config_file.read_text(encoding="utf-8"))
+    try:
+        saved = dict(parse_json(read_text(config_file)))
+    except (OSError, ValueError, TypeError) as error:
+        raise ConfigError(f"init_from: {config_file} is no configuration of a model: {error}") from error
     if saved.get("model_type") != "geomae":
         return architecture
     known = {field.name for field in dataclasses.fields(architecture)}
     taken = {name: saved[name] for name in ENCODER_FIELDS if name in known & saved.keys() - given}
+    for name, value in taken.items():
+        if not _is_like(value, getattr(architecture, name)):
+            raise ConfigError(f"init_from: {name} in {config_file} is {str(value)[:100]!r}, which cannot be")
     return dataclasses.replace(architecture, **taken)
+
+
+def _is_like(value: Any, default: Any) -> bool:
+    """Whether a value of JSON is of the type that a key has, and a size one that a model can have."""
+    if isinstance(default, list):
+        return isinstance(value, list) and all(_is_like(each, 0.0) for each in value)
+    if isinstance(value, bool) or isinstance(default, bool):
+        return isinstance(value, bool) and isinstance(default, bool)
+    if isinstance(default, int):
+        return isinstance(value, int) and 1 <= value <= LARGEST_SIZE
+    return isinstance(value, int | float if isinstance(default, float) else type(default))

@@ -1,7 +1,10 @@
 """What a signal does to a run: it ends the step, saves, and says how to go on."""
 
+import contextlib
+import ctypes
 import logging
 import os
+import select
 import signal
 import sys
 import threading
@@ -9,6 +12,7 @@ import time
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -25,6 +29,8 @@ logger = logging.getLogger(__name__)
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 SECONDS_OF_ONE_SIGNAL = 1.0  # a terminal sends Ctrl-C to all processes, and torchrun sends it to its own once more
+SECONDS_OF_THE_READER = 0.2  # Ctrl-C ends `tee` of `| tee log` as well, a moment later
+PR_SET_PDEATHSIG = 1  # of Linux's prctl: the signal that comes when the parent dies
 STEPS_ON_ITS_WAY = 2  # on a GPU: steps that the host may be ahead of the device before it looks at their answers
 
 
@@ -49,6 +55,7 @@ class StopOnSignal(TrainerCallback):
         if threading.current_thread() is not threading.main_thread():
             yield
             return
+        stop_with_the_launcher()
         before = {number: signal.signal(number, self._receive) for number in SIGNALS}
         try:
             yield
@@ -65,9 +72,12 @@ class StopOnSignal(TrainerCallback):
             text = "stopped at once; --resume_from_checkpoint true goes on from the last checkpoint"
         else:
             return
-        os.write(sys.__stderr__.fileno() if sys.__stderr__ else 2, f"\n{text}\n".encode())  # print is not reentrant
+        with contextlib.suppress(OSError, ValueError):  # nobody reads it any more, or it is closed
+            os.write(sys.__stderr__.fileno() if sys.__stderr__ else 2, f"\n{text}\n".encode())  # print is not reentrant
         if text.startswith("stopped"):
             os._exit(128 + number)
+        time.sleep(SECONDS_OF_THE_READER)
+        drop_what_nobody_reads()
 
     def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Save and stop where any process was told to."""
@@ -107,6 +117,26 @@ class StopOnSignal(TrainerCallback):
         answer, event = self._answers.popleft()
         event.synchronize()
         return bool(answer)
+
+
+def stop_with_the_launcher() -> None:
+    """`accelerate launch` of one process dies of SIGTERM without passing it on: Linux then sends it to this process."""
+    with contextlib.suppress(OSError):  # no /proc: not Linux
+        words = Path(f"/proc/{os.getppid()}/cmdline").read_bytes().split(b"\0")
+        if any(b"accelerate" in word for word in words[:4]):
+            ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def drop_what_nobody_reads() -> None:
+    """Where the other end of stdout or stderr is gone, prints go nowhere: a `BrokenPipeError` would end the run."""
+    for opened in (1, 2) if hasattr(select, "poll") else ():  # not on Windows
+        with contextlib.suppress(OSError):
+            waiting = select.poll()
+            waiting.register(opened, 0)  # errors are always told
+            if any(event & select.POLLERR for _, event in waiting.poll(0)):
+                nowhere = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(nowhere, opened)
+                os.close(nowhere)
 
 
 def outlive_signals(worker: int) -> None:

@@ -180,8 +180,9 @@ class StreamingTrainer(SavingTrainer):
             self.is_world_process_zero(),
             self.is_local_process_zero(),
         )
+        self._find_best(checkpoint)
         super()._load_from_checkpoint(checkpoint)  # the model, not what training would go on with
-        if self.args.load_best_model_at_end and Path(state.best_model_checkpoint or "").is_dir():
+        if self.args.load_best_model_at_end and state.best_model_checkpoint is not None:
             self._load_best_model()
 
     def get_train_dataloader(self) -> "DataLoader[Any]":
@@ -228,7 +229,8 @@ class StreamingTrainer(SavingTrainer):
         return norm
 
     def _guard(self, value: Tensor, what: str) -> None:
-        self.progress.guard.add(value, what=what, step=self.state.global_step + 1, ids=self.progress.ids)
+        ids = self.progress.ids if what == "loss" else self.progress.ids_of_step
+        self.progress.guard.add(value, what=what, step=self.state.global_step + 1, ids=ids)
 
     def create_optimizer(self, model: nn.Module | None = None) -> Optimizer:
         """The optimizer of `args.optim` over `build_parameter_groups`."""

@@ -3,15 +3,19 @@
 import logging
 import os
 import shlex
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub.utils import get_session
 from transformers import Trainer, TrainerCallback
 
 from geomae.documents import parse_json, read_text
 from geomae.errors import ConfigError
 from geomae.shown_argv import argv_without_secrets
 from geomae.tracking import WITHOUT_WANDB
+from geomae.training.publishing import SECONDS_TO_ANSWER, is_unreached
 from geomae.training.run_folder import RECORD_FILE
 
 __all__ = ["describe_to_trackers", "show_picture", "start_trackers"]
@@ -89,16 +93,25 @@ def _start_in_wandb(wandb: Any, args: Any, known: dict[str, Any]) -> None:
 
 
 def _start_in_trackio(callback: Any, args: Any, known: dict[str, Any]) -> None:
+    """In its Space; where the Hub does not answer, on the disk, and the log says how to upload that."""
     trackio = callback._trackio
+    options: dict[str, Any] = {"project": args.project, "name": args.run_name, "group": args.run_group}
+    options |= {"resume": "allow" if known else "never", "private": args.hub_private_repo}
+    get_session().timeout = SECONDS_TO_ANSWER
     try:
-        run = trackio.init(
-            project=args.project,
-            name=args.run_name,
-            group=args.run_group,
-            resume="allow" if known else "never",
-            space_id=args.trackio_space_id,
-            private=args.hub_private_repo,
-        )
+        try:
+            run = trackio.init(**options, space_id=args.trackio_space_id)
+        except Exception as problem:  # whatever a network can do
+            if not is_unreached(problem):
+                raise
+            with _without_a_space():
+                run = trackio.init(**options)
+            space = args.trackio_space_id or os.environ.get("TRACKIO_SPACE_ID", "OWNER/SPACE")
+            again = shlex.join(["trackio", "sync", "--project", args.project, "--space-id", space])
+            logger.warning(
+                "trackio's Space was not reached (%s): the run is recorded on the disk; upload it afterwards: %s",
+                *(type(problem).__name__, again),
+            )
     except (OSError, ValueError, RuntimeError) as problem:
         raise ConfigError(f"report_to trackio: {problem}. Mend it, or write --report_to none") from problem
     if known.get("id", run.id) != run.id:  # trackio goes by names, and takes the newest run of this one
@@ -107,6 +120,16 @@ def _start_in_trackio(callback: Any, args: Any, known: dict[str, Any]) -> None:
         run._next_step = run._next_step if last_step is None else last_step + 1
     callback._space_id = trackio.context_vars.current_space_id.get()
     callback._initialized = True  # its own `setup` would take an older run of the same name for this one
+
+
+@contextmanager
+def _without_a_space() -> Iterator[None]:
+    """Trackio looks there for what it is not told."""
+    before = {name: os.environ.pop(name) for name in ("TRACKIO_SPACE_ID", "TRACKIO_SERVER_URL") if name in os.environ}
+    try:
+        yield
+    finally:
+        os.environ.update(before)
 
 
 def describe_to_trackers(trainer: Trainer, config: dict[str, Any]) -> dict[str, Any]:
