@@ -1,5 +1,8 @@
 """Figures: what is drawn is what was given."""
 
+import gc
+import weakref
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -31,6 +34,21 @@ def test_reconstruction_grid_shows_channels_in_their_place():
     red[:, 0] = 255
     figure = reconstruction_grid(red, red, red)
     assert figure.axes[0].images[0].get_array()[2, 3].tolist() == [255, 0, 0]
+
+
+def test_a_figure_that_is_saved_holds_nothing_more(tmp_path):
+    """Or a training that draws grows by megabytes with every picture, until Python looks for circles."""
+    gc.collect()
+    gc.disable()
+    try:
+        figure = reconstruction_grid(photos(10), photos(20), photos(30))
+        held = weakref.ref(figure.axes[0].images[0].get_array())
+        save_figure(figure, tmp_path / "grid.png")
+        assert not figure.axes
+        del figure
+        assert held() is None
+    finally:
+        gc.enable()
 
 
 def test_reconstruction_grid_refuses_what_is_not_photos():
