@@ -89,7 +89,7 @@ def draw(record: Mapping[str, Any]) -> Figure:
             steps = np.array([sample["step"] for sample in run["samples"]])
             above, below = axes[:, column]
             pss = np.array([sample["own_bytes"] for sample in run["samples"]]) / 2**20
-            above.plot(steps, pss, color=COLOURS[0], linewidth=0.8, label="a sample a second")
+            above.plot(steps, pss, color=COLOURS[0], linewidth=0.8, label="samples")
             growth = run["growth"]["own_bytes"]
             medians = np.array(growth["stretch_medians"]) / 2**20
             above.plot(
