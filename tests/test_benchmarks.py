@@ -17,6 +17,7 @@ from geomae.data.photos import encode_jpeg
 ROOT = Path(__file__).resolve().parent.parent
 
 
+@pytest.mark.slow
 def test_input_pipeline_compares_ours_with_what_decoding_alone_takes(tmp_path: Path, shared_data: Path) -> None:
     command = [sys.executable, "benchmarks/input_pipeline.py", "--shared_data", str(shared_data), "--rounds", "1"]
     command += ["--only", "ours", "ours_unshuffled", "ours_four_crops", "bound", "--memory_epochs", "2"]
@@ -63,6 +64,7 @@ def test_memory_is_judged_from_the_second_epoch_on(report: Any) -> None:
     assert growing["growth_of_peak"] == pytest.approx(0.06)
 
 
+@pytest.mark.slow
 def test_evaluation_speed_compares_an_evaluation_with_its_model(tmp_path: Path) -> None:
     command = [sys.executable, "benchmarks/evaluation_speed.py", "--only", "small", "--photos", "3", "--rounds", "1"]
     command += ["--batch_sizes", "4", "16", "--num_workers", "0", "--output", str(tmp_path / "result.json")]

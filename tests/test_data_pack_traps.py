@@ -275,6 +275,11 @@ def test_stopped_pack_says_that_the_same_command_goes_on(
     assert "the same command goes on" in capsys.readouterr().err
 
 
+def hear_ctrl_c() -> None:
+    """Also where the tests run in a shell's background, whose programs do not."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def workers_import(pid: int, _: Path) -> bool:
     return any("numpy" in mapped.path for worker in psutil.Process(pid).children() for mapped in worker.memory_maps())
 
@@ -291,7 +296,8 @@ def test_ctrl_c_ends_all_processes_without_a_traceback(is_time: Callable[[int, P
         write_file(source / f"{number}.jpg", encode_jpeg(np.full((1200, 1600, 3), number, np.uint8), 90))
     command = [sys.executable, "-m", "geomae.data", "pack", str(source), "--unlabelled", "--num_processes", "2"]
     command += ["--output_dir", str(tmp_path / "out"), "--photos_per_shard", "5"]
-    with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True) as run:
+    options: dict[str, Any] = {"cwd": ROOT, "stderr": subprocess.PIPE, "text": True, "start_new_session": True}
+    with subprocess.Popen(command, **options, preexec_fn=hear_ctrl_c) as run:
         deadline = time.monotonic() + 60
         while not is_time(run.pid, tmp_path / "out"):
             assert time.monotonic() < deadline
