@@ -1,12 +1,13 @@
 """Parquet files of strangers, read in bounded memory.
 
-A value that stands once in a dictionary is repeated by a bit, and a prefix likewise: a file of some kilobytes can hold
-a table of terabytes. What a read may take at most is known from the footer. Where that is too much, a table's texts are
-read as their dictionaries and counted before they are written out, and photos are read little by little.
+A value that stands once in a dictionary is repeated by a bit: a file of some kilobytes can hold a table of terabytes.
+So the texts of a table are read as their dictionaries and counted before they are written out; photos are read in one
+go only where their row group cannot be large.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -16,93 +17,71 @@ __all__ = ["MOST_BYTES", "read_groups", "read_table"]
 
 MOST_BYTES = 4 * 2**30  # in memory, of what is read at once
 _FIXED_BYTES = 16  # of a value without bytes of its own, with its place and whether it is there
-_STORED_AS_THEY_ARE = {"PLAIN", "RLE", "BIT_PACKED"}  # encodings of bytes; the two latter are those of levels
-_IN_DICTIONARIES = {*_STORED_AS_THEY_ARE, "RLE_DICTIONARY", "PLAIN_DICTIONARY"}
+_ROWS_AT_ONCE = 4_096  # of texts that are stored as differences, which cannot be read as a dictionary
 
 
 def read_table(file: str | Path, columns: Sequence[str] | None = None) -> pa.Table:
-    """Like `pyarrow.parquet.read_table` of one file.
+    """Like `pyarrow.parquet.read_table` of one file; a column that is not there is left out.
 
     Raises:
         pa.ArrowException: as that, and where the table would take more than `MOST_BYTES`.
         OSError: as that.
     """
     with pq.ParquetFile(file) as parquet:
-        groups = range(parquet.num_row_groups)
-        if _most_bytes(parquet, groups, columns) <= MOST_BYTES:
-            return read_groups(parquet, groups, columns)
-        swelling = [chunk for chunk in _chunks(parquet, groups, columns) if _swells(chunk)]
-        texts = {chunk.path_in_schema for chunk in swelling} & set(parquet.schema_arrow.names)
-        texts -= {chunk.path_in_schema for chunk in swelling if not _IN_DICTIONARIES.issuperset(chunk.encodings)}
-    with pq.ParquetFile(file, read_dictionary=sorted(texts)) as parquet:
-        return _write_out(read_groups(parquet, groups, columns, in_dictionaries=texts))
+        schema, metadata = parquet.schema_arrow, parquet.metadata
+        _refuse_swollen(metadata.num_rows * metadata.num_columns * _FIXED_BYTES)
+        texts = [field.name for field in schema if _is_text(field.type) and (columns is None or field.name in columns)]
+    wanted = None if columns is None else list(columns)
+    try:
+        with pq.ParquetFile(file, read_dictionary=texts) as parquet:
+            table = parquet.read(columns=wanted)
+    except (OSError, pa.ArrowNotImplementedError) as error:
+        if "Not yet implemented" not in str(error):
+            raise
+        with pq.ParquetFile(file) as parquet:
+            return _read_little_by_little(parquet, _ROWS_AT_ONCE, columns=wanted)
+    return _write_out(table, schema)
 
 
 def read_groups(
-    parquet: pq.ParquetFile,
-    groups: Sequence[int],
-    columns: Sequence[str] | None = None,
-    *,
-    use_threads: bool = True,
-    in_dictionaries: frozenset[str] | set[str] = frozenset(),
+    parquet: pq.ParquetFile, groups: Sequence[int], columns: Sequence[str] | None = None, *, use_threads: bool = True
 ) -> pa.Table:
-    """Like `ParquetFile.read_row_groups`; a column that is not there is left out, as it does.
+    """Like `ParquetFile.read_row_groups`; a column that is not there is left out.
 
     Args:
-        parquet: an open file.
+        parquet: an open file. What its footer says of its sizes is believed.
         groups: the row groups.
         columns: their first names in the schema; None: all.
         use_threads: also in Arrow.
-        in_dictionaries: columns that the file was opened to read as their dictionaries.
 
     Raises:
-        pa.ArrowException: as that, and where the table would take more than `MOST_BYTES`.
+        pa.ArrowException: as that, and where the rows would take more than `MOST_BYTES`.
         IndexError: there is no such row group.
     """
     options = {"columns": None if columns is None else list(columns), "use_threads": use_threads}
-    if _most_bytes(parquet, groups, columns, in_dictionaries) <= MOST_BYTES:
+    # not of single columns: pyarrow 24 aborts the process when it is asked for those of a footer that is damaged
+    sizes = [(group.num_rows, group.total_byte_size) for group in map(parquet.metadata.row_group, groups)]
+    if sum(num_rows * (num_bytes + _FIXED_BYTES) for num_rows, num_bytes in sizes) <= MOST_BYTES:
         return parquet.read_row_groups(list(groups), **options)
-    largest = max(chunk.total_uncompressed_size for chunk in _chunks(parquet, groups, columns))
+    largest = max(num_bytes for _, num_bytes in sizes)
     num_rows = max(1, min(MOST_BYTES // (16 * max(1, largest)), 65_536))
+    return _read_little_by_little(parquet, num_rows, row_groups=list(groups), **options)
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    return pa.types.is_string(kind) or pa.types.is_binary(kind)
+
+
+def _read_little_by_little(parquet: pq.ParquetFile, num_rows: int, **options: Any) -> pa.Table:
     batches, total = [], 0
-    for batch in parquet.iter_batches(num_rows, list(groups), **options):
+    for batch in parquet.iter_batches(num_rows, **options):
         total += batch.nbytes
         _refuse_swollen(total)
         batches.append(batch)
-    return pa.Table.from_batches(batches)
+    return pa.Table.from_batches(batches) if batches else parquet.schema_arrow.empty_table()
 
 
-def _chunks(
-    parquet: pq.ParquetFile, groups: Sequence[int], columns: Sequence[str] | None
-) -> Iterator[pq.ColumnChunkMetaData]:
-    for number in groups:
-        group = parquet.metadata.row_group(number)
-        for column in range(group.num_columns):
-            chunk = group.column(column)
-            if columns is None or chunk.path_in_schema.partition(".")[0] in columns:
-                yield chunk
-
-
-def _swells(chunk: pq.ColumnChunkMetaData) -> bool:
-    """A value of it may be stored once and stand in many rows."""
-    return chunk.physical_type == "BYTE_ARRAY" and not _STORED_AS_THEY_ARE.issuperset(chunk.encodings)
-
-
-def _most_bytes(
-    parquet: pq.ParquetFile,
-    groups: Sequence[int],
-    columns: Sequence[str] | None,
-    in_dictionaries: frozenset[str] | set[str] = frozenset(),
-) -> int:
-    """What the columns take in memory at most."""
-    total = 0
-    for chunk in _chunks(parquet, groups, columns):
-        times = chunk.num_values if _swells(chunk) and chunk.path_in_schema not in in_dictionaries else 1
-        total += chunk.num_values * _FIXED_BYTES + chunk.total_uncompressed_size * times
-    return total
-
-
-def _write_out(table: pa.Table) -> pa.Table:
+def _write_out(table: pa.Table, schema: pa.Schema) -> pa.Table:
     """The table with its dictionaries written out, where they do not take too much."""
     total = table.nbytes
     for field in table.schema:
@@ -110,10 +89,7 @@ def _write_out(table: pa.Table) -> pa.Table:
             for chunk in table[field.name].chunks:
                 total += pc.sum(pc.binary_length(chunk.dictionary).take(chunk.indices)).as_py() or 0
     _refuse_swollen(total)
-    types = {field.name: field.type for field in table.schema}
-    return table.cast(
-        pa.schema([(name, kind.value_type if pa.types.is_dictionary(kind) else kind) for name, kind in types.items()])
-    )
+    return table.cast(pa.schema([schema.field(name) for name in table.column_names], table.schema.metadata))
 
 
 def _refuse_swollen(num_bytes: int) -> None:
