@@ -23,6 +23,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # where modeling/ and the scripts lie
+
 from launching import ROOT, find_free_port
 from packed_photos import pack
 

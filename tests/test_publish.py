@@ -350,6 +350,7 @@ def test_uploaded_repository_equals_the_folder_byte_for_byte_in_one_commit(small
     assert 'from_pretrained("someone/model", trust_remote_code=True)' in (small_run / "hub" / "README.md").read_text()
 
 
+@CHECKS_CARDS_HERE  # releases that do not send small files again
 def test_repeated_upload_sends_no_content_again_and_removes_stale_pictures(hub_folder, hub, tmp_path):
     folder = shutil.copytree(hub_folder, tmp_path / "hub")
     upload_hub_folder(folder, "someone/model", repeat="again")

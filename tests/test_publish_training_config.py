@@ -3,7 +3,9 @@
 import json
 from pathlib import Path
 
+import pytest
 import yaml
+from transformers import TrainingArguments
 
 import run_finetune_geo
 from geomae.publish.folder import training_config
@@ -21,6 +23,9 @@ def test_training_configuration_keeps_steps_and_schedule_that_were_given():
     assert config == {"num_train_epochs": 5.0}
 
 
+@pytest.mark.skipif(
+    not hasattr(TrainingArguments, "activation_checkpointing"), reason="newer transformers recorded the run"
+)
 def test_training_configuration_of_a_recorded_run_is_one_that_the_script_takes(tmp_path):
     record = json.loads((ROOT / "results" / "earth" / "finetune_mae" / "run.json").read_text())
     file = tmp_path / "training_config.yaml"

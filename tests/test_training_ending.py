@@ -1,10 +1,12 @@
 """How scripts end: in a sentence, and at once."""
 
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from launching import ROOT
@@ -33,6 +35,42 @@ def test_reader_that_an_unforeseen_error_has_left_does_not_hold_up_the_end(tmp_p
     done = subprocess.run([sys.executable, script], cwd=ROOT, env={"PYTHONPATH": str(ROOT)}, capture_output=True)
     assert (done.returncode, b"ZeroDivisionError: unforeseen" in done.stderr) == (1, True)
     assert time.monotonic() - begin < 45  # readers are given a minute
+
+
+WAITS = """
+import time
+from geomae.training import run_to_its_end
+
+def main(argv):
+    print("begun", flush=True)
+    time.sleep(60)
+
+run_to_its_end(main)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals")
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_signal_before_or_after_the_steps_says_what_is_kept(number: signal.Signals, tmp_path: Path) -> None:
+    """As while the last evaluation runs and the model is saved."""
+    script = tmp_path / "waits.py"
+    script.write_text(WAITS)
+    options: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "cwd": ROOT}
+    command = [sys.executable, str(script)]
+    with subprocess.Popen(command, env={"PYTHONPATH": str(ROOT)}, preexec_fn=hear_signals, **options) as run:
+        assert run.stdout is not None
+        assert run.stdout.readline() == "begun\n"
+        run.send_signal(number)
+        _, stderr = run.communicate(timeout=60)
+    assert run.returncode == 128 + number
+    assert "stopped. What was saved is kept: the same command with --resume_from_checkpoint last goes on" in stderr
+    assert "Traceback" not in stderr
+
+
+def hear_signals() -> None:
+    """Also where the tests run in a shell's background, or under nohup."""
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
 
 
 @pytest.mark.parametrize(

@@ -49,7 +49,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("\nstopped; with --output_file the same command goes on where it was", file=sys.stderr)
         return 130
     except OSError as error:  # a disk that is full
-        print(f"{type(error).__name__}: {error}. Finished parts are kept; start again to go on.", file=sys.stderr)
+        kept = "With --output_file finished parts are kept: free space, and the same command goes on."
+        print(f"{type(error).__name__}: {error}. {kept}", file=sys.stderr)
         return 1
     return 0
 

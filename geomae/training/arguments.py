@@ -368,6 +368,12 @@ class GeoMAETrainingArguments(TrainingArguments):
         return self.__dict__ | {"hub_token": None}
 
     @property
+    def device(self) -> torch.device:
+        """The device of this process; transformers 5.17 restores an optimizer to `cpu:0`, which torch does not know."""
+        device: torch.device = super().device
+        return torch.device("cpu") if device.type == "cpu" else device
+
+    @property
     def stream_seed(self) -> int:
         """Seed of the order and the augmentation of the photos."""
         return self.seed if self.data_seed is None else self.data_seed

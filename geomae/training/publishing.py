@@ -39,7 +39,9 @@ class PublishingTrainer(Trainer):
         """
         get_session().timeout = SECONDS_TO_ANSWER  # it would wait for ever
         try:
-            super().init_hf_repo(token=token, private=private)
+            super().init_hf_repo(
+                token=token, **({} if private is None else {"private": private})
+            )  # 5.17 has no private
         except Exception as problem:  # whatever a network can do
             if is_unreached(problem):
                 logger.warning(
@@ -90,7 +92,8 @@ class PublishingTrainer(Trainer):
         if not self.is_world_process_zero():
             return None
         if self.hub_model_id is None:
-            self.init_hf_repo(token=token, private=private)
+            self.args.hub_private_repo = self.args.hub_private_repo if private is None else private
+            self.init_hf_repo(token=token)
         token, run = token or self.args.hub_token, str(self.args.output_dir)
         made = cast(str | None, self.hub_model_id)
         repo_id = str(made or self.args.hub_model_id or "OWNER/NAME")

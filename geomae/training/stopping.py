@@ -27,7 +27,7 @@ __all__ = ["StopOnSignal", "outlive_signals"]
 
 logger = logging.getLogger(__name__)
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT)
+SIGNALS = (signal.SIGTERM, signal.SIGINT, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else []))
 SECONDS_OF_ONE_SIGNAL = 1.0  # a terminal sends Ctrl-C to all processes, and torchrun sends it to its own once more
 SECONDS_OF_THE_READER = 0.2  # Ctrl-C ends `tee` of `| tee log` as well, a moment later
 PR_SET_PDEATHSIG = 1  # of Linux's prctl: the signal that comes when the parent dies
@@ -35,7 +35,7 @@ STEPS_ON_ITS_WAY = 2  # on a GPU: steps that the host may be ahead of the device
 
 
 class StopOnSignal(TrainerCallback):
-    """Stops a run at SIGTERM or SIGINT once the step is done: all processes at the same one, with a checkpoint.
+    """Stops a run at SIGTERM, SIGINT or SIGHUP once the step is done: all processes at the same one, with a checkpoint.
 
     A second Ctrl-C ends the process at once. Whether one of several processes has got a signal is asked in every step,
     by adding up a number on the device; on a GPU the answer is looked at two steps later, so that the host never waits.
@@ -56,7 +56,8 @@ class StopOnSignal(TrainerCallback):
             yield
             return
         stop_with_the_launcher()
-        before = {number: signal.signal(number, self._receive) for number in SIGNALS}
+        heard = [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]  # as nohup does
+        before = {number: signal.signal(number, self._receive) for number in heard}
         try:
             yield
         finally:
@@ -133,7 +134,7 @@ def drop_what_nobody_reads() -> None:
         with contextlib.suppress(OSError):
             waiting = select.poll()
             waiting.register(opened, 0)  # errors are always told
-            if any(event & select.POLLERR for _, event in waiting.poll(0)):
+            if any(event & (select.POLLERR | select.POLLHUP) for _, event in waiting.poll(0)):
                 nowhere = os.open(os.devnull, os.O_WRONLY)
                 os.dup2(nowhere, opened)
                 os.close(nowhere)
@@ -142,4 +143,5 @@ def drop_what_nobody_reads() -> None:
 def outlive_signals(worker: int) -> None:
     """In a process that reads photos: its parent decides when it ends, for which a signal to all leaves it a minute."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(60))
+    for number in (number for number in SIGNALS if number is not signal.SIGINT):
+        signal.signal(number, lambda *_: signal.alarm(60))
