@@ -242,6 +242,5 @@ def _bilinear_weights(old: int, new: int) -> Tensor:
 
 
 def _sparse(rows: np.ndarray, columns: np.ndarray, weights: np.ndarray, shape: tuple[int, int]) -> Tensor:
-    return torch.sparse_coo_tensor(
-        np.stack((rows, columns)), weights, shape, dtype=torch.float32, check_invariants=False
-    )
+    with torch.sparse.check_sparse_tensor_invariants(False):  # torch 2.11 warns of what an argument says
+        return torch.sparse_coo_tensor(np.stack((rows, columns)), weights, shape, dtype=torch.float32)
