@@ -39,8 +39,8 @@ def read_table(file: str | Path, columns: Sequence[str] | None = None) -> pa.Tab
         if "Not yet implemented" not in str(error):
             raise
         with pq.ParquetFile(file) as parquet:
-            return _read_little_by_little(parquet, _ROWS_AT_ONCE, columns=wanted)
-    return _write_out(table, schema)
+            return _complete(_read_little_by_little(parquet, _ROWS_AT_ONCE, columns=wanted), metadata.num_rows)
+    return _write_out(_complete(table, metadata.num_rows), schema)
 
 
 def read_groups(
@@ -61,11 +61,20 @@ def read_groups(
     options = {"columns": None if columns is None else list(columns), "use_threads": use_threads}
     # not of single columns: pyarrow 24 aborts the process when it is asked for those of a footer that is damaged
     sizes = [(group.num_rows, group.total_byte_size) for group in map(parquet.metadata.row_group, groups)]
+    total = sum(num_rows for num_rows, _ in sizes)
     if sum(num_rows * (num_bytes + _FIXED_BYTES) for num_rows, num_bytes in sizes) <= MOST_BYTES:
-        return parquet.read_row_groups(list(groups), **options)
+        return _complete(parquet.read_row_groups(list(groups), **options), total)
     largest = max(num_bytes for _, num_bytes in sizes)
     num_rows = max(1, min(MOST_BYTES // (16 * max(1, largest)), 65_536))
-    return _read_little_by_little(parquet, num_rows, row_groups=list(groups), **options)
+    return _complete(_read_little_by_little(parquet, num_rows, row_groups=list(groups), **options), total)
+
+
+def _complete(table: pa.Table, num_rows: int) -> pa.Table:
+    """The table, of which a damaged file may hold fewer rows than its footer says, or not of every column."""
+    table.validate()
+    if len(table) != num_rows:
+        raise pa.ArrowInvalid(f"the footer says {num_rows:,} rows, and {len(table):,} can be read: the file is damaged")
+    return table
 
 
 def _is_text(kind: pa.DataType) -> bool:

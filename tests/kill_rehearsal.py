@@ -143,20 +143,23 @@ def join(processes: list[int]) -> list[int]:
 
 def kill_somewhen(processes: list[int], folder: Path, attempt: Path, rng: random.Random, tally: Tally) -> bool:
     """Kill a run at a random moment: while it starts, between two steps or while it saves; False: it ended before."""
-    aim = rng.choice(["start", "step", "saving"])
+    victim, aim = rng.choice(processes), ("saving", "step", "start")[tally.num_kills % 3]
     if aim == "start":
         time.sleep(rng.uniform(0.0, 1.0))
     else:
         lines, after = attempt / "steps-0.jsonl", rng.randint(1, 2 * SAVE_STEPS)
         if not wait_until(lambda: lines.is_file() and lines.read_bytes().count(b"\n") >= after, processes):
             return False
+    while True:
         if aim == "saving" and not wait_until(lambda: is_saving(folder, attempt), processes):
             return False
-        time.sleep(rng.uniform(0.0, 0.06))
-    victim = rng.choice(processes)
-    if not all(is_alive(process) for process in processes):
-        return False
-    os.kill(victim, signal.SIGSTOP)  # so that what is looked at is what it is killed in
+        time.sleep(rng.uniform(0.0, 0.06) if aim != "start" else 0.0)
+        if not all(is_alive(process) for process in processes):
+            return False
+        os.kill(victim, signal.SIGSTOP)  # so that what is looked at is what it is killed in
+        if aim != "saving" or is_saving(folder, attempt):
+            break
+        os.kill(victim, signal.SIGCONT)  # the checkpoint was written before: the next one
     tally.num_while_saving += is_saving(folder, attempt)
     tally.num_before_first_step += not (attempt / "steps-0.jsonl").is_file()
     os.kill(victim, signal.SIGKILL)

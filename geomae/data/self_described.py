@@ -324,16 +324,15 @@ def _read_one_parquet(listing: Listing, entry: FileEntry) -> tuple[PhotoIndex, s
             sizes = [parquet.metadata.row_group(group).num_rows for group in range(parquet.metadata.num_row_groups)]
             places = _find_places(schema)
             table = read_groups(parquet, range(parquet.num_row_groups), list({column for column, _ in places.values()}))
+        picked: dict[str, Any] = {}
+        for own, (column, field) in places.items():
+            picked[own] = _as_ours(own, pc.struct_field(table[column], field) if field else table[column])
     except (OSError, UnicodeDecodeError, pa.ArrowException) as error:
         return f"cannot be read as parquet: {error}"
-    num_rows = sum(sizes)
-    picked: dict[str, Any] = {}
-    for own, (column, field) in places.items():
-        picked[own] = _as_ours(own, pc.struct_field(table[column], field) if field else table[column])
-    defaults = [f"{name.removesuffix('.parquet')}-{row:06d}" for row in range(num_rows)]
+    defaults = [f"{name.removesuffix('.parquet')}-{row:06d}" for row in range(len(table))]
     picked["id"] = [own or default for own, default in zip(picked.get("id", defaults), defaults, strict=True)]
-    picked["file"], picked["state"] = [name] * num_rows, [entry.state] * num_rows
-    picked["storage"] = [int(Storage.PARQUET)] * num_rows
+    picked["file"], picked["state"] = [name] * len(table), [entry.state] * len(table)
+    picked["storage"] = [int(Storage.PARQUET)] * len(table)
     picked["offset"] = np.repeat(np.arange(len(sizes)), sizes)
     picked["size"] = np.concatenate([np.arange(size) for size in sizes] or [np.arange(0)])
     return PhotoIndex.from_columns(listing.root, picked), set(_spell_columns(schema))
