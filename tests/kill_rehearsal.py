@@ -71,12 +71,14 @@ def record_steps(folder: Path) -> None:
 def start(kind: str, num_processes: int, photos: Path, folder: Path, attempt: Path, *more: str) -> list[int]:
     """Fork the processes of one attempt at a run; returns their ids."""
     attempt.mkdir(parents=True)
-    argv = [f"{ROOT}/configs/{kind}/smoke.yaml", "--data_dirs", str(photos), "--output_dir", str(folder)]
-    argv += ["--max_steps", str(MAX_STEPS), "--save_strategy", "steps", "--save_steps", str(SAVE_STEPS)]
-    argv += ["--per_device_train_batch_size", str(BATCH_SIZE // num_processes), "--eval_strategy", "no"]
-    argv += ["--validation_split", "null", "--logging_steps", "1", "--peak_tflops", "1", "--disable_tqdm", "true"]
-    argv += ["--shuffle_buffer", "16", "--resume_from_checkpoint", "last", *more]
-    argv += ["--load_best_model_at_end", "false"] if kind == "finetune" else []
+    options = {"--data_dirs": str(photos), "--output_dir": str(folder), "--max_steps": str(MAX_STEPS)}
+    options |= {"--save_strategy": "steps", "--save_steps": str(SAVE_STEPS), "--logging_steps": "1"}
+    options |= {"--per_device_train_batch_size": str(BATCH_SIZE // num_processes), "--eval_strategy": "no"}
+    options |= {"--validation_split": "null", "--peak_tflops": "1", "--disable_tqdm": "true"}
+    options |= {"--shuffle_buffer": "16", "--resume_from_checkpoint": "last"}
+    options |= {"--load_best_model_at_end": "false"} if kind == "finetune" else {}
+    options |= dict(zip(more[::2], more[1::2], strict=True))
+    argv = [f"{ROOT}/configs/{kind}/smoke.yaml", *(word for option in options.items() for word in option)]
     port = find_free_port()
     processes = []
     for rank in range(num_processes):

@@ -54,7 +54,9 @@ def test_signal_ends_the_step_and_saves_a_checkpoint_from_which_the_run_repeats_
         stop.value
     )
     assert stop.value.exit_code == 128 + number
-    assert f"{number.name}: this step ends, then a checkpoint is saved; Ctrl-C again stops" in capfd.readouterr().err
+    again = " again" if number == signal.SIGINT else ""
+    said = f"{number.name}: this step ends, then a checkpoint is saved; Ctrl-C{again} stops at once"
+    assert said in capfd.readouterr().err
     assert [signal.getsignal(each) for each in SIGNALS] == before
     assert find_damage(tmp_path / "run/checkpoint-3") is None
     resumed = mae_trainer(photos, training_arguments(tmp_path / "run", **options))
@@ -105,6 +107,49 @@ def test_signal_puts_off_an_evaluation(photos: Path, tmp_path: Path) -> None:
     with pytest.raises(RunStoppedError, match="after step 2"):
         trainer.train()
     assert [entry["step"] for entry in trainer.state.log_history if "eval_loss" in entry] == [1]
+
+
+def test_signal_ends_an_evaluation_and_the_run_goes_on_as_the_unbroken_one(photos: Path, tmp_path: Path) -> None:
+    options: dict[str, Any] = {"eval_strategy": "steps", "eval_steps": 2, "max_steps": 5, "ema_decay": 0.9}
+    options |= {"per_device_eval_batch_size": 2, "save_strategy": "no"}
+    torch.manual_seed(0)
+    unbroken = mae_trainer(photos, training_arguments(tmp_path / "unbroken", **options))
+    unbroken.train()
+    torch.manual_seed(0)
+    stopped = mae_trainer(photos, training_arguments(tmp_path / "run", **options))
+    batches = signal_in_evaluation(stopped, at_batch=6)  # of four of the first evaluation, and of the second
+    with pytest.raises(RunStoppedError, match=r"stopped by SIGTERM after step 4 of 5; .*/run/checkpoint-4 is saved"):
+        stopped.train()
+    assert len(batches) == 6
+    assert find_damage(tmp_path / "run/checkpoint-4") is None
+    assert [entry["step"] for entry in stopped.state.log_history if "eval_loss" in entry] == [2]
+    resumed = mae_trainer(photos, training_arguments(tmp_path / "run", **options))
+    resumed.train(resume_from_checkpoint="true")
+    for name, weights in unbroken.model.state_dict().items():
+        assert torch.equal(weights, resumed.model.state_dict()[name]), name
+
+
+def test_signal_in_an_evaluation_before_the_first_step_leaves_nothing(photos: Path, tmp_path: Path) -> None:
+    trainer = mae_trainer(photos, training_arguments(tmp_path, eval_strategy="steps", eval_on_start=True))
+    signal_in_evaluation(trainer, at_batch=1)
+    with pytest.raises(RunStoppedError, match="stopped by SIGTERM before the first step; nothing is saved"):
+        trainer.train()
+    assert not list(tmp_path.glob("checkpoint-*"))
+
+
+def signal_in_evaluation(trainer: Any, at_batch: int) -> list[Any]:
+    """The list gets the batches that are judged; at one of them comes a signal."""
+    batches: list[Any] = []
+    columns = trainer.evaluation_columns
+
+    def acting(inputs: Any, *outputs: Any) -> Any:
+        batches.append(inputs)
+        if len(batches) == at_batch:
+            signal.raise_signal(signal.SIGTERM)
+        return columns(inputs, *outputs)
+
+    trainer.evaluation_columns = acting
+    return batches
 
 
 def test_loss_that_is_no_number_is_not_saved_by_a_signal(photos: Path, tmp_path: Path) -> None:
@@ -249,3 +294,36 @@ assert len(read_steps(work / "first")) == 10
 @pytest.mark.slow
 def test_signal_to_one_process_of_two_stops_both_at_the_same_step(tmp_path: Path) -> None:
     run_beside_itself(ONE_OF_TWO, tmp_path, str(tmp_path))
+
+
+ONE_OF_TWO_THAT_JUDGE = """
+import os, signal, sys
+from pathlib import Path
+import kill_rehearsal
+from geomae.training import StreamingTrainer
+from kill_rehearsal import join, start
+
+work = Path(sys.argv[1])
+columns = StreamingTrainer.evaluation_columns
+judging = ["--eval_strategy", "steps", "--eval_steps", "4", "--validation_split", "validation", "--max_steps", "8"]
+judging += ["--per_device_eval_batch_size", "2", "--save_strategy", "no"]
+
+def signalled(self, *inputs):
+    if (self.args.process_index, self.state.global_step) == (1, 4):
+        os.kill(os.getpid(), signal.SIGTERM)
+    return columns(self, *inputs)
+
+StreamingTrainer.evaluation_columns = signalled
+assert join(start("pretrain", 2, work / "photos", work / "run", work / "first", *judging)) == [1, 1]
+log = (work / "first/log-0.txt").read_text()
+assert "RunStoppedError: stopped by SIGTERM after step 4 of 8" in log, log
+StreamingTrainer.evaluation_columns = columns
+assert join(start("pretrain", 2, work / "photos", work / "run", work / "second", *judging)) == [0, 0]
+"""
+
+
+@pytest.mark.slow
+def test_signal_to_one_process_of_two_ends_the_evaluation_of_both(photos: Path, tmp_path: Path) -> None:
+    (tmp_path / "photos").symlink_to(photos)
+    run_beside_itself(ONE_OF_TWO_THAT_JUDGE, tmp_path, str(tmp_path))
+    assert find_damage(tmp_path / "run/checkpoint-4") is None

@@ -5,11 +5,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from torch.utils.data import DataLoader, Subset
 
 from geomae.data.photos import encode_jpeg
 from geomae.errors import DamagedPhotoError, PredictionError
 
-__all__ = ["EvaluationRows", "black_photo", "join_rows"]
+__all__ = ["EvaluationRows", "black_photo", "count_photos", "join_rows"]
 
 
 @dataclass
@@ -55,3 +56,10 @@ def black_photo() -> dict[str, Any]:
     """A sample for a process that has no photo of its own to take part with; its row is dropped."""
     image = {"bytes": encode_jpeg(np.zeros((32, 32, 3), np.uint8), 75), "path": None}
     return {"id": "", "image": image, "latitude": 0.0, "longitude": 0.0}
+
+
+def count_photos(dataloader: "DataLoader[Any]") -> int:
+    """Photos of the whole data set of which `dataloader` reads this process's part."""
+    part = dataloader.dataset
+    assert isinstance(part, Subset)
+    return len(part.dataset)  # type: ignore[arg-type]  # map-style: it has a length

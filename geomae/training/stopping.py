@@ -23,7 +23,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState
 
 from geomae.errors import RunStoppedError
 
-__all__ = ["StopOnSignal", "outlive_signals"]
+__all__ = ["EvaluationLeft", "StopOnSignal", "outlive_signals"]
 
 logger = logging.getLogger(__name__)
 
@@ -34,16 +34,21 @@ PR_SET_PDEATHSIG = 1  # of Linux's prctl: the signal that comes when the parent 
 STEPS_ON_ITS_WAY = 2  # on a GPU: steps that the host may be ahead of the device before it looks at their answers
 
 
+class EvaluationLeft(Exception):  # noqa: N818  # no error: the run saves and stops
+    """A signal came in the middle of an evaluation."""
+
+
 class StopOnSignal(TrainerCallback):
     """Stops a run at SIGTERM, SIGINT or SIGHUP once the step is done: all processes at the same one, with a checkpoint.
 
-    A second Ctrl-C ends the process at once. Whether one of several processes has got a signal is asked in every step,
-    by adding up a number on the device; on a GPU the answer is looked at two steps later, so that the host never waits.
+    An evaluation in training is left at its next batch. A second Ctrl-C ends the process at once. Whether one of
+    several processes has got a signal is asked in every step, by adding up a number on the device; on a GPU the answer
+    is looked at two steps later, so that the host never waits.
     """
 
     def __init__(self) -> None:
         self.received: signal.Signals | None = None
-        self.is_stopping = False
+        self.is_stopping = self.is_listening = False
         self._received_at = 0.0
         self._answers: deque[tuple[Tensor, torch.cuda.Event]] = deque()
 
@@ -52,15 +57,16 @@ class StopOnSignal(TrainerCallback):
         """Signals mean this meanwhile; only the main thread of a process can listen."""
         self.received, self.is_stopping = None, False
         self._answers.clear()
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-        stop_with_the_launcher()
-        heard = [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]  # as nohup does
+        heard: list[signal.Signals] = []
+        if threading.current_thread() is threading.main_thread():
+            stop_with_the_launcher()
+            heard = [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]  # as nohup does
         before = {number: signal.signal(number, self._receive) for number in heard}
+        self.is_listening = True
         try:
             yield
         finally:
+            self.is_listening = False
             for number, handler in before.items():
                 signal.signal(number, handler)
 
@@ -68,7 +74,8 @@ class StopOnSignal(TrainerCallback):
         now = time.monotonic()
         if self.received is None:
             self.received, self._received_at = signal.Signals(number), now
-            text = f"{self.received.name}: this step ends, then a checkpoint is saved; Ctrl-C again stops at once"
+            again = " again" if number == signal.SIGINT else ""
+            text = f"{self.received.name}: this step ends, then a checkpoint is saved; Ctrl-C{again} stops at once"
         elif number == signal.SIGINT and now - self._received_at > SECONDS_OF_ONE_SIGNAL:
             text = "stopped at once; --resume_from_checkpoint true goes on from the last checkpoint"
         else:
@@ -86,6 +93,16 @@ class StopOnSignal(TrainerCallback):
             self.is_stopping = control.should_save = control.should_training_stop = True
             control.should_evaluate = False  # it may take longer than whoever sent the signal waits
 
+    def on_prediction_step(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Leave the evaluation of a step where any process was told to stop.
+
+        Raises:
+            EvaluationLeft: from all processes at the same batch.
+        """
+        if self.is_listening and self._is_any_told(args):
+            self.is_stopping = True
+            raise EvaluationLeft
+
     def on_save(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Leave once the checkpoint is there.
 
@@ -94,12 +111,14 @@ class StopOnSignal(TrainerCallback):
         """
         if self.is_stopping:
             number = self.received or signal.SIGTERM
-            raise RunStoppedError(
-                f"stopped by {number.name} after step {state.global_step} of {state.max_steps}; "
-                f"{args.output_dir}/checkpoint-{state.global_step} is saved. The same command with "
-                "--resume_from_checkpoint true goes on from it",
-                exit_code=128 + number,
-            )
+            when = "before the first step; nothing is saved"
+            if state.global_step > 0:
+                when = (
+                    f"after step {state.global_step} of {state.max_steps}; "
+                    f"{args.output_dir}/checkpoint-{state.global_step} is saved. The same command with "
+                    "--resume_from_checkpoint true goes on from it"
+                )
+            raise RunStoppedError(f"stopped by {number.name} {when}", exit_code=128 + number)
 
     def _is_any_told(self, args: Any) -> bool:
         if args.world_size == 1:

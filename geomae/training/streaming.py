@@ -26,7 +26,7 @@ from geomae.data.stream import PhotoStream
 from geomae.errors import ConfigError, SourceError
 from geomae.training.arguments import GeoMAETrainingArguments
 from geomae.training.averaging import WeightAverage, load_trained_weights, save_trained_weights
-from geomae.training.evaluation_rows import EvaluationRows, black_photo, join_rows
+from geomae.training.evaluation_rows import EvaluationRows, black_photo, count_photos, join_rows
 from geomae.training.memory import explains_memory
 from geomae.training.optimization import build_optimizer, build_schedule, set_hyperparameters
 from geomae.training.progress import StreamProgress
@@ -35,7 +35,7 @@ from geomae.training.run_folder import STATE_FILE
 from geomae.training.safeguards import DamageCounter
 from geomae.training.saving import SavingTrainer, refuse_full_disk
 from geomae.training.sharding import own_class, refuse_other_sharding, set_up_sharding
-from geomae.training.stopping import StopOnSignal
+from geomae.training.stopping import EvaluationLeft, StopOnSignal
 from geomae.training.trackers import start_trackers
 
 __all__ = ["StreamingTrainer"]
@@ -307,6 +307,17 @@ class StreamingTrainer(SavingTrainer):
 
     # ---- evaluation
 
+    def _evaluate(self, trial: Any, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """In training; where a signal ends it, this saves, and raises `RunStoppedError`."""
+        try:
+            metrics: dict[str, float] = super()._evaluate(trial, *args, **kwargs)
+        except EvaluationLeft:
+            if self.state.global_step > 0:
+                self._save_checkpoint(self.model, trial)
+            self.stopping.on_save(self.args, self.state, self.control)
+            raise
+        return metrics
+
     def get_eval_dataloader(self, eval_dataset: Any = None) -> "DataLoader[Any]":
         """This process's part of the data set, a stretch of its own: no photo is repeated to even out the parts.
 
@@ -345,19 +356,19 @@ class StreamingTrainer(SavingTrainer):
         """
         model = self._prepare_for_evaluation()
         self.callback_handler.eval_dataloader = dataloader
-        own = EvaluationRows()
+        own, num_photos = EvaluationRows(), count_photos(dataloader)
         chunks: list[dict[str, Tensor]] = []
         with self.judged_weights(), torch.no_grad():
             for inputs, is_repeat in self._evenly_many_batches(dataloader, own):
-                num_photos = len(inputs["pixel_values"])
-                with self.compute_loss_context_manager(), compiled_if_full(num_photos, self.args.eval_batch_size):
+                in_full = compiled_if_full(len(inputs["pixel_values"]), self.args.eval_batch_size)
+                with self.compute_loss_context_manager(), in_full:
                     loss, outputs = self.compute_loss(model, inputs, return_outputs=True)
                 columns = self.evaluation_columns(inputs, loss, outputs)
                 chunks.append({name: column[:0] for name, column in columns.items()} if is_repeat else columns)
                 self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
         own.columns = {name: torch.cat([chunk[name] for chunk in chunks]).cpu().numpy() for name in chunks[0]}
-        rows = join_rows(gather_object([own]) if self.args.world_size > 1 else [own], _num_photos(dataloader))
-        DamageCounter(self.args.max_bad_fraction, _num_photos(dataloader)).check(rows.num_bad, _num_photos(dataloader))
+        rows = join_rows(gather_object([own]) if self.args.world_size > 1 else [own], num_photos)
+        DamageCounter(self.args.max_bad_fraction, num_photos).check(rows.num_bad, num_photos)
         self.latest_evaluation = rows
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in self.evaluation_metrics(rows).items()}
         return EvalLoopOutput(
@@ -379,7 +390,7 @@ class StreamingTrainer(SavingTrainer):
         Wrapped models communicate in every forward pass, so all processes make equally many: a process that is short
         of one repeats its last batch, or a black photo where all of its own are damaged. That result is dropped.
         """
-        largest_part = math.ceil(_num_photos(dataloader) / self.args.world_size)
+        largest_part = math.ceil(count_photos(dataloader) / self.args.world_size)
         num_batches = math.ceil(largest_part / self.args.eval_batch_size)
         inputs: Batch | None = None
         num_yielded = 0
@@ -404,10 +415,3 @@ class StreamingTrainer(SavingTrainer):
     def evaluation_metrics(self, rows: EvaluationRows) -> dict[str, float]:
         """Metrics of all photos, by their names without prefix."""
         return {"loss": float(rows.columns["loss"].astype(np.float64).mean()), "num_bad_photos": rows.num_bad}
-
-
-def _num_photos(dataloader: "DataLoader[Any]") -> int:
-    """Photos of the whole data set of which `dataloader` reads this process's part."""
-    part = dataloader.dataset
-    assert isinstance(part, Subset)
-    return len(part.dataset)  # type: ignore[arg-type]  # map-style: it has a length
