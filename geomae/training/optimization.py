@@ -187,9 +187,10 @@ def set_hyperparameters(optimizer: Optimizer, schedule: LambdaLR, groups: Sequen
     """
     missing = sorted(groups[0].keys() - optimizer.param_groups[0].keys())
     if missing:
+        name = type(getattr(optimizer, "optimizer", optimizer)).__name__  # accelerate's holds torch's
         raise ConfigError(
-            f"another optimizer saved the checkpoint: it knows no {', '.join(missing)}. Resume with the optim of that "
-            "run, or start from its weights with --init_from"
+            f"another optimizer than {name} saved the checkpoint: it knows no {', '.join(missing)}. Resume with the "
+            "optim of that run, or start from its weights with --init_from"
         )
     schedule.base_lrs = [group["initial_lr"] for group in groups]
     for restored, group, factor in zip(optimizer.param_groups, groups, schedule.lr_lambdas, strict=True):
