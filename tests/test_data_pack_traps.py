@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -239,6 +240,26 @@ def test_output_that_is_a_file_is_one_line(tmp_path: Path, capsys: Any) -> None:
     write_file(tmp_path / "out", b"")
     assert pack(source, tmp_path / "out", "--unlabelled") == 2
     assert "FileExistsError: " in capsys.readouterr().err
+
+
+def test_full_disk_leaves_what_is_finished_and_no_half_of_a_shard(
+    tmp_path: Path, capsys: Any, full_disk: Callable[[int], AbstractContextManager[None]]
+) -> None:
+    write_photos(tmp_path / "photos", [f"{number}.jpg" for number in range(12)])
+    options = ("--unlabelled", "--photos_per_shard", "3")
+    assert pack(tmp_path / "photos", tmp_path / "whole", *options) == 0
+    sizes = sorted(path.stat().st_size for path in (tmp_path / "whole").glob("*.parquet"))
+    capsys.readouterr()
+    with full_disk(sizes[0] - 1):
+        assert pack(tmp_path / "photos", tmp_path / "packed", *options) == 2
+    said = capsys.readouterr().err
+    assert f"{tmp_path / 'packed'} cannot be written. Free space; the same command then goes on where it was" in said
+    assert not list((tmp_path / "packed").glob("*.parquet"))
+    assert pack(tmp_path / "photos", tmp_path / "packed", *options) == 0
+    assert stored(tmp_path / "packed") == stored(tmp_path / "whole")
+    assert {path.name for path in (tmp_path / "packed").iterdir()} == {
+        path.name for path in (tmp_path / "whole").iterdir()
+    }
 
 
 def test_worker_that_is_killed_is_explained() -> None:

@@ -28,6 +28,7 @@ from geomae.data.places import (
 )
 from geomae.data.sources import SourceOptions, open_source
 from geomae.errors import ConfigError, GeoMAEError
+from geomae.files import FULL_DISK
 
 _DEFAULT_NUM = {"train": 30_000, "validation": 2_000}
 _DEFAULT_NUM_TEST = 1_000
@@ -295,7 +296,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         goes_on = "" if arguments.command == "inspect" else "; the same command goes on where it was"
         print(f"\nstopped{goes_on}", file=sys.stderr)
         return 130
-    except OSError as error:  # a disk that is full, a folder that is a file
+    except OSError as error:
+        if error.errno in FULL_DISK:
+            print(
+                f"{error.strerror}: {arguments.output_dir} cannot be written. Free space; the same command then goes "
+                "on where it was",
+                file=sys.stderr,
+            )
+            return 2
         print(f"{type(error).__name__}: {error}. What is finished is kept; start again to go on.", file=sys.stderr)
         return 2
     for split, entry in manifest["splits"].items():
