@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
-from geomae.bounded_parquet import read_groups
+from geomae.bounded_parquet import read_table
 from geomae.columns import COLUMN_ALIASES, as_utf8, find_column, show_columns, tidy_text
 from geomae.data.archives import Member, Storage, is_hidden, walk_tar
 from geomae.data.coordinates import PHOTO_SUFFIXES, sift_coordinates
@@ -187,11 +187,12 @@ def _read_parquet_beside(tar_file: str, bad: BadTally) -> dict[str, dict[str, An
         return {}
     try:
         with open_file(path) as file, pq.ParquetFile(file) as parquet:
-            names = parquet.schema_arrow.names
+            schema = parquet.schema_arrow
+            names = [name for name in schema.names if not pa.types.is_nested(_type_of(schema, name, None))]
             known = [column for name in _KNOWN if (column := find_column(name, names))]
             if "key" not in names:
                 return {}
-            rows = read_groups(parquet, range(parquet.num_row_groups), ["key", *known]).to_pylist()
+            rows = read_table(file, ["key", *known], metadata=parquet.metadata).to_pylist()
     except (OSError, UnicodeDecodeError, pa.ArrowException) as error:
         bad.add(
             public_name(path).rpartition("/")[2], f"cannot be read as parquet: {error}", kind="the file cannot be read"
@@ -323,7 +324,8 @@ def _read_one_parquet(listing: Listing, entry: FileEntry) -> tuple[PhotoIndex, s
             _check_image_column(schema, entry.path)
             sizes = [parquet.metadata.row_group(group).num_rows for group in range(parquet.metadata.num_row_groups)]
             places = _find_places(schema)
-            table = read_groups(parquet, range(parquet.num_row_groups), list({column for column, _ in places.values()}))
+            wanted = [f"{column}.{field}" if field else column for column, field in places.values()]
+            table = read_table(file, wanted, metadata=parquet.metadata)
         picked: dict[str, Any] = {}
         for own, (column, field) in places.items():
             picked[own] = _as_ours(own, pc.struct_field(table[column], field) if field else table[column])
@@ -367,9 +369,18 @@ def _spell_columns(schema: pa.Schema) -> dict[str, tuple[str, str | None]]:
 def _find_places(schema: pa.Schema) -> dict[str, tuple[str, str | None]]:
     """Where our columns stand in a stranger's table, the photos apart."""
     image = find_column("image", schema.names)
-    spelled = {name: place for name, place in _spell_columns(schema).items() if place[0] != image}
+    spelled = {
+        name: (column, field)
+        for name, (column, field) in _spell_columns(schema).items()
+        if column != image and not pa.types.is_nested(_type_of(schema, column, field))
+    }
     found = {name: find_column(name, list(spelled)) for name in _KNOWN}
     return {name: spelled[column] for name, column in found.items() if column is not None}
+
+
+def _type_of(schema: pa.Schema, column: str, field: str | None) -> pa.DataType:
+    kind = schema.types[schema.names.index(column)]  # two may have one name
+    return kind.field(field).type if field else kind
 
 
 def _as_ours(name: str, column: pa.ChunkedArray) -> Any:
