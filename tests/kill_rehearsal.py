@@ -159,10 +159,11 @@ def kill_somewhen(processes: list[int], folder: Path, attempt: Path, rng: random
         if not all(is_alive(process) for process in processes):
             return False
         os.kill(victim, signal.SIGSTOP)  # so that what is looked at is what it is killed in
-        if aim != "saving" or is_saving(folder, attempt):
+        was_saving = is_saving(folder, attempt)
+        if was_saving or aim != "saving":
             break
         os.kill(victim, signal.SIGCONT)  # the checkpoint was written before: the next one
-    tally.num_while_saving += is_saving(folder, attempt)
+    tally.num_while_saving += was_saving
     tally.num_before_first_step += not (attempt / "steps-0.jsonl").is_file()
     os.kill(victim, signal.SIGKILL)
     time.sleep(rng.uniform(0.0, 0.3) if len(processes) > 1 else 0.0)

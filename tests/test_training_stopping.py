@@ -2,26 +2,31 @@
 
 import os
 import signal
-import subprocess
-import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from launching import ROOT, run_beside_itself
 from packed_photos import mae_trainer, pack, training_arguments
+from transformers import TrainerCallback
 
 from geomae.checksums import find_damage
 from geomae.errors import NonFiniteLossError, RunStoppedError
-from geomae.training.stopping import SIGNALS
+from geomae.training.stopping import SIGNALS, outlive_signals
 
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return pack(tmp_path_factory.mktemp("photos"), train=40, validation=8)
+
+
+@pytest.fixture(autouse=True)
+def hearing_ctrl_c() -> Iterator[None]:
+    """In the background of a shell, Ctrl-C is ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 def call_in_step(trainer: Any, number: int, action: Callable[[], None]) -> None:
@@ -61,8 +66,7 @@ def test_signal_ends_the_step_and_saves_a_checkpoint_from_which_the_run_repeats_
     assert find_damage(tmp_path / "run/checkpoint-3") is None
     resumed = mae_trainer(photos, training_arguments(tmp_path / "run", **options))
     resumed.train(resume_from_checkpoint="true")
-    for name, weights in unbroken.model.state_dict().items():
-        assert torch.equal(weights, resumed.model.state_dict()[name]), name
+    assert_same_model(resumed, unbroken)
 
 
 @pytest.fixture
@@ -100,33 +104,122 @@ def test_checkpoint_is_saved_though_ctrl_c_has_ended_the_reader_of_what_is_print
     assert find_damage(tmp_path / "checkpoint-2") is None
 
 
-def test_signal_puts_off_an_evaluation(photos: Path, tmp_path: Path) -> None:
-    options: dict[str, Any] = {"eval_strategy": "steps", "eval_steps": 1, "max_steps": 4}
-    trainer = mae_trainer(photos, training_arguments(tmp_path, **options))
-    call_in_step(trainer, 2, lambda: signal.raise_signal(signal.SIGTERM))
-    with pytest.raises(RunStoppedError, match="after step 2"):
-        trainer.train()
-    assert [entry["step"] for entry in trainer.state.log_history if "eval_loss" in entry] == [1]
+def judged(trainer: Any) -> list[tuple[int, float]]:
+    return [(entry["step"], entry["eval_loss"]) for entry in trainer.state.log_history if "eval_loss" in entry]
 
 
-def test_signal_ends_an_evaluation_and_the_run_goes_on_as_the_unbroken_one(photos: Path, tmp_path: Path) -> None:
-    options: dict[str, Any] = {"eval_strategy": "steps", "eval_steps": 2, "max_steps": 5, "ema_decay": 0.9}
-    options |= {"per_device_eval_batch_size": 2, "save_strategy": "no"}
+def assert_same_model(one: Any, other: Any) -> None:
+    for name, weights in one.model.state_dict().items():
+        assert torch.equal(weights, other.model.state_dict()[name]), name
+
+
+JUDGING: dict[str, Any] = {"eval_strategy": "steps", "per_device_eval_batch_size": 2, "save_strategy": "no"}
+
+
+@pytest.mark.parametrize(("max_steps", "put_off"), [(5, True), (5, False), (4, True), (4, False)])
+def test_signal_ends_an_evaluation_which_the_resumed_run_makes_up(
+    photos: Path, tmp_path: Path, max_steps: int, put_off: bool
+) -> None:
+    """In step 4: before the evaluation, or in it; where that is the last step, nothing is left to train."""
+    options = JUDGING | {"eval_steps": 2, "max_steps": max_steps, "ema_decay": 0.9}
     torch.manual_seed(0)
     unbroken = mae_trainer(photos, training_arguments(tmp_path / "unbroken", **options))
     unbroken.train()
     torch.manual_seed(0)
     stopped = mae_trainer(photos, training_arguments(tmp_path / "run", **options))
+    if put_off:
+        call_in_step(stopped, 4, lambda: signal.raise_signal(signal.SIGTERM))
     batches = signal_in_evaluation(stopped, at_batch=6)  # of four of the first evaluation, and of the second
-    with pytest.raises(RunStoppedError, match=r"stopped by SIGTERM after step 4 of 5; .*/run/checkpoint-4 is saved"):
+    with pytest.raises(RunStoppedError, match=r"stopped by SIGTERM after step 4 of .; .*/run/checkpoint-4 is saved"):
         stopped.train()
-    assert len(batches) == 6
+    assert len(batches) == (4 if put_off else 6)
     assert find_damage(tmp_path / "run/checkpoint-4") is None
-    assert [entry["step"] for entry in stopped.state.log_history if "eval_loss" in entry] == [2]
+    assert judged(stopped) == judged(unbroken)[:1]
     resumed = mae_trainer(photos, training_arguments(tmp_path / "run", **options))
     resumed.train(resume_from_checkpoint="true")
-    for name, weights in unbroken.model.state_dict().items():
-        assert torch.equal(weights, resumed.model.state_dict()[name]), name
+    assert judged(resumed) == judged(unbroken)
+    assert_same_model(resumed, unbroken)
+
+
+@pytest.mark.parametrize("save_strategy", ["steps", "best"])
+@pytest.mark.parametrize("max_steps", [4, 6])
+def test_the_best_model_is_that_of_the_unbroken_run_where_a_signal_has_ended_its_evaluation(
+    photos: Path, tmp_path: Path, save_strategy: str, max_steps: int
+) -> None:
+    options = JUDGING | {"eval_steps": 2, "save_steps": 2, "max_steps": max_steps, "save_strategy": save_strategy}
+    options |= {"load_best_model_at_end": True, "metric_for_best_model": "loss", "learning_rate": 1e-3}
+    torch.manual_seed(0)
+    unbroken = mae_trainer(photos, training_arguments(tmp_path / "unbroken", **options))
+    rank_steps(unbroken, best=4)
+    unbroken.train()
+    torch.manual_seed(0)
+    stopped = mae_trainer(photos, training_arguments(tmp_path / "run", **options))
+    rank_steps(stopped, best=4)
+    signal_in_evaluation(stopped, at_batch=6)
+    with pytest.raises(RunStoppedError, match="after step 4"):
+        stopped.train()
+    resumed = mae_trainer(photos, training_arguments(tmp_path / "run", **options))
+    rank_steps(resumed, best=4)
+    resumed.train(resume_from_checkpoint="true")
+    assert Path(resumed.state.best_model_checkpoint or "") == tmp_path / "run/checkpoint-4"
+    assert_same_model(resumed, unbroken)
+
+
+def rank_steps(trainer: Any, best: int) -> None:
+    """Whatever the photos say, this step is judged to be the best."""
+    metrics = trainer.evaluation_metrics
+    trainer.evaluation_metrics = lambda rows: metrics(rows) | {"loss": abs(trainer.state.global_step - best)}
+
+
+def test_signal_before_a_resumed_run_has_made_a_step_leaves_its_checkpoint_as_it_was(
+    photos: Path, tmp_path: Path
+) -> None:
+    first = mae_trainer(photos, training_arguments(tmp_path, **JUDGING | {"save_strategy": "steps", "save_steps": 2}))
+    call_in_step(first, 2, lambda: signal.raise_signal(signal.SIGTERM))
+    with pytest.raises(RunStoppedError, match="after step 2"):
+        first.train()
+    before = {path.name: path.read_bytes() for path in (tmp_path / "checkpoint-2").iterdir()}
+    options = JUDGING | {"eval_on_start": True}
+    again = mae_trainer(photos, training_arguments(tmp_path, **options))
+    signal_in_evaluation(again, at_batch=1)
+    with pytest.raises(RunStoppedError, match=f"{tmp_path}/checkpoint-2 is saved"):
+        again.train(resume_from_checkpoint="true")
+    assert {path.name: path.read_bytes() for path in (tmp_path / "checkpoint-2").iterdir()} == before
+
+
+@pytest.mark.parametrize("save_strategy", ["steps", "no"])
+def test_signal_after_the_last_step_ends_the_run_where_that_is_saved(
+    photos: Path, tmp_path: Path, save_strategy: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    options = JUDGING | {"eval_steps": 2, "max_steps": 2, "save_strategy": save_strategy, "save_steps": 2}
+    trainer = mae_trainer(photos, training_arguments(tmp_path, **options))
+    finish = trainer._finalize_training
+
+    def signalled(*args: Any) -> Any:
+        signal.raise_signal(signal.SIGTERM)
+        return finish(*args)
+
+    trainer._finalize_training = signalled
+    if save_strategy == "steps":
+        with pytest.raises(RunStoppedError, match=r"stopped by SIGTERM after step 2 of 2; .*checkpoint-2 is saved"):
+            trainer.train()
+    else:
+        trainer.train()
+        assert "no checkpoint has the last one: the run ends once its model is saved" in caplog.text
+
+
+def test_evaluation_that_a_callback_asks_for_is_not_left(photos: Path, tmp_path: Path) -> None:
+    class Judging(TrainerCallback):
+        def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            if state.global_step == 1:
+                assert len(trainer.evaluate()) > 0
+
+    trainer = mae_trainer(photos, training_arguments(tmp_path, **JUDGING | {"eval_strategy": "no"}))
+    trainer.add_callback(Judging())
+    batches = signal_in_evaluation(trainer, at_batch=1)
+    with pytest.raises(RunStoppedError, match="after step 2"):
+        trainer.train()
+    assert len(batches) == 4
 
 
 def test_signal_in_an_evaluation_before_the_first_step_leaves_nothing(photos: Path, tmp_path: Path) -> None:
@@ -168,162 +261,15 @@ def test_loss_that_is_no_number_is_not_saved_by_a_signal(photos: Path, tmp_path:
     assert not list(tmp_path.glob("checkpoint-*"))
 
 
-START = """
-import os, sys, time
-from pathlib import Path
-from geomae.training import StreamingTrainer, run_to_its_end
-import run_pretrain_mae
-
-step = StreamingTrainer.training_step
-
-def slow(self, model, inputs, *rest):
-    if self.args.process_index == 0:
-        print("STEP", self.state.global_step + 1, flush=True)
-    time.sleep(0.25)
-    return step(self, model, inputs, *rest)
-
-StreamingTrainer.training_step = slow
-run_to_its_end(run_pretrain_mae.main)
-"""
-
-
-def start_script(photos: Path, folder: Path, *launcher: str) -> "subprocess.Popen[str]":
-    """`run_pretrain_mae.py` with steps of a quarter of a second, as a shell starts it: in a group of processes."""
-    (folder / "slow.py").write_text(START)
-    command = [sys.executable, *launcher, str(folder / "slow.py"), "configs/pretrain/smoke.yaml"]
-    command += ["--data_dirs", str(photos), "--output_dir", str(folder / "run"), "--max_steps", "400"]
-    command += ["--eval_strategy", "no", "--validation_split", "null", "--save_steps", "300", "--use_cpu", "true"]
-    command += ["--dataloader_num_workers", "2", "--disable_tqdm", "true", "--peak_tflops", "1"]
-    command += ["--per_device_train_batch_size", "4", "--resume_from_checkpoint", "last"]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    process = subprocess.Popen(command, cwd=ROOT, env=environment, start_new_session=True, **pipes)
-    assert process.stdout is not None
-    for line in process.stdout:
-        if line.startswith("STEP 3"):
-            return process
-    raise AssertionError("the run ended before its third step")
-
-
-def ending(process: "subprocess.Popen[str]") -> str:
-    assert process.stdout is not None
-    text = process.stdout.read()
-    process.wait(60)
-    return text
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("number", SIGNALS, ids=lambda number: number.name)
-@pytest.mark.parametrize("launcher", [(), ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")])
-def test_signal_to_everything_that_a_run_has_started_leaves_a_checkpoint(
-    photos: Path, tmp_path: Path, launcher: tuple[str, ...], number: signal.Signals
-) -> None:
-    """As a terminal's Ctrl-C and Slurm do it: the launcher and the readers of photos get the signal as well."""
-    process = start_script(photos, tmp_path, *launcher)
-    os.killpg(process.pid, number)
-    text = ending(process)
-    (checkpoint,) = (tmp_path / "run").glob("checkpoint-*")
-    assert f"stopped by {number.name} after step {checkpoint.name.rpartition('-')[2]} of 400" in text
-    assert "--resume_from_checkpoint true goes on from it" in text
-    assert find_damage(checkpoint) is None
-    assert "DataLoader worker" not in text
-    assert text.count(f"{number.name}: this step ends") == (2 if launcher else 1)  # the readers say nothing
-    if not launcher:
-        assert process.returncode == 128 + number
-        assert "Traceback" not in text
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(sys.platform != "linux", reason="asks Linux to be told of the launcher's end")
-def test_signal_to_the_launcher_alone_leaves_a_checkpoint(photos: Path, tmp_path: Path) -> None:
-    """`accelerate launch` of one process does not pass SIGTERM on, and its process would go on alone."""
-    process = start_script(photos, tmp_path, "-m", "accelerate.commands.launch")
-    process.terminate()
-    text = ending(process)
-    (checkpoint,) = (tmp_path / "run").glob("checkpoint-*")
-    assert f"stopped by SIGTERM after step {checkpoint.name.rpartition('-')[2]} of 400" in text
-    assert find_damage(checkpoint) is None
-
-
-@pytest.mark.slow
-def test_second_ctrl_c_stops_at_once(photos: Path, tmp_path: Path) -> None:
-    process = start_script(photos, tmp_path)
-    os.kill(process.pid, signal.SIGSTOP)  # so that the step cannot end between the two
-    os.kill(process.pid, signal.SIGINT)
-    os.kill(process.pid, signal.SIGCONT)
-    time.sleep(0.02)
-    os.kill(process.pid, signal.SIGSTOP)
-    time.sleep(1.2)
-    os.kill(process.pid, signal.SIGINT)
-    os.kill(process.pid, signal.SIGCONT)
-    text = ending(process)
-    assert process.returncode == 130
-    assert "stopped at once; --resume_from_checkpoint true goes on from the last checkpoint" in text
-    assert not list((tmp_path / "run").glob("checkpoint-*"))
-
-
-ONE_OF_TWO = """
-import os, signal, sys
-from pathlib import Path
-import kill_rehearsal
-from geomae.training import StreamingTrainer
-from kill_rehearsal import join, make_photos, read_steps, start
-
-work = Path(sys.argv[1])
-make_photos(work)
-step = StreamingTrainer.training_step
-
-def signalled(self, model, inputs, *rest):
-    if (self.args.process_index, self.state.global_step) == (1, 4):
-        os.kill(os.getpid(), signal.SIGTERM)
-    return step(self, model, inputs, *rest)
-
-whole = start("pretrain", 2, work / "photos", work / "unbroken", work / "unbroken-steps")
-assert join(whole) == [0, 0]
-StreamingTrainer.training_step = signalled
-assert join(start("pretrain", 2, work / "photos", work / "run", work / "first")) == [1, 1]
-StreamingTrainer.training_step = step
-assert "RunStoppedError: stopped by SIGTERM after step 5 of 40" in (work / "first/log-0.txt").read_text()
-assert [path.name for path in (work / "run").glob("checkpoint-5")] == ["checkpoint-5"]
-assert join(start("pretrain", 2, work / "photos", work / "run", work / "second")) == [0, 0]
-assert read_steps(work / "first") | read_steps(work / "second") == read_steps(work / "unbroken-steps")
-assert len(read_steps(work / "first")) == 10
-"""
-
-
-@pytest.mark.slow
-def test_signal_to_one_process_of_two_stops_both_at_the_same_step(tmp_path: Path) -> None:
-    run_beside_itself(ONE_OF_TWO, tmp_path, str(tmp_path))
-
-
-ONE_OF_TWO_THAT_JUDGE = """
-import os, signal, sys
-from pathlib import Path
-import kill_rehearsal
-from geomae.training import StreamingTrainer
-from kill_rehearsal import join, start
-
-work = Path(sys.argv[1])
-columns = StreamingTrainer.evaluation_columns
-judging = ["--eval_strategy", "steps", "--eval_steps", "4", "--validation_split", "validation", "--max_steps", "8"]
-judging += ["--per_device_eval_batch_size", "2", "--save_strategy", "no"]
-
-def signalled(self, *inputs):
-    if (self.args.process_index, self.state.global_step) == (1, 4):
-        os.kill(os.getpid(), signal.SIGTERM)
-    return columns(self, *inputs)
-
-StreamingTrainer.evaluation_columns = signalled
-assert join(start("pretrain", 2, work / "photos", work / "run", work / "first", *judging)) == [1, 1]
-log = (work / "first/log-0.txt").read_text()
-assert "RunStoppedError: stopped by SIGTERM after step 4 of 8" in log, log
-StreamingTrainer.evaluation_columns = columns
-assert join(start("pretrain", 2, work / "photos", work / "run", work / "second", *judging)) == [0, 0]
-"""
-
-
-@pytest.mark.slow
-def test_signal_to_one_process_of_two_ends_the_evaluation_of_both(photos: Path, tmp_path: Path) -> None:
-    (tmp_path / "photos").symlink_to(photos)
-    run_beside_itself(ONE_OF_TWO_THAT_JUDGE, tmp_path, str(tmp_path))
-    assert find_damage(tmp_path / "run/checkpoint-4") is None
+def test_reader_of_a_run_under_nohup_outlives_its_terminal() -> None:
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    try:
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        outlive_signals(0)
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+        assert callable(signal.getsignal(signal.SIGTERM))
+        signal.raise_signal(signal.SIGTERM)
+        assert 0 < signal.alarm(0) <= 60
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -20,7 +20,7 @@ from geomae.training.run_folder import STATE_FILE
 from geomae.training.safeguards import DamageCounter, LossGuard
 from geomae.training.throughput import ThroughputMeter, find_peak_flops
 
-__all__ = ["StreamProgress"]
+__all__ = ["StreamProgress", "read_saved"]
 
 logger = logging.getLogger(__name__)
 
@@ -59,7 +59,8 @@ class StreamProgress(TrainerCallback, ExportableState):
         self._num_bad_before, self._num_seen_before = 0, 0
         self._error_km: Tensor | None = None
         self._num_errors = 0
-        self._num_steps = 0
+        self.num_steps = 0
+        """Of this session."""
 
     # ---- what the trainer reports
 
@@ -139,15 +140,15 @@ class StreamProgress(TrainerCallback, ExportableState):
             self.peak_flops, self.peak_source = peak.flops_per_second, peak.source
             if state.is_world_process_zero:
                 logger.info("mfu is relative to %.4g TFLOP/s (%s)", peak.flops_per_second / 1e12, peak.source)
-        self._num_steps = 0
+        self.num_steps = 0
         self.meter.restart()
 
     def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Count the step; look at every pending loss before anything is logged, judged or saved."""
         self.ids_of_step = []
         state.epoch = self.num_photos_seen / self.args.num_photos
-        self._num_steps += 1
-        if self._num_steps == 1 and not control.should_log:
+        self.num_steps += 1
+        if self.num_steps == 1 and not control.should_log:
             self.meter.restart()  # the first step starts the readers and compiles
         else:
             self.meter.count(self.args.total_batch_size)
@@ -194,7 +195,7 @@ class StreamProgress(TrainerCallback, ExportableState):
         self.stream.place, self._own_positions, self.ids_of_step = None, {}, []
         self.damage.num_bad, self.damage.num_seen = 0, 0
         if checkpoint is not None:
-            saved = _read_saved(checkpoint)
+            saved = read_saved(checkpoint)
             self.stream.place = self._find_place(saved, checkpoint)
             self._num_bad_before = self.num_bad_photos = int(saved.get("num_bad_photos", 0))
             self._num_seen_before = self._num_bad_before + self.num_photos_seen // self.stream.crops_per_photo
@@ -266,7 +267,11 @@ def _read_state(checkpoint: str) -> dict[str, Any]:
         raise ConfigError(f"{path} cannot be read ({error}): resume from another checkpoint") from error
 
 
-def _read_saved(checkpoint: str) -> dict[str, Any]:
-    """Our own part of a checkpoint's state; empty in a checkpoint that another trainer wrote."""
-    saved = _read_state(checkpoint).get("stateful_callbacks", {}).get(StreamProgress.__name__, {})
+def read_saved(checkpoint: str, callback: type[ExportableState] = StreamProgress) -> dict[str, Any]:
+    """What a callback has kept in a checkpoint's state; empty where another trainer wrote it.
+
+    Raises:
+        ConfigError: the state cannot be read.
+    """
+    saved = _read_state(checkpoint).get("stateful_callbacks", {}).get(callback.__name__, {})
     return dict((saved[-1] if isinstance(saved, list) else saved).get("attributes", {}))

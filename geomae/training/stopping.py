@@ -14,12 +14,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 import torch.distributed
 from torch import Tensor
 from transformers import TrainerCallback, TrainerControl, TrainerState
+from transformers.trainer_callback import ExportableState
 
 from geomae.errors import RunStoppedError
 
@@ -38,17 +39,17 @@ class EvaluationLeft(Exception):  # noqa: N818  # no error: the run saves and st
     """A signal came in the middle of an evaluation."""
 
 
-class StopOnSignal(TrainerCallback):
+class StopOnSignal(TrainerCallback, ExportableState):
     """Stops a run at SIGTERM, SIGINT or SIGHUP once the step is done: all processes at the same one, with a checkpoint.
 
-    An evaluation in training is left at its next batch. A second Ctrl-C ends the process at once. Whether one of
-    several processes has got a signal is asked in every step, by adding up a number on the device; on a GPU the answer
-    is looked at two steps later, so that the host never waits.
+    An evaluation in training is left at its next batch, and the resumed run begins with it. A second Ctrl-C ends the
+    process at once. Whether one of several processes has got a signal is asked in every step, by adding up a number on
+    the device; on a GPU the answer is looked at two steps later, so that the host never waits.
     """
 
     def __init__(self) -> None:
         self.received: signal.Signals | None = None
-        self.is_stopping = self.is_listening = False
+        self.is_stopping = self.can_leave_evaluation = self.owes_evaluation = False
         self._received_at = 0.0
         self._answers: deque[tuple[Tensor, torch.cuda.Event]] = deque()
 
@@ -62,11 +63,9 @@ class StopOnSignal(TrainerCallback):
             stop_with_the_launcher()
             heard = [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]  # as nohup does
         before = {number: signal.signal(number, self._receive) for number in heard}
-        self.is_listening = True
         try:
             yield
         finally:
-            self.is_listening = False
             for number, handler in before.items():
                 signal.signal(number, handler)
 
@@ -91,6 +90,7 @@ class StopOnSignal(TrainerCallback):
         """Save and stop where any process was told to."""
         if self._is_any_told(args):
             self.is_stopping = control.should_save = control.should_training_stop = True
+            self.owes_evaluation = control.should_evaluate
             control.should_evaluate = False  # it may take longer than whoever sent the signal waits
 
     def on_prediction_step(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
@@ -99,8 +99,8 @@ class StopOnSignal(TrainerCallback):
         Raises:
             EvaluationLeft: from all processes at the same batch.
         """
-        if self.is_listening and self._is_any_told(args):
-            self.is_stopping = True
+        if self.can_leave_evaluation and self._is_any_told(args):
+            self.is_stopping = self.owes_evaluation = True
             raise EvaluationLeft
 
     def on_save(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
@@ -110,22 +110,45 @@ class StopOnSignal(TrainerCallback):
             RunStoppedError: the run was told to stop.
         """
         if self.is_stopping:
-            number = self.received or signal.SIGTERM
-            when = "before the first step; nothing is saved"
-            if state.global_step > 0:
-                when = (
-                    f"after step {state.global_step} of {state.max_steps}; "
-                    f"{args.output_dir}/checkpoint-{state.global_step} is saved. The same command with "
-                    "--resume_from_checkpoint true goes on from it"
-                )
-            raise RunStoppedError(f"stopped by {number.name} {when}", exit_code=128 + number)
+            self.leave(state, f"{args.output_dir}/checkpoint-{state.global_step}")
 
-    def _is_any_told(self, args: Any) -> bool:
+    def leave(self, state: TrainerState, checkpoint: str | None) -> NoReturn:
+        """Stop the run, whose steps up to now are in a checkpoint.
+
+        Raises:
+            RunStoppedError: in any case.
+        """
+        number = self.received or signal.SIGTERM
+        when = "before the first step; nothing is saved"
+        if checkpoint is not None:
+            when = (
+                f"after step {state.global_step} of {state.max_steps}; {checkpoint} is saved. The same command with "
+                "--resume_from_checkpoint true goes on from it"
+            )
+        raise RunStoppedError(f"stopped by {number.name} {when}", exit_code=128 + number)
+
+    def leave_if_told(self, args: Any, state: TrainerState, checkpoint: str | None) -> None:
+        """Where a signal came after the last step was looked at; every process must call it.
+
+        Raises:
+            RunStoppedError: the run was told to stop, and the last step is in a checkpoint.
+        """
+        if not self._is_any_told(args, wait=True):
+            return
+        if checkpoint is not None and Path(checkpoint).name == f"checkpoint-{state.global_step}":
+            self.leave(state, checkpoint)
+        logger.warning("all steps are done, and no checkpoint has the last one: the run ends once its model is saved")
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint keeps."""
+        return {"args": {}, "attributes": {"owes_evaluation": self.owes_evaluation}}
+
+    def _is_any_told(self, args: Any, *, wait: bool = False) -> bool:
         if args.world_size == 1:
             return self.received is not None
         told = torch.tensor(float(self.received is not None), device=args.device)
         torch.distributed.all_reduce(told)
-        if told.device.type != "cuda":
+        if wait or told.device.type != "cuda":
             return bool(told)
         on_host = torch.empty((), pin_memory=True)
         on_host.copy_(told, non_blocking=True)
@@ -162,5 +185,6 @@ def drop_what_nobody_reads() -> None:
 def outlive_signals(worker: int) -> None:
     """In a process that reads photos: its parent decides when it ends, for which a signal to all leaves it a minute."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    for number in (number for number in SIGNALS if number is not signal.SIGINT):
-        signal.signal(number, lambda *_: signal.alarm(60))
+    for number in SIGNALS:
+        if signal.getsignal(number) is not signal.SIG_IGN:  # SIGHUP of nohup
+            signal.signal(number, lambda *_: signal.alarm(60))

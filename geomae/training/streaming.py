@@ -4,49 +4,42 @@ import copy
 import functools
 import logging
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, cast
 
-import numpy as np
 import torch
-from accelerate.utils import gather_object
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
-from torch.utils.data import DataLoader, Dataset, Subset
+from torch.utils.data import DataLoader, Dataset
 from transformers import PreTrainedModel, TrainerCallback, TrainerState
-from transformers.trainer_utils import EvalLoopOutput, IntervalStrategy, TrainOutput
+from transformers.trainer_utils import IntervalStrategy, TrainOutput
 
-from geomae.compilation import compiled_if_full
-from geomae.data.collate import PhotoCollator, SkippingDamagedBatches
+from geomae.data.collate import PhotoCollator
 from geomae.data.stream import PhotoStream
-from geomae.errors import ConfigError, SourceError
+from geomae.errors import ConfigError
 from geomae.training.arguments import GeoMAETrainingArguments
 from geomae.training.averaging import WeightAverage, load_trained_weights, save_trained_weights
-from geomae.training.evaluation_rows import EvaluationRows, black_photo, count_photos, join_rows
+from geomae.training.judging import Batch, Collator, JudgingTrainer
 from geomae.training.memory import explains_memory
 from geomae.training.optimization import build_optimizer, build_schedule, set_hyperparameters
-from geomae.training.progress import StreamProgress
+from geomae.training.progress import StreamProgress, read_saved
 from geomae.training.reading import RestartingLoader, loader_options
 from geomae.training.run_folder import STATE_FILE
-from geomae.training.safeguards import DamageCounter
-from geomae.training.saving import SavingTrainer, refuse_full_disk
+from geomae.training.saving import refuse_full_disk
 from geomae.training.sharding import own_class, refuse_other_sharding, set_up_sharding
-from geomae.training.stopping import EvaluationLeft, StopOnSignal
+from geomae.training.stopping import StopOnSignal
 from geomae.training.trackers import start_trackers
 
 __all__ = ["StreamingTrainer"]
 
 logger = logging.getLogger(__name__)
 
-Batch = dict[str, Any]
-Collator = Callable[[Sequence[Mapping[str, Any]]], Batch]
 
-
-class StreamingTrainer(SavingTrainer):
+class StreamingTrainer(JudgingTrainer):
     """Trains on a `PhotoStream` that shards itself, and evaluates every photo of a map-style data set exactly once.
 
     Resuming jumps: the stream is told the place that it had come to, and reads nothing of what lies before.
@@ -107,8 +100,6 @@ class StreamingTrainer(SavingTrainer):
         self.progress = StreamProgress(args, self.accelerator, stream=train_dataset)
         self.add_callback(self.stopping)  # before `progress`, which looks at all losses where a checkpoint is due
         self.add_callback(self.progress)
-        self.latest_evaluation: EvaluationRows | None = None
-        self.average: WeightAverage | None = None
         if args.ema_decay is not None:
             self.average = WeightAverage(model, decay=args.ema_decay, warmup_power=args.ema_warmup_power)
             self.add_callback(self.average)
@@ -138,6 +129,8 @@ class StreamingTrainer(SavingTrainer):
         """
         checkpoint = self.choose_checkpoint(resume_from_checkpoint)
         self.progress.resume(checkpoint)
+        saved = {} if checkpoint is None else read_saved(checkpoint, StopOnSignal)
+        self.stopping.owes_evaluation = saved.get("owes_evaluation") is True
         start_trackers(self, checkpoint)
         if checkpoint is not None:
             refuse_other_sharding(checkpoint, is_sharded=self.is_fsdp_enabled)
@@ -153,6 +146,7 @@ class StreamingTrainer(SavingTrainer):
         refuse_full_disk(self)
         with self.stopping.listening():
             output = super().train(checkpoint, trial, ignore_keys_for_eval)
+            self.stopping.leave_if_told(self.args, self.state, self.progress.guard.last_checkpoint)
         has_best_model = self.args.load_best_model_at_end and self.state.best_model_checkpoint is not None
         if self.average is not None and not has_best_model:
             self.model.load_state_dict(self.average.state_dict())
@@ -182,8 +176,14 @@ class StreamingTrainer(SavingTrainer):
         )
         self._find_best(checkpoint)
         super()._load_from_checkpoint(checkpoint)  # the model, not what training would go on with
+        self.make_up_evaluation(checkpoint)
         if self.args.load_best_model_at_end and state.best_model_checkpoint is not None:
             self._load_best_model()
+
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> Any:
+        """As transformers'; an evaluation that the run goes on with comes first."""
+        self.make_up_evaluation(self.progress.guard.last_checkpoint)
+        return super()._run_epoch(*args, **kwargs)
 
     def get_train_dataloader(self) -> "DataLoader[Any]":
         """The stream, as it is: it knows its rank, so Accelerate must not shard it a second time."""
@@ -277,13 +277,7 @@ class StreamingTrainer(SavingTrainer):
     def _before_saving(self) -> None:
         self.progress.gather()
 
-    # ---- the weights that are judged and saved: where there is an average, in training, not those that are trained
-
-    def judged_weights(self) -> AbstractContextManager[None]:
-        """The model has the weights that are judged meanwhile."""
-        if self.average is not None and self.is_in_train:
-            return self.average.inside_the_model()
-        return nullcontext()
+    # ---- the weights that are saved: where there is an average, in training, not those that are trained
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         """A checkpoint's model is the one that was judged."""
@@ -304,114 +298,3 @@ class StreamingTrainer(SavingTrainer):
         if self.average is not None:
             self.average.restart()
         load_trained_weights(self.model, resume_from_checkpoint)
-
-    # ---- evaluation
-
-    def _evaluate(self, trial: Any, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """In training; where a signal ends it, this saves, and raises `RunStoppedError`."""
-        try:
-            metrics: dict[str, float] = super()._evaluate(trial, *args, **kwargs)
-        except EvaluationLeft:
-            if self.state.global_step > 0:
-                self._save_checkpoint(self.model, trial)
-            self.stopping.on_save(self.args, self.state, self.control)
-            raise
-        return metrics
-
-    def get_eval_dataloader(self, eval_dataset: Any = None) -> "DataLoader[Any]":
-        """This process's part of the data set, a stretch of its own: no photo is repeated to even out the parts.
-
-        Raises:
-            SourceError: there are fewer photos than processes.
-        """
-        if isinstance(eval_dataset, str):
-            eval_dataset = cast(dict[str, Any], self.eval_dataset)[eval_dataset]
-        dataset: Any = self.eval_dataset if eval_dataset is None else eval_dataset
-        world_size, rank, num_photos = self.args.world_size, self.args.process_index, len(dataset)
-        if num_photos < world_size:
-            raise SourceError(f"{num_photos} photos to evaluate are fewer than the {world_size} processes")
-        part = range(num_photos * rank // world_size, num_photos * (rank + 1) // world_size)
-        collator = SkippingDamagedBatches(self.eval_collator)
-        options = loader_options(self.args)
-        return DataLoader(Subset(dataset, part), self.args.eval_batch_size, collate_fn=collator, **options)
-
-    def get_test_dataloader(self, test_dataset: "Dataset[Any]") -> "DataLoader[Any]":
-        """As `get_eval_dataloader`."""
-        return self.get_eval_dataloader(test_dataset)
-
-    @explains_memory
-    def evaluation_loop(
-        self,
-        dataloader: "DataLoader[Any]",
-        description: str,
-        prediction_loss_only: bool | None = None,
-        ignore_keys: list[str] | None = None,
-        metric_key_prefix: str = "eval",
-    ) -> EvalLoopOutput:
-        """Judge every photo of the data set once, over all processes; `latest_evaluation` keeps the rows.
-
-        Raises:
-            PredictionError: the processes together have not seen each photo once, or an answer is no number.
-            TooManyDamagedPhotosError: more than `args.max_bad_fraction` of the photos cannot be decoded.
-        """
-        model = self._prepare_for_evaluation()
-        self.callback_handler.eval_dataloader = dataloader
-        own, num_photos = EvaluationRows(), count_photos(dataloader)
-        chunks: list[dict[str, Tensor]] = []
-        with self.judged_weights(), torch.no_grad():
-            for inputs, is_repeat in self._evenly_many_batches(dataloader, own):
-                in_full = compiled_if_full(len(inputs["pixel_values"]), self.args.eval_batch_size)
-                with self.compute_loss_context_manager(), in_full:
-                    loss, outputs = self.compute_loss(model, inputs, return_outputs=True)
-                columns = self.evaluation_columns(inputs, loss, outputs)
-                chunks.append({name: column[:0] for name, column in columns.items()} if is_repeat else columns)
-                self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
-        own.columns = {name: torch.cat([chunk[name] for chunk in chunks]).cpu().numpy() for name in chunks[0]}
-        rows = join_rows(gather_object([own]) if self.args.world_size > 1 else [own], num_photos)
-        DamageCounter(self.args.max_bad_fraction, num_photos).check(rows.num_bad, num_photos)
-        self.latest_evaluation = rows
-        metrics = {f"{metric_key_prefix}_{name}": value for name, value in self.evaluation_metrics(rows).items()}
-        return EvalLoopOutput(
-            predictions=rows.columns.get("predicted_deg", rows.columns["loss"]),
-            label_ids=rows.columns.get("target_deg"),
-            metrics=metrics,
-            num_samples=len(rows.ids),
-        )
-
-    def _prepare_for_evaluation(self) -> nn.Module:
-        """The model as training uses it: with its autocast, its compilation and its wrapping."""
-        if not self.accelerator._models and self.model_wrapped is self.model:  # training will go on with this
-            self.model_wrapped = self.accelerator.prepare_model(self.model, evaluation_mode=self.is_fsdp_enabled)
-        return self.model_wrapped.eval()
-
-    def _evenly_many_batches(self, dataloader: "DataLoader[Any]", own: EvaluationRows) -> Iterator[tuple[Batch, bool]]:
-        """Batches on the device, and whether they repeat one; their ids go to `own`.
-
-        Wrapped models communicate in every forward pass, so all processes make equally many: a process that is short
-        of one repeats its last batch, or a black photo where all of its own are damaged. That result is dropped.
-        """
-        largest_part = math.ceil(count_photos(dataloader) / self.args.world_size)
-        num_batches = math.ceil(largest_part / self.args.eval_batch_size)
-        inputs: Batch | None = None
-        num_yielded = 0
-        for batch in dataloader:
-            own.num_bad += int(batch.pop("num_bad"))
-            ids = batch.pop("ids")
-            if ids:
-                own.ids += ids
-                inputs = self._prepare_inputs(batch)
-                num_yielded += 1
-                yield inputs, False
-        if inputs is None:
-            blank = self.eval_collator([black_photo()])
-            inputs = self._prepare_inputs({name: value for name, value in blank.items() if isinstance(value, Tensor)})
-        for _ in range(num_batches - num_yielded):
-            yield inputs, True
-
-    def evaluation_columns(self, inputs: Batch, loss: Tensor, outputs: Any) -> dict[str, Tensor]:
-        """What to keep of a batch of B photos: named tensors `(B, ...)`, `loss` among them."""
-        return {"loss": loss.float().expand(len(inputs["pixel_values"]))}
-
-    def evaluation_metrics(self, rows: EvaluationRows) -> dict[str, float]:
-        """Metrics of all photos, by their names without prefix."""
-        return {"loss": float(rows.columns["loss"].astype(np.float64).mean()), "num_bad_photos": rows.num_bad}

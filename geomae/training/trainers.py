@@ -11,7 +11,8 @@ from geomae.geography import great_circle_km
 from geomae.populated_places import write_places
 from geomae.tracking import flat_metrics
 from geomae.training.evaluation_rows import EvaluationRows
-from geomae.training.streaming import Batch, StreamingTrainer
+from geomae.training.judging import Batch
+from geomae.training.streaming import StreamingTrainer
 
 __all__ = ["GeolocationTrainer", "MAETrainer"]
 
