@@ -1,5 +1,6 @@
 """How scripts end: in a sentence, and at once."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -65,6 +66,20 @@ def test_signal_before_or_after_the_steps_says_what_is_kept(number: signal.Signa
     assert run.returncode == 128 + number
     assert "stopped. What was saved is kept: the same command with --resume_from_checkpoint last goes on" in stderr
     assert "Traceback" not in stderr
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals")
+def test_ctrl_c_that_ends_tee_as_well_has_its_exit_code(tmp_path: Path) -> None:
+    script = tmp_path / "waits.py"
+    script.write_text(WAITS)
+    reader, writer = os.pipe()
+    options: dict[str, Any] = {"stdout": writer, "stderr": writer, "cwd": ROOT, "preexec_fn": hear_signals}
+    with subprocess.Popen([sys.executable, str(script)], env={"PYTHONPATH": str(ROOT)}, **options) as run:
+        os.close(writer)
+        assert os.read(reader, 6) == b"begun\n"
+        os.close(reader)
+        run.send_signal(signal.SIGINT)
+        assert run.wait(60) == 128 + signal.SIGINT
 
 
 def hear_signals() -> None:

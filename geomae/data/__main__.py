@@ -298,9 +298,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
     except OSError as error:
         if error.errno in FULL_DISK:
+            full = error.filename or getattr(arguments, "output_dir", "a file")
             print(
-                f"{error.strerror}: {arguments.output_dir} cannot be written. Free space; the same command then goes "
-                "on where it was",
+                f"{error.strerror}: {full} cannot be written. Free space; the same command then goes on where it was",
                 file=sys.stderr,
             )
             return 2

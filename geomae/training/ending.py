@@ -13,7 +13,7 @@ from types import FrameType
 from geomae.errors import GeoMAEError, RunStoppedError
 from geomae.files import FULL_DISK
 from geomae.training.reading import KILLED_READER
-from geomae.training.stopping import SIGNALS
+from geomae.training.stopping import SIGNALS, drop_what_nobody_reads
 
 __all__ = ["run_to_its_end"]
 
@@ -42,11 +42,13 @@ def _explain(main: Callable[[Sequence[str]], None]) -> None:
     try:
         main(sys.argv[1:])
     except RunStoppedError as stop:
+        drop_what_nobody_reads()  # behind `| tee log`, which Ctrl-C ends too
         print(stop, file=sys.stderr)
         sys.exit(stop.exit_code)
     except GeoMAEError as error:
         sys.exit(f"{type(error).__name__}: {error}")
     except KeyboardInterrupt:
+        drop_what_nobody_reads()
         print(f"\n{STOPPED}", file=sys.stderr)
         sys.exit(128 + signal.SIGINT)
     except OSError as error:

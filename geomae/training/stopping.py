@@ -24,7 +24,7 @@ from transformers.trainer_callback import ExportableState
 
 from geomae.errors import RunStoppedError
 
-__all__ = ["EvaluationLeft", "StopOnSignal", "outlive_signals"]
+__all__ = ["EvaluationLeft", "StopOnSignal", "drop_what_nobody_reads", "outlive_signals"]
 
 logger = logging.getLogger(__name__)
 
