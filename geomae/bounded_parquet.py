@@ -1,14 +1,13 @@
 """Parquet files of strangers, read in bounded memory.
 
-A value that stands once in a dictionary is repeated by a bit: a file of some kilobytes can hold a table of terabytes.
-So the texts of a table are read as their dictionaries and counted before they are written out, of each row group no
-more rows are read at once than its footer says, and lists, whose length nothing bounds, are not read at all. Photos are
-read in one go where their row group cannot be large.
+A value that stands once in a dictionary is repeated by a bit, and zeros by the million compress to a few bytes: a file
+of some kilobytes can hold a table of terabytes. So a table is read column by column and some rows at a time, and is
+counted as it grows. Photos are read in one go where their row group cannot be large.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -18,112 +17,137 @@ __all__ = ["MOST_BYTES", "read_groups", "read_table"]
 
 MOST_BYTES = 4 * 2**30  # in memory, of what is read at once
 _FIXED_BYTES = 16  # of a value without bytes of its own, with its place and whether it is there
-_BATCHES_JOINED = 4_096  # of one row each
-
-_Leaves = dict[str, int]  # places in the schema of Parquet, by their paths
+_TEXTS_AT_ONCE = 64
+_BYTES_PER_TEXT = 2**16  # on average, beyond the first
+_BYTES_OF_FIRST = 2**24
+_OF_DICTIONARY_AT_ONCE = 4_096  # each time with all of the dictionary
+_NUMBERS_AT_ONCE = 65_536
+_BATCHES_JOINED = 1_024
+_BYTES_JOINED = 2**28
 
 
 def read_table(
-    file: str | Path | BinaryIO, columns: Sequence[str] | None = None, *, metadata: pq.FileMetaData | None = None
+    file: str | Path | BinaryIO,
+    columns: Sequence[str | tuple[str, str]] | None = None,
+    *,
+    metadata: pq.FileMetaData | None = None,
 ) -> pa.Table:
-    """Like `pyarrow.parquet.read_table` of one file; a column that is not there is left out.
+    """Like `pyarrow.parquet.read_table` of one file, for columns of numbers and texts.
 
     Args:
         file: its path, or it.
-        columns: names, `struct.field` for a part of a struct; None: all but lists.
+        columns: their names, or `(struct, field)`, which is called `struct.field` then; one that is not there is left
+            out. None: all but lists and structs.
         metadata: the footer, where that has been read.
 
     Raises:
-        pa.ArrowException: as that; the table would take more than `MOST_BYTES`; a column that is asked for holds lists;
-            two columns have one name.
+        pa.ArrowException: as that; the table would take more than `MOST_BYTES`, or texts more than 64 KiB on average; a
+            column that is asked for is a list or a struct; two have one name.
         OSError: as that.
     """
     with pq.ParquetFile(file, metadata=metadata) as parquet:
-        metadata, schema = parquet.metadata, parquet.schema_arrow
-        leaves = _choose_leaves(parquet.schema, columns)
-        if not leaves:
+        sizes = [parquet.metadata.row_group(group).num_rows for group in range(parquet.metadata.num_row_groups)]
+        if min(sizes, default=0) < 0:
+            raise pa.ArrowInvalid("the footer says that there are fewer rows than none: the file is damaged")
+        metadata, chosen = parquet.metadata, _choose_leaves(parquet, columns)
+        if not chosen:
             return parquet.read([])
-        sizes = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
-        if sum(sizes) == 0:
-            return schema.empty_table().select(list(_by_columns(leaves, schema.names)))
-    try:
-        table = _read_leaves(file, metadata, leaves, sizes)
-    except (OSError, pa.ArrowNotImplementedError) as error:
-        _refuse_unless_differences(error)
-        table = _read_apart(file, metadata, leaves, sizes, schema.names)
-    return _write_out(_complete(table, sum(sizes)), schema)
+    read: dict[str, pa.ChunkedArray] = {}
+    for name, (number, kind) in chosen.items():
+        before = sum(column.nbytes for column in read.values())
+        with pq.ParquetFile(file, metadata=metadata) as parquet:  # keeps its pages
+            read[name] = pa.chunked_array(_read_leaf(parquet, number, sum(sizes), before), type=kind)
+    return _complete(pa.table(read), sum(sizes))
 
 
-def _choose_leaves(schema: pq.ParquetSchema, columns: Sequence[str] | None) -> _Leaves:
-    chosen: _Leaves = {}
-    for number in range(len(schema)):
-        leaf = schema.column(number)
-        if columns is not None and not any(leaf.path == name or leaf.path.startswith(f"{name}.") for name in columns):
-            continue
-        if leaf.max_repetition_level > 0:
+def _choose_leaves(
+    parquet: pq.ParquetFile, columns: Sequence[str | tuple[str, str]] | None
+) -> dict[str, tuple[int, pa.DataType]]:
+    """Place in the schema of Parquet and type in Arrow's, by the name that is asked for."""
+    flat = [
+        (name, number, kind)
+        for name, number, kind in _walk_leaves(parquet.schema_arrow)
+        if columns is None or name in columns
+    ]
+    if sum(_count_leaves(field.type) for field in parquet.schema_arrow) != len(parquet.schema):
+        raise pa.ArrowInvalid("its columns have types that cannot be told apart")
+    names = [name for name, *_ in flat]
+    chosen = {}
+    for name, number, kind in flat:
+        shown = name if isinstance(name, str) else ".".join(name)
+        if names.count(name) > 1 or shown in chosen:
+            raise pa.ArrowInvalid(f"two of its columns are called {shown}")
+        if pa.types.is_nested(_stored(kind)):
             if columns is not None:
-                raise pa.ArrowInvalid(f"its column {leaf.path} holds lists")
-        elif leaf.path in chosen:
-            raise pa.ArrowInvalid(f"two of its columns are called {leaf.path}")
-        else:
-            chosen[leaf.path] = number
+                raise pa.ArrowInvalid(f"its column {shown} is a {kind}, neither number nor text")
+        elif columns is not None or isinstance(name, str):
+            chosen[shown] = (number, kind)
     return chosen
 
 
-def _read_leaves(file: Any, metadata: pq.FileMetaData, leaves: _Leaves, sizes: Sequence[int]) -> pa.Table:
-    """The rows of row groups of these sizes, with dictionaries for texts."""
-    parts = [metadata.schema.column(number) for number in leaves.values()]
-    _refuse_swollen(sum(sizes) * sum(max(part.length, _FIXED_BYTES) for part in parts))
-    texts = [number for part, number in zip(parts, leaves.values(), strict=True) if part.physical_type == "BYTE_ARRAY"]
-    with pq.ParquetFile(file, metadata=metadata, read_dictionary=texts) as parquet:
-        return _join(
-            batch
-            for group, size in enumerate(sizes)
-            for batch in parquet.iter_batches(max(1, size), row_groups=[group], columns=list(leaves))
-        )
+def _walk_leaves(schema: pa.Schema) -> Iterator[tuple[str | tuple[str, str], int, pa.DataType]]:
+    """Every column, and every field of a struct as `(struct, field)`, with the place of its first leaf."""
+    number = 0
+    for field in schema:
+        yield field.name, number, field.type
+        inside = number
+        for part in field.type if pa.types.is_struct(field.type) else ():
+            yield (field.name, part.name), inside, part.type
+            inside += _count_leaves(part.type)
+        number += _count_leaves(field.type)
 
 
-def _read_apart(
-    file: Any, metadata: pq.FileMetaData, leaves: _Leaves, sizes: Sequence[int], names: Sequence[str]
-) -> pa.Table:
-    """The rows, column by column: one row at a time where a text is stored as its difference to the one before."""
-    columns: dict[str, pa.ChunkedArray] = {}
-    for name, own in _by_columns(leaves, names).items():
-        try:
-            table = _read_leaves(file, metadata, own, sizes)
-        except (OSError, pa.ArrowNotImplementedError) as error:
-            _refuse_unless_differences(error)
-            with pq.ParquetFile(file, metadata=metadata) as parquet:
-                table = _join(parquet.iter_batches(1, columns=list(own), use_threads=False))
-        columns[name] = table[0]
-        _refuse_swollen(sum(column.nbytes for column in columns.values()))
-    return pa.table(columns)
+def _count_leaves(kind: pa.DataType) -> int:
+    kind = _stored(kind)
+    if not pa.types.is_nested(kind):
+        return 1
+    return sum(_count_leaves(kind.field(number).type) for number in range(kind.num_fields))
 
 
-def _by_columns(leaves: _Leaves, names: Sequence[str]) -> dict[str, _Leaves]:
-    found: dict[str, _Leaves] = {}
-    for path, number in leaves.items():
-        found.setdefault(path if path in names else path.partition(".")[0], {})[path] = number
-    return found
+def _stored(kind: pa.DataType) -> pa.DataType:
+    return _stored(kind.storage_type) if isinstance(kind, pa.BaseExtensionType) else kind
 
 
-def _refuse_unless_differences(error: Exception) -> None:
-    if "Not yet implemented" not in str(error):
-        raise error
+def _rows_at_once(parquet: pq.ParquetFile, number: int) -> tuple[int, int]:
+    """How many rows of a column to read at once, and what a value takes at least, in bytes."""
+    leaf = parquet.schema.column(number)
+    if leaf.physical_type == "BYTE_ARRAY":
+        types = [kind for _, place, kind in _walk_leaves(parquet.schema_arrow) if place == number]
+        is_dictionary = pa.types.is_dictionary(_stored(types[-1]))
+        return _OF_DICTIONARY_AT_ONCE if is_dictionary else _TEXTS_AT_ONCE, _FIXED_BYTES
+    width = max(_FIXED_BYTES, leaf.length)
+    return max(1, _NUMBERS_AT_ONCE * _FIXED_BYTES // width), width
 
 
-def _join(batches: Iterable[pa.RecordBatch]) -> pa.Table:
-    tables: list[pa.Table] = []
-    some: list[pa.RecordBatch] = []
-    total = 0
-    for batch in batches:
-        total += batch.nbytes
-        _refuse_swollen(total)
-        some.append(batch)
-        if len(some) == _BATCHES_JOINED:
-            tables.append(pa.Table.from_batches(some).combine_chunks())
-            some = []
-    return pa.concat_tables([*tables, pa.Table.from_batches(some)] if some else tables)
+def _read_leaf(parquet: pq.ParquetFile, number: int, num_rows: int, before: int) -> list[pa.Array]:
+    """A column, in chunks; `before` bytes are in memory already."""
+    at_once, width = _rows_at_once(parquet, number)
+    _refuse_swollen(before + num_rows * width)
+    options = {"row_groups": range(parquet.num_row_groups), "column_indices": [number], "use_threads": False}
+    joined: list[pa.Array] = []
+    pending: list[pa.Array] = []
+    num_bytes, num_read, others = 0, 0, before
+    for batch in parquet.reader.iter_batches(at_once, **options):
+        array = batch.column(0)
+        pending.append(pc.struct_field(array, [0]) if pa.types.is_struct(array.type) else array)
+        num_bytes += pending[-1].nbytes
+        num_read += len(array)
+        if len(pending) == _BATCHES_JOINED or num_bytes > _BYTES_JOINED:
+            pending = _join(pending)
+            joined += pending
+            before += sum(chunk.nbytes for chunk in pending)  # a dictionary that was in each of them is in it once
+            num_bytes, pending = 0, []
+        _refuse_swollen(before + num_bytes)
+        if before + num_bytes - others > _BYTES_OF_FIRST + num_read * max(width, _BYTES_PER_TEXT):
+            raise pa.ArrowInvalid(
+                f"its texts take more than {_BYTES_PER_TEXT // 1024} KiB each: it is damaged, or made to fill memory"
+            )
+    return joined + _join(pending)
+
+
+def _join(arrays: list[pa.Array]) -> list[pa.Array]:
+    table = pa.Table.from_arrays([pa.chunked_array(arrays)], ["_"]) if arrays else None
+    return [] if table is None else list(table.combine_chunks()[0].chunks)
 
 
 def read_groups(
@@ -149,7 +173,12 @@ def read_groups(
         return _complete(parquet.read_row_groups(list(groups), **options), total)
     largest = max(num_bytes for _, num_bytes in sizes)
     num_rows = max(1, min(MOST_BYTES // (16 * max(1, largest)), 65_536))
-    return _complete(_join(parquet.iter_batches(num_rows, row_groups=list(groups), **options)), total)
+    batches, num_bytes = [], 0
+    for batch in parquet.iter_batches(num_rows, row_groups=list(groups), **options):
+        num_bytes += batch.nbytes
+        _refuse_swollen(num_bytes)
+        batches.append(batch)
+    return _complete(pa.Table.from_batches(batches), total)
 
 
 def _complete(table: pa.Table, num_rows: int) -> pa.Table:
@@ -160,34 +189,6 @@ def _complete(table: pa.Table, num_rows: int) -> pa.Table:
     if len(table) != num_rows:
         raise pa.ArrowInvalid(f"the footer says {num_rows:,} rows, and {len(table):,} can be read: the file is damaged")
     return table
-
-
-def _write_out(table: pa.Table, schema: pa.Schema) -> pa.Table:
-    """The table with its dictionaries written out, where they do not take too much."""
-    swollen = sum(_bytes_of_texts(chunk) for column in table.columns for chunk in column.chunks)
-    _refuse_swollen(table.nbytes + swollen)
-    columns = {}
-    for name, column in zip(table.column_names, table.columns, strict=True):
-        written = pa.chunked_array([_without_dictionaries(chunk) for chunk in column.chunks])
-        kind = schema.field(name).type
-        columns[name] = written if pa.types.is_nested(kind) else written.cast(kind)
-    return pa.table(columns)
-
-
-def _bytes_of_texts(array: pa.Array) -> int:
-    if pa.types.is_struct(array.type):
-        return sum(_bytes_of_texts(array.field(number)) for number in range(array.type.num_fields))
-    if not pa.types.is_dictionary(array.type):
-        return 0
-    return pc.sum(pc.binary_length(array.dictionary).take(array.indices)).as_py() or 0
-
-
-def _without_dictionaries(array: pa.Array) -> pa.Array:
-    if pa.types.is_struct(array.type):
-        fields = [_without_dictionaries(array.field(number)) for number in range(array.type.num_fields)]
-        names = [array.type.field(number).name for number in range(array.type.num_fields)]
-        return pa.StructArray.from_arrays(fields, names, mask=array.is_null())
-    return array.dictionary_decode() if pa.types.is_dictionary(array.type) else array
 
 
 def _refuse_swollen(num_bytes: int) -> None:

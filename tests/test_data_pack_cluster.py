@@ -50,6 +50,7 @@ def ray_of_two_workers() -> Iterator[None]:
     ray.shutdown()
 
 
+@pytest.mark.slow  # Ray takes half a minute to start
 @pytest.mark.usefixtures("ray_of_two_workers")
 def test_ray_writes_the_bytes_of_one_process(photos: Path, tmp_path: Path) -> None:
     assert main(["pack", str(photos), *options(tmp_path / "alone"), "--num_processes", "1"]) == 0

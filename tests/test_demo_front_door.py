@@ -12,6 +12,7 @@ from PIL import Image
 
 pytest.importorskip("gradio", reason="the extra `demo` is not installed")
 
+from geomae.demo.forgetting import num_waiting
 from geomae.demo.front_door import MAX_WAITING_PER_VISITOR
 from geomae.demo.page import LAUNCH_OPTIONS, MAX_SESSIONS, build_page
 
@@ -173,11 +174,14 @@ def test_a_visitor_who_leaves_is_forgotten(join, page):
     visitor.request("GET", "/gradio_api/heartbeat/visitor")
     stream = visitor.getresponse()
     assert stream.readline().startswith(b"data: ALIVE")
-    join("visitor")
+    for _ in range(2):  # the second one waits, and would make the session anew
+        join("visitor")
     wait_until(lambda: "visitor" in sessions)
     stream.close()
     visitor.close()
-    wait_until(lambda: "visitor" not in sessions)
+    wait_until(lambda: "visitor" not in sessions and not num_waiting(page, "visitor"))
+    time.sleep(1)
+    assert "visitor" not in sessions
 
 
 def test_no_more_sessions_are_remembered_than_fit(page):

@@ -1,5 +1,6 @@
 """SIGTERM and Ctrl-C end a run with a checkpoint and a sentence, on all processes at the same step."""
 
+import json
 import os
 import signal
 from collections.abc import Callable, Iterator
@@ -9,9 +10,9 @@ from typing import Any
 import pytest
 import torch
 from packed_photos import mae_trainer, pack, training_arguments
-from transformers import TrainerCallback
+from transformers import EarlyStoppingCallback, TrainerCallback
 
-from geomae.checksums import find_damage
+from geomae.checksums import find_damage, write_checksums
 from geomae.errors import NonFiniteLossError, RunStoppedError
 from geomae.training.stopping import SIGNALS, outlive_signals
 
@@ -139,6 +140,45 @@ def test_signal_ends_an_evaluation_which_the_resumed_run_makes_up(
     resumed.train(resume_from_checkpoint="true")
     assert judged(resumed) == judged(unbroken)
     assert_same_model(resumed, unbroken)
+
+
+def test_early_stopping_and_evaluation_on_start_take_the_evaluation_that_is_made_up(
+    photos: Path, tmp_path: Path
+) -> None:
+    options = JUDGING | {"eval_steps": 2, "save_steps": 2, "max_steps": 8, "save_strategy": "steps"}
+    options |= {"load_best_model_at_end": True, "metric_for_best_model": "loss", "eval_on_start": True}
+    runs = []
+    for name in ("unbroken", "run", "run"):
+        torch.manual_seed(0)
+        runs.append(mae_trainer(photos, training_arguments(tmp_path / name, **options)))
+        rank_steps(runs[-1], best=2)
+        runs[-1].add_callback(EarlyStoppingCallback(1))
+    unbroken, stopped, resumed = runs
+    unbroken.train()
+    signal_in_evaluation(stopped, at_batch=10)
+    with pytest.raises(RunStoppedError, match="after step 4"):
+        stopped.train()
+    resumed.train(resume_from_checkpoint="true")
+    assert judged(resumed) == judged(unbroken)
+    assert [step for step, _ in judged(resumed)] == [0, 2, 4]
+    assert resumed.state.global_step == unbroken.state.global_step == 4
+
+
+@pytest.mark.parametrize("older", [False, True], ids=["", "of a version that knew of no owed evaluations"])
+def test_stopped_run_goes_on_in_the_same_trainer_too(photos: Path, tmp_path: Path, older: bool) -> None:
+    options = JUDGING | {"eval_steps": 2, "max_steps": 4, "save_strategy": "steps", "save_steps": 2}
+    trainer = mae_trainer(photos, training_arguments(tmp_path, **options))
+    signal_in_evaluation(trainer, at_batch=6)
+    with pytest.raises(RunStoppedError, match="after step 4 of 4"):
+        trainer.train()
+    if older:
+        path = tmp_path / "checkpoint-4/trainer_state.json"
+        state = json.loads(path.read_text())
+        del state["stateful_callbacks"]["StreamProgress"]["attributes"]["owes_evaluation"]
+        path.write_text(json.dumps(state))
+        write_checksums(path.parent)
+    trainer.train(resume_from_checkpoint="true")
+    assert [step for step, _ in judged(trainer)] == ([2] if older else [2, 4])
 
 
 @pytest.mark.parametrize("save_strategy", ["steps", "best"])

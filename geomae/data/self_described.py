@@ -11,7 +11,6 @@ from typing import Any, BinaryIO
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
@@ -32,6 +31,7 @@ __all__ = ["parquet_beside", "read_parquet_rows", "read_webdataset"]
 logger = logging.getLogger(__name__)
 
 _MAX_JSON_BYTES = 2**20
+_MOST_ROWS = 2**24  # of one parquet file; each becomes some Python objects
 _KNOWN = ("id", "latitude", "longitude", *OPTIONAL_COLUMNS)
 
 
@@ -187,8 +187,7 @@ def _read_parquet_beside(tar_file: str, bad: BadTally) -> dict[str, dict[str, An
         return {}
     try:
         with open_file(path) as file, pq.ParquetFile(file) as parquet:
-            schema = parquet.schema_arrow
-            names = [name for name in schema.names if not pa.types.is_nested(_type_of(schema, name, None))]
+            names = [field.name for field in parquet.schema_arrow if not pa.types.is_nested(field.type)]
             known = [column for name in _KNOWN if (column := find_column(name, names))]
             if "key" not in names:
                 return {}
@@ -324,11 +323,14 @@ def _read_one_parquet(listing: Listing, entry: FileEntry) -> tuple[PhotoIndex, s
             _check_image_column(schema, entry.path)
             sizes = [parquet.metadata.row_group(group).num_rows for group in range(parquet.metadata.num_row_groups)]
             places = _find_places(schema)
-            wanted = [f"{column}.{field}" if field else column for column, field in places.values()]
+            if (num_rows := sum(sizes)) > _MOST_ROWS:
+                return f"its footer says {num_rows:,} photos, more than {_MOST_ROWS:,} in one file: it is damaged"
+            wanted = [(column, field) if field else column for column, field in places.values()]
             table = read_table(file, wanted, metadata=parquet.metadata)
-        picked: dict[str, Any] = {}
-        for own, (column, field) in places.items():
-            picked[own] = _as_ours(own, pc.struct_field(table[column], field) if field else table[column])
+        picked = {
+            own: _as_ours(own, table[f"{column}.{field}" if field else column])
+            for own, (column, field) in places.items()
+        }
     except (OSError, UnicodeDecodeError, pa.ArrowException) as error:
         return f"cannot be read as parquet: {error}"
     defaults = [f"{name.removesuffix('.parquet')}-{row:06d}" for row in range(len(table))]
@@ -346,6 +348,8 @@ def _check_image_column(schema: pa.Schema, path: str) -> None:
         raise SourceError(
             f"{path} has no column {' or '.join(COLUMN_ALIASES['image'])}; it has {show_columns(schema.names)}."
         )
+    if schema.names.count(image) > 1:
+        raise SourceError(f"{path} has two columns that are called {image}; leave one of them.")
     type_ = schema.field(image).type
     if pa.types.is_struct(type_) and type_.get_field_index("bytes") >= 0:
         type_ = type_.field("bytes").type
@@ -357,30 +361,28 @@ def _check_image_column(schema: pa.Schema, path: str) -> None:
 
 
 def _spell_columns(schema: pa.Schema) -> dict[str, tuple[str, str | None]]:
-    """Where each name stands: a column, or a field of a struct column."""
+    """Where each name stands: a column, or a field of a struct column; of two with one name, nobody knows which."""
     found: dict[str, tuple[str, str | None]] = {}
-    for field in schema:
+    columns = [field for field in schema if schema.names.count(field.name) == 1]
+    for field in columns:
         if pa.types.is_struct(field.type):
-            for number in range(field.type.num_fields):
-                found.setdefault(field.type.field(number).name, (field.name, field.type.field(number).name))
-    return found | {field.name: (field.name, None) for field in schema if not pa.types.is_struct(field.type)}
+            names = [field.type.field(number).name for number in range(field.type.num_fields)]
+            for name in names:
+                if names.count(name) == 1:
+                    found.setdefault(name, (field.name, name))
+    return found | {field.name: (field.name, None) for field in columns if not pa.types.is_struct(field.type)}
 
 
 def _find_places(schema: pa.Schema) -> dict[str, tuple[str, str | None]]:
-    """Where our columns stand in a stranger's table, the photos apart."""
+    """Where our columns stand in a stranger's table, the photos and what is no number or text apart."""
     image = find_column("image", schema.names)
-    spelled = {
-        name: (column, field)
-        for name, (column, field) in _spell_columns(schema).items()
-        if column != image and not pa.types.is_nested(_type_of(schema, column, field))
-    }
+    spelled = {}
+    for name, (column, field) in _spell_columns(schema).items():
+        kind = schema.field(column).type
+        if column != image and not pa.types.is_nested(kind.field(field).type if field else kind):
+            spelled[name] = (column, field)
     found = {name: find_column(name, list(spelled)) for name in _KNOWN}
     return {name: spelled[column] for name, column in found.items() if column is not None}
-
-
-def _type_of(schema: pa.Schema, column: str, field: str | None) -> pa.DataType:
-    kind = schema.types[schema.names.index(column)]  # two may have one name
-    return kind.field(field).type if field else kind
 
 
 def _as_ours(name: str, column: pa.ChunkedArray) -> Any:

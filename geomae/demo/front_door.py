@@ -9,6 +9,7 @@ import re
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
+from geomae.demo.forgetting import num_waiting
 from geomae.demo.photo_gate import MAX_UPLOAD_BYTES
 
 __all__ = ["MAX_WAITING_PER_VISITOR", "FrontDoor"]
@@ -104,14 +105,8 @@ def _check_join(body: bytes, scope: Message) -> None:
     for given in inputs:
         if not isinstance(given, (str, int, float, bool, type(None))) or len(str(given)) > MAX_TYPED:
             raise strange
-    if _num_waiting(scope["app"], session) >= MAX_WAITING_PER_VISITOR:
+    if num_waiting(scope["app"].get_blocks(), session) >= MAX_WAITING_PER_VISITOR:
         raise RefusedError(429, "The photos that you sent before are still waiting. Send more when they are answered.")
-
-
-def _num_waiting(app: Any, session: str) -> int:
-    """Requests of a session that wait in the queue; those that are being answered have left it."""
-    queues = app.get_blocks()._queue.event_queue_per_concurrency_id.values()
-    return sum(event.session_hash == session for queue in queues for event in queue.queue)
 
 
 def _replay(body: bytes, receive: Receive) -> Receive:

@@ -51,6 +51,8 @@ class JudgingTrainer(SavingTrainer):
         Raises:
             RunStoppedError: a signal came.
         """
+        if self.progress.owes_evaluation and kwargs.get("skip_scheduler"):
+            return {}  # `eval_on_start` comes before the one that is made up, and would be the same
         self.stopping.can_leave_evaluation = self.is_in_train
         try:
             metrics: dict[str, float] = super()._evaluate(trial, *args, **kwargs)
@@ -65,13 +67,13 @@ class JudgingTrainer(SavingTrainer):
 
     def make_up_evaluation(self, checkpoint: str | None) -> None:
         """Judge a checkpoint whose run a signal has ended before it was judged, as the unbroken run does."""
-        if not self.stopping.owes_evaluation or checkpoint is None:
+        if not self.progress.owes_evaluation or checkpoint is None:
             return
         if self.eval_dataset is not None and self.args.eval_strategy != IntervalStrategy.NO:
             is_best = self._determine_best_metric(self._evaluate(None, None), None)
             if is_best and self.state.best_global_step == self.state.global_step:
                 self.state.best_model_checkpoint = checkpoint
-        self.stopping.owes_evaluation = False
+        self.progress.owes_evaluation = False
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> "DataLoader[Any]":
         """This process's part of the data set, a stretch of its own: no photo is repeated to even out the parts.

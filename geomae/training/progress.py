@@ -20,7 +20,7 @@ from geomae.training.run_folder import STATE_FILE
 from geomae.training.safeguards import DamageCounter, LossGuard
 from geomae.training.throughput import ThroughputMeter, find_peak_flops
 
-__all__ = ["StreamProgress", "read_saved"]
+__all__ = ["StreamProgress"]
 
 logger = logging.getLogger(__name__)
 
@@ -55,6 +55,8 @@ class StreamProgress(TrainerCallback, ExportableState):
         self.flops_per_photo: float | None = None
         self.lane_positions: tuple[int, ...] = ()
         """Rows of the stream that each lane of all processes has behind it, as of the last save."""
+        self.owes_evaluation = False
+        """Whether a signal has ended the run before the latest step was judged, which was to be."""
         self._own_positions: dict[int, int] = {}
         self._num_bad_before, self._num_seen_before = 0, 0
         self._error_km: Tensor | None = None
@@ -177,7 +179,7 @@ class StreamProgress(TrainerCallback, ExportableState):
         """What a checkpoint keeps: all that the order of the photos depends on, the place in it, the damage so far."""
         counts = ("num_batches_done", "num_photos_seen", "num_bad_photos")
         place = {"lane_positions": list(self.lane_positions)} | {name: getattr(self, name) for name in counts}
-        return {"args": {}, "attributes": self.describe_order() | place}
+        return {"args": {}, "attributes": self.describe_order() | place | {"owes_evaluation": self.owes_evaluation}}
 
     def resume(self, checkpoint: str | None) -> None:
         """Take over a checkpoint's counts, and tell the stream the place that it was saved at.
@@ -193,9 +195,10 @@ class StreamProgress(TrainerCallback, ExportableState):
         self.guard.last_checkpoint = checkpoint
         self._num_bad_before, self._num_seen_before, self.num_batches_done, self.num_photos_seen = 0, 0, 0, 0
         self.stream.place, self._own_positions, self.ids_of_step = None, {}, []
-        self.damage.num_bad, self.damage.num_seen = 0, 0
+        self.damage.num_bad, self.damage.num_seen, self.owes_evaluation = 0, 0, False
         if checkpoint is not None:
-            saved = read_saved(checkpoint)
+            saved = _read_saved(checkpoint)
+            self.owes_evaluation = saved.get("owes_evaluation") is True
             self.stream.place = self._find_place(saved, checkpoint)
             self._num_bad_before = self.num_bad_photos = int(saved.get("num_bad_photos", 0))
             self._num_seen_before = self._num_bad_before + self.num_photos_seen // self.stream.crops_per_photo
@@ -267,11 +270,7 @@ def _read_state(checkpoint: str) -> dict[str, Any]:
         raise ConfigError(f"{path} cannot be read ({error}): resume from another checkpoint") from error
 
 
-def read_saved(checkpoint: str, callback: type[ExportableState] = StreamProgress) -> dict[str, Any]:
-    """What a callback has kept in a checkpoint's state; empty where another trainer wrote it.
-
-    Raises:
-        ConfigError: the state cannot be read.
-    """
-    saved = _read_state(checkpoint).get("stateful_callbacks", {}).get(callback.__name__, {})
+def _read_saved(checkpoint: str) -> dict[str, Any]:
+    """Our own part of a checkpoint's state; empty in a checkpoint that another trainer wrote."""
+    saved = _read_state(checkpoint).get("stateful_callbacks", {}).get(StreamProgress.__name__, {})
     return dict((saved[-1] if isinstance(saved, list) else saved).get("attributes", {}))

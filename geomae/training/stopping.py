@@ -20,9 +20,9 @@ import torch
 import torch.distributed
 from torch import Tensor
 from transformers import TrainerCallback, TrainerControl, TrainerState
-from transformers.trainer_callback import ExportableState
 
 from geomae.errors import RunStoppedError
+from geomae.training.progress import StreamProgress
 
 __all__ = ["EvaluationLeft", "StopOnSignal", "drop_what_nobody_reads", "outlive_signals"]
 
@@ -39,7 +39,7 @@ class EvaluationLeft(Exception):  # noqa: N818  # no error: the run saves and st
     """A signal came in the middle of an evaluation."""
 
 
-class StopOnSignal(TrainerCallback, ExportableState):
+class StopOnSignal(TrainerCallback):
     """Stops a run at SIGTERM, SIGINT or SIGHUP once the step is done: all processes at the same one, with a checkpoint.
 
     An evaluation in training is left at its next batch, and the resumed run begins with it. A second Ctrl-C ends the
@@ -47,9 +47,15 @@ class StopOnSignal(TrainerCallback, ExportableState):
     the device; on a GPU the answer is looked at two steps later, so that the host never waits.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, progress: StreamProgress) -> None:
+        """Listen to signals.
+
+        Args:
+            progress: told of an evaluation that is left.
+        """
+        self.progress = progress
         self.received: signal.Signals | None = None
-        self.is_stopping = self.can_leave_evaluation = self.owes_evaluation = False
+        self.is_stopping = self.can_leave_evaluation = False
         self._received_at = 0.0
         self._answers: deque[tuple[Tensor, torch.cuda.Event]] = deque()
 
@@ -90,7 +96,7 @@ class StopOnSignal(TrainerCallback, ExportableState):
         """Save and stop where any process was told to."""
         if self._is_any_told(args):
             self.is_stopping = control.should_save = control.should_training_stop = True
-            self.owes_evaluation = control.should_evaluate
+            self.progress.owes_evaluation = control.should_evaluate
             control.should_evaluate = False  # it may take longer than whoever sent the signal waits
 
     def on_prediction_step(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
@@ -100,7 +106,7 @@ class StopOnSignal(TrainerCallback, ExportableState):
             EvaluationLeft: from all processes at the same batch.
         """
         if self.can_leave_evaluation and self._is_any_told(args):
-            self.is_stopping = self.owes_evaluation = True
+            self.is_stopping = self.progress.owes_evaluation = True
             raise EvaluationLeft
 
     def on_save(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
@@ -138,10 +144,6 @@ class StopOnSignal(TrainerCallback, ExportableState):
         if checkpoint is not None and Path(checkpoint).name == f"checkpoint-{state.global_step}":
             self.leave(state, checkpoint)
         logger.warning("all steps are done, and no checkpoint has the last one: the run ends once its model is saved")
-
-    def state(self) -> dict[str, Any]:
-        """What a checkpoint keeps."""
-        return {"args": {}, "attributes": {"owes_evaluation": self.owes_evaluation}}
 
     def _is_any_told(self, args: Any, *, wait: bool = False) -> bool:
         if args.world_size == 1:

@@ -26,7 +26,7 @@ from geomae.training.averaging import WeightAverage, load_trained_weights, save_
 from geomae.training.judging import Batch, Collator, JudgingTrainer
 from geomae.training.memory import explains_memory
 from geomae.training.optimization import build_optimizer, build_schedule, set_hyperparameters
-from geomae.training.progress import StreamProgress, read_saved
+from geomae.training.progress import StreamProgress
 from geomae.training.reading import RestartingLoader, loader_options
 from geomae.training.run_folder import STATE_FILE
 from geomae.training.saving import refuse_full_disk
@@ -96,8 +96,8 @@ class StreamingTrainer(JudgingTrainer):
         self.stream = train_dataset
         # a copy has no part in the memory of training batches
         self.train_collator, self.eval_collator = train_collator, eval_collator or copy.copy(train_collator)
-        self.stopping = StopOnSignal()
         self.progress = StreamProgress(args, self.accelerator, stream=train_dataset)
+        self.stopping = StopOnSignal(self.progress)
         self.add_callback(self.stopping)  # before `progress`, which looks at all losses where a checkpoint is due
         self.add_callback(self.progress)
         if args.ema_decay is not None:
@@ -127,10 +127,9 @@ class StreamingTrainer(JudgingTrainer):
             RunStoppedError: SIGTERM or SIGINT came; a checkpoint is saved.
             TooManyDamagedPhotosError: more than `args.max_bad_fraction` of the photos cannot be decoded.
         """
+        self.is_in_train = False  # of a run that this trainer has made before, and that was stopped
         checkpoint = self.choose_checkpoint(resume_from_checkpoint)
         self.progress.resume(checkpoint)
-        saved = {} if checkpoint is None else read_saved(checkpoint, StopOnSignal)
-        self.stopping.owes_evaluation = saved.get("owes_evaluation") is True
         start_trackers(self, checkpoint)
         if checkpoint is not None:
             refuse_other_sharding(checkpoint, is_sharded=self.is_fsdp_enabled)
@@ -183,7 +182,7 @@ class StreamingTrainer(JudgingTrainer):
     def _run_epoch(self, *args: Any, **kwargs: Any) -> Any:
         """As transformers'; an evaluation that the run goes on with comes first."""
         self.make_up_evaluation(self.progress.guard.last_checkpoint)
-        return super()._run_epoch(*args, **kwargs)
+        return None if self.control.should_training_stop else super()._run_epoch(*args, **kwargs)
 
     def get_train_dataloader(self) -> "DataLoader[Any]":
         """The stream, as it is: it knows its rank, so Accelerate must not shard it a second time."""
