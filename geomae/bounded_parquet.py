@@ -5,6 +5,7 @@ of some kilobytes can hold a table of terabytes. So a table is read column by co
 counted as it grows. Photos are read in one go where their row group cannot be large.
 """
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO
@@ -20,10 +21,10 @@ _FIXED_BYTES = 16  # of a value without bytes of its own, with its place and whe
 _TEXTS_AT_ONCE = 64
 _BYTES_PER_TEXT = 2**16  # on average, beyond the first
 _BYTES_OF_FIRST = 2**24
-_OF_DICTIONARY_AT_ONCE = 4_096  # each time with all of the dictionary
+_OF_DICTIONARY_AT_ONCE = 4_096  # texts, each time with all of the dictionary
 _NUMBERS_AT_ONCE = 65_536
 _BATCHES_JOINED = 1_024
-_BYTES_JOINED = 2**28
+_MOST_COLUMNS = 1_000
 
 
 def read_table(
@@ -32,7 +33,7 @@ def read_table(
     *,
     metadata: pq.FileMetaData | None = None,
 ) -> pa.Table:
-    """Like `pyarrow.parquet.read_table` of one file, for columns of numbers and texts.
+    """Like `pyarrow.parquet.read_table` of one file, for columns of numbers and texts; dictionaries are written out.
 
     Args:
         file: its path, or it.
@@ -53,10 +54,12 @@ def read_table(
         if not chosen:
             return parquet.read([])
     read: dict[str, pa.ChunkedArray] = {}
+    num_bytes = 0
     for name, (number, kind) in chosen.items():
-        before = sum(column.nbytes for column in read.values())
         with pq.ParquetFile(file, metadata=metadata) as parquet:  # keeps its pages
-            read[name] = pa.chunked_array(_read_leaf(parquet, number, sum(sizes), before), type=kind)
+            chunks = _read_leaf(parquet, number, kind, sum(sizes), num_bytes)
+        read[name] = pa.chunked_array(chunks, type=kind.value_type if pa.types.is_dictionary(kind) else kind)
+        num_bytes += read[name].nbytes
     return _complete(pa.table(read), sum(sizes))
 
 
@@ -71,11 +74,13 @@ def _choose_leaves(
     ]
     if sum(_count_leaves(field.type) for field in parquet.schema_arrow) != len(parquet.schema):
         raise pa.ArrowInvalid("its columns have types that cannot be told apart")
-    names = [name for name, *_ in flat]
+    if len(flat) > _MOST_COLUMNS:
+        raise pa.ArrowInvalid(f"it has {len(flat):,} columns, more than {_MOST_COLUMNS:,}")
+    count = Counter(name for name, *_ in flat)
     chosen = {}
     for name, number, kind in flat:
         shown = name if isinstance(name, str) else ".".join(name)
-        if names.count(name) > 1 or shown in chosen:
+        if count[name] > 1 or shown in chosen:
             raise pa.ArrowInvalid(f"two of its columns are called {shown}")
         if pa.types.is_nested(_stored(kind)):
             if columns is not None:
@@ -108,41 +113,49 @@ def _stored(kind: pa.DataType) -> pa.DataType:
     return _stored(kind.storage_type) if isinstance(kind, pa.BaseExtensionType) else kind
 
 
-def _rows_at_once(parquet: pq.ParquetFile, number: int) -> tuple[int, int]:
+def _rows_at_once(leaf: pq.ColumnSchema, kind: pa.DataType) -> tuple[int, int]:
     """How many rows of a column to read at once, and what a value takes at least, in bytes."""
-    leaf = parquet.schema.column(number)
     if leaf.physical_type == "BYTE_ARRAY":
-        types = [kind for _, place, kind in _walk_leaves(parquet.schema_arrow) if place == number]
-        is_dictionary = pa.types.is_dictionary(_stored(types[-1]))
-        return _OF_DICTIONARY_AT_ONCE if is_dictionary else _TEXTS_AT_ONCE, _FIXED_BYTES
+        return _OF_DICTIONARY_AT_ONCE if pa.types.is_dictionary(kind) else _TEXTS_AT_ONCE, _FIXED_BYTES
     width = max(_FIXED_BYTES, leaf.length)
     return max(1, _NUMBERS_AT_ONCE * _FIXED_BYTES // width), width
 
 
-def _read_leaf(parquet: pq.ParquetFile, number: int, num_rows: int, before: int) -> list[pa.Array]:
+def _read_leaf(parquet: pq.ParquetFile, number: int, kind: pa.DataType, num_rows: int, before: int) -> list[pa.Array]:
     """A column, in chunks; `before` bytes are in memory already."""
-    at_once, width = _rows_at_once(parquet, number)
+    at_once, width = _rows_at_once(parquet.schema.column(number), kind)
     _refuse_swollen(before + num_rows * width)
     options = {"row_groups": range(parquet.num_row_groups), "column_indices": [number], "use_threads": False}
     joined: list[pa.Array] = []
     pending: list[pa.Array] = []
-    num_bytes, num_read, others = 0, 0, before
+    num_bytes = num_read = 0
     for batch in parquet.reader.iter_batches(at_once, **options):
         array = batch.column(0)
-        pending.append(pc.struct_field(array, [0]) if pa.types.is_struct(array.type) else array)
-        num_bytes += pending[-1].nbytes
-        num_read += len(array)
-        if len(pending) == _BATCHES_JOINED or num_bytes > _BYTES_JOINED:
-            pending = _join(pending)
-            joined += pending
-            before += sum(chunk.nbytes for chunk in pending)  # a dictionary that was in each of them is in it once
-            num_bytes, pending = 0, []
+        array = pc.struct_field(array, [0]) if pa.types.is_struct(array.type) else array
+        num_bytes, num_read = num_bytes + _bytes_written_out(array), num_read + len(array)
         _refuse_swollen(before + num_bytes)
-        if before + num_bytes - others > _BYTES_OF_FIRST + num_read * max(width, _BYTES_PER_TEXT):
+        if num_bytes > _BYTES_OF_FIRST + num_read * max(width, _BYTES_PER_TEXT):
             raise pa.ArrowInvalid(
                 f"its texts take more than {_BYTES_PER_TEXT // 1024} KiB each: it is damaged, or made to fill memory"
             )
+        pending.append(array.dictionary_decode() if pa.types.is_dictionary(array.type) else array)
+        if len(pending) == _BATCHES_JOINED:
+            joined += _join(pending)
+            pending = []
     return joined + _join(pending)
+
+
+def _bytes_written_out(array: pa.Array) -> int:
+    """Of an array, or of the one that its dictionary makes of its indices."""
+    if not pa.types.is_dictionary(array.type):
+        return array.nbytes
+    values = array.dictionary
+    is_view = pa.types.is_string_view(values.type) or pa.types.is_binary_view(values.type)
+    values = values.cast(pa.large_binary()) if is_view else values
+    is_text = pa.types.is_large_binary(values.type) or pa.types.is_large_string(values.type)
+    if not (is_text or pa.types.is_string(values.type) or pa.types.is_binary(values.type)):
+        return len(array) * _FIXED_BYTES
+    return (pc.sum(pc.binary_length(values).take(array.indices)).as_py() or 0) + len(array) * _FIXED_BYTES
 
 
 def _join(arrays: list[pa.Array]) -> list[pa.Array]:

@@ -184,5 +184,21 @@ def test_a_visitor_who_leaves_is_forgotten(join, page):
     assert "visitor" not in sessions
 
 
+def test_a_visitor_who_comes_back_is_remembered_again(join, page):
+    """As a page does by itself that has lost its connection while a photo waited."""
+    page._left["again"] = None
+    address = urlsplit(page.local_url)
+    visitor = http.client.HTTPConnection(address.hostname, address.port, timeout=30)
+    visitor.request("GET", "/gradio_api/heartbeat/again")
+    stream = visitor.getresponse()
+    assert stream.readline().startswith(b"data: ALIVE")
+    join("again")
+    wait_until(lambda: not num_waiting(page, "again") and not any(page._queue.active_jobs))
+    assert "again" in page.app.state_holder.session_data
+    stream.close()
+    visitor.close()
+    wait_until(lambda: "again" not in page.app.state_holder.session_data)
+
+
 def test_no_more_sessions_are_remembered_than_fit(page):
     assert page.state_session_capacity == MAX_SESSIONS == 256

@@ -164,6 +164,20 @@ def test_early_stopping_and_evaluation_on_start_take_the_evaluation_that_is_made
     assert resumed.state.global_step == unbroken.state.global_step == 4
 
 
+def test_owed_evaluation_is_forgotten_by_a_run_that_judges_no_steps(photos: Path, tmp_path: Path) -> None:
+    options = JUDGING | {"eval_steps": 2, "max_steps": 4, "save_strategy": "steps", "save_steps": 2}
+    stopped = mae_trainer(photos, training_arguments(tmp_path, **options))
+    signal_in_evaluation(stopped, at_batch=1)
+    with pytest.raises(RunStoppedError, match="after step 2 of 4"):
+        stopped.train()
+    resumed = mae_trainer(
+        photos, training_arguments(tmp_path, **options | {"eval_strategy": "no", "eval_on_start": True})
+    )
+    resumed.train(resume_from_checkpoint="true")
+    assert [step for step, _ in judged(resumed)] == [2]
+    assert not resumed.progress.owes_evaluation
+
+
 @pytest.mark.parametrize("older", [False, True], ids=["", "of a version that knew of no owed evaluations"])
 def test_stopped_run_goes_on_in_the_same_trainer_too(photos: Path, tmp_path: Path, older: bool) -> None:
     options = JUDGING | {"eval_steps": 2, "max_steps": 4, "save_strategy": "steps", "save_steps": 2}

@@ -191,6 +191,7 @@ def _read_parquet_beside(tar_file: str, bad: BadTally) -> dict[str, dict[str, An
             known = [column for name in _KNOWN if (column := find_column(name, names))]
             if "key" not in names:
                 return {}
+            _refuse_too_long(parquet)
             rows = read_table(file, ["key", *known], metadata=parquet.metadata).to_pylist()
     except (OSError, UnicodeDecodeError, pa.ArrowException) as error:
         bad.add(
@@ -323,8 +324,7 @@ def _read_one_parquet(listing: Listing, entry: FileEntry) -> tuple[PhotoIndex, s
             _check_image_column(schema, entry.path)
             sizes = [parquet.metadata.row_group(group).num_rows for group in range(parquet.metadata.num_row_groups)]
             places = _find_places(schema)
-            if (num_rows := sum(sizes)) > _MOST_ROWS:
-                return f"its footer says {num_rows:,} photos, more than {_MOST_ROWS:,} in one file: it is damaged"
+            _refuse_too_long(parquet)
             wanted = [(column, field) if field else column for column, field in places.values()]
             table = read_table(file, wanted, metadata=parquet.metadata)
         picked = {
@@ -340,6 +340,13 @@ def _read_one_parquet(listing: Listing, entry: FileEntry) -> tuple[PhotoIndex, s
     picked["offset"] = np.repeat(np.arange(len(sizes)), sizes)
     picked["size"] = np.concatenate([np.arange(size) for size in sizes] or [np.arange(0)])
     return PhotoIndex.from_columns(listing.root, picked), set(_spell_columns(schema))
+
+
+def _refuse_too_long(parquet: pq.ParquetFile) -> None:
+    if parquet.metadata.num_rows > _MOST_ROWS:
+        raise pa.ArrowInvalid(
+            f"the footer says {parquet.metadata.num_rows:,} rows, more than {_MOST_ROWS:,} in one file: it is damaged"
+        )
 
 
 def _check_image_column(schema: pa.Schema, path: str) -> None:

@@ -21,7 +21,7 @@ class ForgettingBlocks(gr.Blocks):
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
         self._num_running: Counter[str] = Counter()
-        self._left: set[str] = set()
+        self._left: dict[str, None] = {}
 
     async def process_api(self, *arguments: Any, **options: Any) -> dict[str, Any]:
         """Do what an event asks for, and forget what was shown; with the last one, a session that was left."""
@@ -35,23 +35,28 @@ class ForgettingBlocks(gr.Blocks):
                 state.config_values.clear()
             self._num_running -= Counter([session])
             if session in self._left and session not in self._num_running:
-                self._drop(session)
+                self._drop(session, options.get("event_id"))
 
     def forgets_who_leaves(self) -> None:
         """Drop a session when its page is closed; Gradio would keep its state for an hour. To be called inside it."""
         self.unload(self._leave)
 
+    def comes_back(self, session: str) -> None:
+        """A page that had lost its connection has one again."""
+        self._left.pop(session, None)
+
     def _leave(self, request: gr.Request) -> None:
         """An event itself, with the end of which the session goes where no other one is under way."""
         if len(self._left) >= MOST_LEFT:  # events that were taken back are never waited for
-            self._left.clear()
-        self._left.add(str(request.session_hash))
+            self._left.pop(next(iter(self._left)))
+        self._left[str(request.session_hash)] = None
 
-    def _drop(self, session: str) -> None:
+    def _drop(self, session: str, event_id: str | None) -> None:
         self.state_holder.session_data.pop(session, None)
         self.state_holder.time_last_used.pop(session, None)
-        if not num_waiting(self, session):  # an event that begins would make it anew
-            self._left.discard(session)
+        started = [event for events in self._queue.active_jobs for event in events or () if event._id != event_id]
+        if not num_waiting(self, session) and all(event.session_hash != session for event in started):
+            self._left.pop(session, None)  # otherwise an event that begins makes the session anew
 
 
 def num_waiting(blocks: gr.Blocks, session: str) -> int:

@@ -9,7 +9,7 @@ import re
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
-from geomae.demo.forgetting import num_waiting
+from geomae.demo.forgetting import ForgettingBlocks, num_waiting
 from geomae.demo.photo_gate import MAX_UPLOAD_BYTES
 
 __all__ = ["MAX_WAITING_PER_VISITOR", "FrontDoor"]
@@ -23,6 +23,7 @@ MAX_TYPED = 10_000  # letters of a text box
 MAX_SESSION = 100  # letters of its name, by which Gradio keeps what it shows; a browser's has eleven
 MAX_VALUES = 2 * MAX_TYPED  # of a question; read, a list of nothing takes twenty times the room of its two letters
 JOIN = "/gradio_api/queue/join"
+HEARTBEAT = "/gradio_api/heartbeat/"
 
 _OPEN = {
     "GET": re.compile(
@@ -61,6 +62,8 @@ class FrontDoor:
         try:
             if not (known := _OPEN.get(scope["method"])) or not known.fullmatch(scope["path"]):
                 raise RefusedError(404, "This page has nothing there.")
+            if scope["path"].startswith(HEARTBEAT):
+                _note_visitor(scope)
             if scope["method"] == "POST":
                 body = await _read_body(scope, receive)
                 if scope["path"] == JOIN:
@@ -88,6 +91,12 @@ async def _read_body(scope: Message, receive: Receive) -> bytes:
         if size > most:
             raise too_large
     return b"".join(parts)
+
+
+def _note_visitor(scope: Message) -> None:
+    blocks = scope["app"].get_blocks()
+    if isinstance(blocks, ForgettingBlocks):
+        blocks.comes_back(scope["path"].removeprefix(HEARTBEAT))
 
 
 def _check_join(body: bytes, scope: Message) -> None:

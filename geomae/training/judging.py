@@ -51,7 +51,7 @@ class JudgingTrainer(SavingTrainer):
         Raises:
             RunStoppedError: a signal came.
         """
-        if self.progress.owes_evaluation and kwargs.get("skip_scheduler"):
+        if self._owes_evaluation and kwargs.get("skip_scheduler"):
             return {}  # `eval_on_start` comes before the one that is made up, and would be the same
         self.stopping.can_leave_evaluation = self.is_in_train
         try:
@@ -65,11 +65,14 @@ class JudgingTrainer(SavingTrainer):
             self.stopping.can_leave_evaluation = False
         return metrics
 
+    @property
+    def _owes_evaluation(self) -> bool:
+        is_judging = self.eval_dataset is not None and self.args.eval_strategy != IntervalStrategy.NO
+        return self.progress.owes_evaluation and is_judging
+
     def make_up_evaluation(self, checkpoint: str | None) -> None:
         """Judge a checkpoint whose run a signal has ended before it was judged, as the unbroken run does."""
-        if not self.progress.owes_evaluation or checkpoint is None:
-            return
-        if self.eval_dataset is not None and self.args.eval_strategy != IntervalStrategy.NO:
+        if self._owes_evaluation and checkpoint is not None:
             is_best = self._determine_best_metric(self._evaluate(None, None), None)
             if is_best and self.state.best_global_step == self.state.global_step:
                 self.state.best_model_checkpoint = checkpoint
