@@ -197,8 +197,9 @@ def read_groups(
 def _complete(table: pa.Table, num_rows: int) -> pa.Table:
     """The table, of which a damaged file may hold fewer rows than its footer says, or not of every column."""
     table.validate()
-    if len(set(names := table.column_names)) < len(names):
-        raise pa.ArrowInvalid(f"two of its columns are called {max(names, key=names.count)}")
+    for name, times in Counter(table.column_names).most_common(1):
+        if times > 1:
+            raise pa.ArrowInvalid(f"two of its columns are called {name}")
     if len(table) != num_rows:
         raise pa.ArrowInvalid(f"the footer says {num_rows:,} rows, and {len(table):,} can be read: the file is damaged")
     return table

@@ -55,7 +55,7 @@ def test_tables_are_read_as_pyarrow_reads_them(
 ) -> None:
     pq.write_table(TABLE, tmp_path / "table.parquet", row_group_size=2_000, **options)
     expected = pq.read_table(tmp_path / "table.parquet", columns=columns)
-    for most_bytes in (bounded_parquet.MOST_BYTES, 20 * TABLE.nbytes):  # in one go; in its dictionaries, bit by bit
+    for most_bytes in (bounded_parquet.MOST_BYTES, 20 * TABLE.nbytes):  # groups in one go; bit by bit
         monkeypatch.setattr(bounded_parquet, "MOST_BYTES", most_bytes)
         table = read_table(tmp_path / "table.parquet", columns)
         assert table.equals(expected.drop_columns(["image", "tags"]) if columns is None else expected)

@@ -370,13 +370,13 @@ def _check_image_column(schema: pa.Schema, path: str) -> None:
 def _spell_columns(schema: pa.Schema) -> dict[str, tuple[str, str | None]]:
     """Where each name stands: a column, or a field of a struct column; of two with one name, nobody knows which."""
     found: dict[str, tuple[str, str | None]] = {}
-    columns = [field for field in schema if schema.names.count(field.name) == 1]
+    count = Counter(schema.names)
+    columns = [field for field in schema if count[field.name] == 1]
     for field in columns:
         if pa.types.is_struct(field.type):
-            names = [field.type.field(number).name for number in range(field.type.num_fields)]
-            for name in names:
-                if names.count(name) == 1:
-                    found.setdefault(name, (field.name, name))
+            inside = Counter(field.type.field(number).name for number in range(field.type.num_fields))
+            for name in (name for name, times in inside.items() if times == 1):
+                found.setdefault(name, (field.name, name))
     return found | {field.name: (field.name, None) for field in columns if not pa.types.is_struct(field.type)}
 
 
