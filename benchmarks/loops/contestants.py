@@ -125,7 +125,7 @@ def alternate(
         trainer = _build_trainer(case, args, photos, device)
         ready = _make_ready(trainer, device)
         if not contestant.reads_photos:
-            trainer.get_train_dataloader = lambda: _ReadyBatches(ready)  # type: ignore[method-assign]
+            trainer.get_train_dataloader = lambda: _ReadyBatches(ready)  # type: ignore[method-assign]  # of this one
         model = case.build(device)
         inputs = [{name: value for name, value in batch.items() if isinstance(value, Tensor)} for batch in ready]
         bare = BareLoop(

@@ -1,5 +1,6 @@
 """Processes that train alone, beside each other and together, in turn: what each way of it costs."""
 
+import functools
 import gc
 import json
 import sys
@@ -119,7 +120,7 @@ def _ways_of(step: Step) -> dict[str, Callable[[], AbstractContextManager[Any]]]
     ways: dict[str, Callable[[], AbstractContextManager[Any]]] = {ALONE: nullcontext, BESIDE: nullcontext}
     ways[TOGETHER] = lambda: together(step)
     for option in OPTIONS:
-        ways[option.key] = lambda option=option: together(step, option)  # type: ignore[misc]
+        ways[option.key] = functools.partial(together, step, option)
     return ways
 
 
